@@ -1,0 +1,126 @@
+"""The one contract between windfarm and whatever generates tokens.
+
+An engine takes messages, text or token ids with sampling parameters and gives back a stream of token ids and text. It
+knows nothing of HTTP, keys, retrieval or Ray. Cancelling is closing the stream: `aclose()` on the iterator frees the
+engine's slot. A dead engine raises in `check_health`, so that whoever runs it can restart it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to pick tokens. `None` means that the engine's or model's own default applies.
+
+    `logprobs` is the number of alternatives per token (0: only the chosen token's own); `None` turns logprobs off.
+    At most one of `json_schema` and `grammar` (GBNF) may be given.
+    """
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    logit_bias: Mapping[int, float] | None = None
+    logprobs: int | None = None
+    ignore_eos: bool = False
+    json_schema: Mapping[str, Any] | None = None
+    grammar: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One generation. Exactly one of `messages`, `prompt_text` and `prompt_token_ids` is given.
+
+    `messages` are OpenAI chat messages, rendered with the model's own chat template; `tools` (OpenAI tool schemas) are
+    handed to that template where it knows them. `prompt_token_ids` are used as they are, without special tokens added.
+    """
+
+    request_id: str
+    messages: Sequence[Mapping[str, Any]] | None = None
+    prompt_text: str | None = None
+    prompt_token_ids: Sequence[int] | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Natural logarithm of one token's probability, with the alternatives asked for, best first."""
+
+    token_id: int
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    num_cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationChunk:
+    """One piece of a stream.
+
+    `text` is ready to show (never half a UTF-8 character, never part of a stop string). `token_ids` are the tokens
+    sampled since the last chunk; a chunk may carry tokens without text, or text of held-back tokens. Remote engines
+    that do not tell token ids leave them empty. Only the last chunk has `finish_reason` and `usage`.
+    """
+
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What an engine knows of its model. `max_context` is in tokens, prompt and answer together."""
+
+    model: str
+    engine: str
+    max_context: int
+    max_concurrency: int
+    gives_token_ids: bool = True
+    gives_logprobs: bool = True
+    takes_json_schema: bool = True
+    takes_grammar: bool = True
+
+
+class Engine(Protocol):
+    """What runs a model. Every method may raise the errors of this package's `errors` module."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    async def start(self) -> None:
+        """Load the model; returns when the first token can be asked for."""
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
+        """Stream one generation. Bad input raises `InvalidRequest` before the first chunk."""
+
+    async def count_prompt_tokens(self, request: GenerationRequest) -> int:
+        """Number of tokens of the rendered prompt, special tokens included."""
+
+    async def tokenize(self, text: str) -> list[int]:
+        """Token ids of plain text, without special tokens."""
+
+    async def check_health(self) -> None:
+        """Raise `EngineDead` when this engine cannot generate any more."""
+
+    async def stop(self) -> None:
+        """End the engine and every process it started. Safe to call twice."""

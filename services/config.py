@@ -1,0 +1,146 @@
+"""The whole configuration, typed and closed: `ray_config.yaml` is checked against these models before anything starts.
+
+Each Serve application gets only its own slice as `args` (Ray takes the hash of an application's `args` as the version
+of all its deployments: one shared slice would restart everything at any edit). Replica counts and resources are not
+here: they live in the `deployments:` overrides of the Serve file. Where a machine keeps its data and which secrets it
+uses comes from the environment, so that one file serves every machine.
+"""
+
+# Annotations stay real objects in this module: a Ray application builder whose annotation is a string is not validated.
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are refused, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class ModelConfig(Section):
+    """One chat model: `args` of an application `llm-<id>`."""
+
+    id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+    """The name that clients use."""
+    source: str = "tiny"
+    """A name of the catalogue, a folder, a .gguf file, `hf:owner/name` of a hub, or `https://.../v1` of a remote API."""
+    engine: Literal["auto", "vllm", "llamacpp", "remote"] = "auto"
+    max_context: Annotated[int, Field(ge=64)] | None = None
+    """Tokens of prompt and answer together; none: what the model was trained for."""
+    parallel_requests: Annotated[int, Field(ge=1, le=1024)] = 4
+    """Generations that run at once in one replica."""
+    max_queued_requests: Annotated[int, Field(ge=0)] = 64
+    """Requests that may wait in one replica; beyond them clients get 503 with Retry-After."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads of one replica; none: all cores of the machine."""
+    memory_gib: Annotated[float, Field(gt=0)] | None = None
+    """Memory that one replica asks Ray for; none: computed from the model's files."""
+    remote_model: str | None = None
+    """Model name at the remote API, where it differs from `id`."""
+    remote_key_env: str | None = None
+    """Environment variable that holds the remote API's key."""
+    engine_options: dict[str, Any] = Field(default_factory=dict)
+    """Options handed to the engine as they are; the engine refuses the ones that it does not know."""
+
+
+class EmbeddingConfig(Section):
+    """The embedding model: `args` of the application `embed`."""
+
+    id: str = "embed"
+    source: str = "embed"
+    precision: Literal["auto", "bf16", "q8_0", "fp32"] = "auto"
+    """auto: bf16 where the CPU has instructions for it, otherwise 8-bit GGUF; a short probe at the start decides."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    max_batch: Annotated[int, Field(ge=1)] = 32
+    """Texts computed together."""
+    batch_wait_ms: Annotated[float, Field(ge=0)] = 2.0
+    """How long a text waits for others to share its batch."""
+
+
+class QdrantConfig(Section):
+    url: str | None = None
+    """A Qdrant server; none: the embedded engine in the data folder."""
+    api_key_env: str | None = None
+
+
+class IngestionConfig(Section):
+    max_file_mib: Annotated[float, Field(gt=0)] = 64
+    parse_timeout_s: Annotated[float, Field(gt=0)] = 60
+    parse_memory_mib: Annotated[int, Field(ge=128)] = 1536
+    parallel_parsers: Annotated[int, Field(ge=1)] = 1
+    chunk_tokens: Annotated[int, Field(ge=16, le=512)] = 200
+    chunk_overlap_tokens: Annotated[int, Field(ge=0)] = 32
+
+
+class StoreConfig(Section):
+    """Database and vector store: `args` of the application `store`."""
+
+    qdrant: QdrantConfig = QdrantConfig()
+    ingestion: IngestionConfig = IngestionConfig()
+
+
+class ListenConfig(Section):
+    host: str = "127.0.0.1"
+    port: Port = 8000
+
+
+class RetrievalConfig(Section):
+    top_k: Annotated[int, Field(ge=1, le=50)] = 5
+    """Passages given to the model."""
+    candidates: Annotated[int, Field(ge=1, le=1000)] = 50
+    """Passages that each leg contributes before fusion."""
+    fusion: Literal["rrf", "minmax", "dbsf"] = "minmax"
+    dense_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    evidence_threshold: Annotated[float, Field(ge=-1, le=1)] = 0.8
+    """Cosine of question and best passage below which the answer is that the documents do not say."""
+
+
+class ChatConfig(Section):
+    default_max_tokens: Annotated[int, Field(ge=1)] = 512
+    """Answer tokens where the client names no limit (never more than the context leaves)."""
+    max_tool_rounds: Annotated[int, Field(ge=1, le=32)] = 6
+    keep_alive_s: Annotated[float, Field(gt=0)] = 10
+    """Seconds without a byte after which a stream gets a comment, so that proxies keep it open."""
+
+
+class PlatformConfig(Section):
+    """Public endpoint, chat, retrieval and page: `args` of the application `platform`."""
+
+    listen: ListenConfig = ListenConfig()
+    default_model: str = "tiny"
+    max_body_mib: Annotated[float, Field(gt=0)] = 80
+    upstream_connect_timeout_s: Annotated[float, Field(gt=0)] = 5
+    retrieval: RetrievalConfig = RetrievalConfig()
+    chat: ChatConfig = ChatConfig()
+
+
+class AppConfig(Section):
+    """Everything that `ray_config.yaml` may say below `applications[].args`."""
+
+    store: StoreConfig = StoreConfig()
+    embed: EmbeddingConfig = EmbeddingConfig()
+    models: dict[str, ModelConfig] = Field(default_factory=dict)
+    platform: PlatformConfig = PlatformConfig()
+
+
+class Environment(Section):
+    """What comes from the machine and not from the file. Read once per process by `read_environment`."""
+
+    home: Path
+    """The data folder, `WINDFARM_HOME`."""
+    database_url: str
+    """SQLAlchemy URL, `WINDFARM_DATABASE_URL`; default: SQLite in the data folder."""
+    internal_secret: str
+    """`WINDFARM_INTERNAL_SECRET`: made anew at each start; what internal ports demand."""
+    listen_host: str | None = None
+    """`WINDFARM_HOST`: wins over `platform.listen.host`."""
+    listen_port: int | None = None
+    """`WINDFARM_PORT`: wins over `platform.listen.port`."""
+    threads: int | None = None
+    """`WINDFARM_THREADS`: CPU threads of each engine where the file names none."""
