@@ -1,0 +1,299 @@
+"""The database: every table as a typed model, and one `Database` that hands out sessions.
+
+SQLite in the data folder by default, PostgreSQL by URL. Tables change through the migrations package alone; a test
+proves that models and migrations agree. Calls block: async code runs them in a thread.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    DateTime,
+    Dialect,
+    Engine,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    create_engine,
+    event,
+    make_url,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+_BUSY_TIMEOUT_MS = 15_000
+_WRITE = "windfarm_write"
+
+
+def new_id(prefix: str) -> str:
+    """A random id that names its kind, such as `conv_3f...`."""
+    return f"{prefix}_{secrets.token_hex(12)}"
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Aware UTC times on both databases (SQLite alone would forget the zone)."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else (value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC))
+
+
+class Base(DeclarativeBase):
+    # Names by rule, so that migrations can name every constraint on both databases.
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {
+        str: String(255),
+        datetime: UtcDateTime(),
+        dict[str, Any]: JSON,
+        list[Any]: JSON,
+        bytes: LargeBinary,
+    }
+
+
+class User(Base):
+    __tablename__ = "users"
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("user"))
+    name: Mapped[str] = mapped_column(unique=True)
+    role: Mapped[str] = mapped_column(default="member")
+    """`owner` or `member`."""
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class Group(Base):
+    __tablename__ = "groups"
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("group"))
+    name: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class GroupMember(Base):
+    __tablename__ = "group_members"
+
+    group_id: Mapped[str] = mapped_column(ForeignKey("groups.id", ondelete="CASCADE"), primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True, index=True)
+
+
+class ApiKey(Base):
+    """`prefix` finds the row, `key_hash` (sha256 of the whole key) proves it; the key itself is stored nowhere here."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("key"))
+    user_id: Mapped[str] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    name: Mapped[str]
+    prefix: Mapped[str] = mapped_column(unique=True)
+    key_hash: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    revoked_at: Mapped[datetime | None]
+
+
+class Conversation(Base):
+    __tablename__ = "conversations"
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("conv"))
+    user_id: Mapped[str] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    title: Mapped[str]
+    model: Mapped[str | None]
+    collections: Mapped[list[Any]] = mapped_column(default=list)
+    """Names of the collections that were chosen last, so that a reloaded page shows them."""
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    updated_at: Mapped[datetime] = mapped_column(default=utc_now, index=True)
+
+
+class Message(Base):
+    __tablename__ = "messages"
+    __table_args__ = (Index(None, "conversation_id", "position", unique=True),)
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("msg"))
+    conversation_id: Mapped[str] = mapped_column(ForeignKey("conversations.id", ondelete="CASCADE"))
+    position: Mapped[int]
+    role: Mapped[str]
+    content: Mapped[str] = mapped_column(Text)
+    citations: Mapped[list[Any]] = mapped_column(default=list)
+    steps: Mapped[list[Any]] = mapped_column(default=list)
+    state: Mapped[str] = mapped_column(default="complete")
+    """`complete`, `stopped` (by its reader) or `failed`."""
+    model: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+_LIVING = text("deleted_at IS NULL")
+
+
+class Collection(Base):
+    """A name is unique among living collections; a deleted one keeps its row until its vectors are gone."""
+
+    __tablename__ = "collections"
+    __table_args__ = (
+        Index("uq_collections_living_name", "name", unique=True, sqlite_where=_LIVING, postgresql_where=_LIVING),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("col"))
+    name: Mapped[str]
+    description: Mapped[str] = mapped_column(Text, default="")
+    owner_id: Mapped[str] = mapped_column(ForeignKey("users.id"), index=True)
+    embedding_model: Mapped[str]
+    embedding_dimension: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    deleted_at: Mapped[datetime | None]
+
+
+class Document(Base):
+    """A file of a collection. What it says lies in its versions; searches see the active one alone."""
+
+    __tablename__ = "documents"
+    __table_args__ = (
+        Index(
+            "uq_documents_living_name",
+            "collection_id",
+            "name",
+            unique=True,
+            sqlite_where=_LIVING,
+            postgresql_where=_LIVING,
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("doc"))
+    collection_id: Mapped[str] = mapped_column(ForeignKey("collections.id", ondelete="CASCADE"))
+    name: Mapped[str] = mapped_column(String(1024))
+    owner_id: Mapped[str] = mapped_column(ForeignKey("users.id"), index=True)
+    active_version_id: Mapped[str | None]
+    """No foreign key: documents and versions would refer to each other. The reconciler proves it instead."""
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    deleted_at: Mapped[datetime | None]
+
+
+class Version(Base):
+    """One state of a document's content. `text_zlib` is the parsed text (UTF-8, zlib) that citations point into."""
+
+    __tablename__ = "versions"
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("ver"))
+    document_id: Mapped[str] = mapped_column(ForeignKey("documents.id", ondelete="CASCADE"), index=True)
+    content_sha256: Mapped[str] = mapped_column(String(64))
+    num_bytes: Mapped[int]
+    mime_type: Mapped[str]
+    title: Mapped[str | None] = mapped_column(Text)
+    language: Mapped[str | None] = mapped_column(String(16))
+    num_chunks: Mapped[int] = mapped_column(default=0)
+    num_characters: Mapped[int] = mapped_column(default=0)
+    state: Mapped[str]
+    text_zlib: Mapped[bytes]
+    pages: Mapped[list[Any]] = mapped_column(default=list)
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class Job(Base):
+    """The way of one uploaded file into its collection; survives a restart, the file waits at `blob_path`."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("job"))
+    collection_id: Mapped[str] = mapped_column(ForeignKey("collections.id", ondelete="CASCADE"), index=True)
+    owner_id: Mapped[str] = mapped_column(ForeignKey("users.id"), index=True)
+    filename: Mapped[str] = mapped_column(String(1024))
+    blob_path: Mapped[str | None] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(default="queued", index=True)
+    progress: Mapped[float] = mapped_column(default=0.0)
+    document_id: Mapped[str | None]
+    version_id: Mapped[str | None]
+    num_chunks: Mapped[int] = mapped_column(default=0)
+    unchanged: Mapped[bool] = mapped_column(default=False)
+    error_code: Mapped[str | None]
+    error_message: Mapped[str | None] = mapped_column(Text)
+    warnings: Mapped[list[Any]] = mapped_column(default=list)
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    updated_at: Mapped[datetime] = mapped_column(default=utc_now, onupdate=utc_now)
+
+
+class JournalEntry(Base):
+    """A change that touches database and vector store; what a crash interrupted is finished from here."""
+
+    __tablename__ = "journal"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    operation: Mapped[str]
+    payload: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    state: Mapped[str] = mapped_column(default="begun", index=True)
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    updated_at: Mapped[datetime] = mapped_column(default=utc_now, onupdate=utc_now)
+
+
+def normalized_url(url: str) -> str:
+    """The URL with the driver that windfarm brings along (psycopg 3 for PostgreSQL)."""
+    parsed = make_url(url)
+    if parsed.drivername in ("postgres", "postgresql"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    return parsed.render_as_string(hide_password=False)
+
+
+def make_engine(url: str) -> Engine:
+    engine = create_engine(normalized_url(url), pool_pre_ping=not url.startswith("sqlite"))
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    # The driver's own transaction handling is off, so that `_begin_sqlite` decides when a transaction takes the lock.
+    connection.isolation_level = None
+    for pragma in ("journal_mode=WAL", f"busy_timeout={_BUSY_TIMEOUT_MS}", "foreign_keys=ON", "synchronous=FULL"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Any) -> None:
+    # A transaction that reads first and writes later would fail at once when another process wrote in between;
+    # one that takes the write lock at its start waits instead.
+    is_write = connection.get_execution_options().get(_WRITE, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if is_write else "BEGIN")
+
+
+class Database:
+    """Sessions on one database. Objects stay readable after their session has ended."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = make_engine(url)
+        self._writer = self.engine.execution_options(**{_WRITE: True})
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        with Session(self.engine, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """One transaction: committed at the end, rolled back when an error leaves the block."""
+        with Session(self._writer, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def close(self) -> None:
+        self.engine.dispose()

@@ -1,0 +1,68 @@
+"""The one table from exceptions to HTTP answers in OpenAI's error shape.
+
+Errors that are not in the table are our bugs: the client gets a 500 that names the request id and nothing internal,
+the log gets the traceback.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from cluster.errors import EngineBusy, EngineDead, EngineFailed, InvalidRequest, ModelNotFound
+from rag.errors import EmbeddingMismatch, ParseError, StoreError
+from services.errors import ApiError
+
+# First match wins: subclasses stand before their bases.
+_TABLE: tuple[tuple[type[Exception], int, str, str], ...] = (
+    (InvalidRequest, 400, "invalid_request_error", "invalid_request"),
+    (EngineBusy, 503, "service_unavailable", "engine_busy"),
+    (EngineDead, 503, "service_unavailable", "engine_dead"),
+    (EngineFailed, 500, "server_error", "generation_failed"),
+    (ModelNotFound, 404, "not_found_error", "model_not_found"),
+    (ParseError, 422, "invalid_request_error", "unreadable_document"),
+    (EmbeddingMismatch, 409, "conflict_error", "embedding_mismatch"),
+    (StoreError, 503, "service_unavailable", "store_unavailable"),
+)
+
+
+def unwrap(error: BaseException) -> BaseException:
+    """The error that was raised in the other process, where Ray wrapped it."""
+    cause = getattr(error, "cause", None)
+    return unwrap(cause) if isinstance(cause, BaseException) else error
+
+
+def to_api_error(error: BaseException, request_id: str | None = None) -> ApiError:
+    error = unwrap(error)
+    if isinstance(error, ApiError):
+        return error
+    for kind, status, type_, code in _TABLE:
+        if isinstance(error, kind):
+            retry_after_s = 1 if status == 503 else None
+            own_code = getattr(error, "code", None) or code
+            return ApiError(status, type_, own_code, str(error), getattr(error, "param", None), retry_after_s)
+    where = f" Request id: {request_id}." if request_id else ""
+    return ApiError(500, "server_error", "internal_error", f"windfarm failed here; its log says why.{where}")
+
+
+def is_expected(error: BaseException) -> bool:
+    """True for errors that the table knows: they need no traceback in the log."""
+    return to_api_error(error).code != "internal_error"
+
+
+def error_body(error: ApiError) -> dict[str, Any]:
+    return {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
+
+
+def error_event(error: ApiError) -> bytes:
+    """The last event of a stream that failed after it began; no `[DONE]` follows it."""
+    return b"data: " + json.dumps(error_body(error), ensure_ascii=False).encode() + b"\n\n"
+
+
+def error_headers(error: ApiError) -> dict[str, str]:
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(error.retry_after_s)
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return headers
