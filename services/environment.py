@@ -1,0 +1,60 @@
+"""Reads what comes from the machine and not from the file: data folder, database, secrets, addresses.
+
+The only place that reads `WINDFARM_*` variables. `windfarm up` sets them for every process that it starts and
+`windfarm env` prints them, so that replicas, the command line and a hand-started `serve run` agree.
+"""
+
+from collections.abc import Mapping
+from os import environ
+from pathlib import Path
+
+from services.config import Environment
+from services.setup_errors import ConfigError
+
+SECRET_VARIABLE = "WINDFARM_INTERNAL_SECRET"
+INSTANCE_VARIABLE = "WINDFARM_INSTANCE"
+
+
+def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
+    """Everything a replica needs to know about its machine; `ConfigError` where a variable is missing or wrong."""
+    variables = environ if variables is None else variables
+    home = data_folder(variables)
+    secret = variables.get(SECRET_VARIABLE, "")
+    if not secret:
+        raise ConfigError(
+            f"{SECRET_VARIABLE} is not set: internal ports would be open. Start with `windfarm up`, or run "
+            '`eval "$(windfarm env)"` first.'
+        )
+    return Environment(
+        home=home,
+        database_url=database_url(variables),
+        internal_secret=secret,
+        listen_host=variables.get("WINDFARM_HOST") or None,
+        listen_port=_number(variables, "WINDFARM_PORT", 1, 65535),
+        threads=_number(variables, "WINDFARM_THREADS", 1, 4096),
+    )
+
+
+def data_folder(variables: Mapping[str, str] | None = None) -> Path:
+    """`WINDFARM_HOME`, by default `windfarm` in the user's data directory. Not created here."""
+    variables = environ if variables is None else variables
+    if named := variables.get("WINDFARM_HOME"):
+        return Path(named).expanduser().absolute()
+    data_home = variables.get("XDG_DATA_HOME")
+    base = Path(data_home) if data_home else Path(variables.get("HOME") or Path.home()) / ".local" / "share"
+    return (base / "windfarm").absolute()
+
+
+def database_url(variables: Mapping[str, str] | None = None) -> str:
+    """`WINDFARM_DATABASE_URL`, by default an SQLite file in the data folder."""
+    variables = environ if variables is None else variables
+    return variables.get("WINDFARM_DATABASE_URL") or f"sqlite:///{data_folder(variables) / 'windfarm.db'}"
+
+
+def _number(variables: Mapping[str, str], name: str, low: int, high: int) -> int | None:
+    text = variables.get(name)
+    if not text:
+        return None
+    if not text.isdecimal() or not low <= int(text) <= high:
+        raise ConfigError(f"{name}={text} is not a number from {low} to {high}.")
+    return int(text)
