@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from cluster.errors import EngineBusy, EngineDead, EngineFailed, InvalidRequest, ModelNotFound
+from cluster.errors import EngineBusy, EngineDead, EngineFailed, HomeError, InvalidRequest, ModelNotFound
 from rag.errors import EmbeddingMismatch, ParseError, StoreError
 from services.errors import ApiError
 
@@ -20,6 +20,7 @@ _TABLE: tuple[tuple[type[Exception], int, str, str], ...] = (
     (EngineDead, 503, "service_unavailable", "engine_dead"),
     (EngineFailed, 500, "server_error", "generation_failed"),
     (ModelNotFound, 404, "not_found_error", "model_not_found"),
+    (HomeError, 507, "server_error", "storage_unavailable"),
     (ParseError, 422, "invalid_request_error", "unreadable_document"),
     (EmbeddingMismatch, 409, "conflict_error", "embedding_mismatch"),
     (StoreError, 503, "service_unavailable", "store_unavailable"),

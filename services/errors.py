@@ -33,10 +33,6 @@ class ApiError(Exception):
         return type(self), (self.status, self.type, self.code, self.message, self.param, self.retry_after_s)
 
 
-class StartError(Exception):
-    """windfarm cannot start or go on with this machine, data folder or configuration."""
-
-
 def invalid(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
     """The request is wrong; sending it again unchanged cannot work."""
     return ApiError(400, "invalid_request_error", code, message, param)

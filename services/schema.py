@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import OperationalError
 
 from services.database import Base, make_engine
-from services.errors import StartError
+from services.setup_errors import StartRefused
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 # Any number works that nobody else takes on the same PostgreSQL database.
@@ -29,7 +29,7 @@ _POSTGRES_LOCK = 0x77666D67
 
 
 def upgrade(url: str) -> None:
-    """Run the steps that this database lacks. Raises `StartError` with the next step where that cannot be done."""
+    """Run the steps that this database lacks. Raises `StartRefused` with the next step where that cannot be done."""
     engine = make_engine(url)
     try:
         with _only_one_starter(engine), engine.connect() as connection:
@@ -38,7 +38,7 @@ def upgrade(url: str) -> None:
             command.upgrade(config, "head")
             connection.commit()
     except OperationalError as error:
-        raise StartError(
+        raise StartRefused(
             f"The database at {engine.url.render_as_string()} cannot be opened or changed: {error.orig}. "
             "Check that it exists, that there is space, and that this user may write it."
         ) from error
@@ -69,7 +69,7 @@ def _refuse_newer_schema(connection: Connection) -> None:
     known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
     present = MigrationContext.configure(connection).get_current_revision()
     if present is not None and present not in known:
-        raise StartError(
+        raise StartRefused(
             f"The database was written by newer code (schema {present}, this code knows up to {max(known)}). "
             "Start the newer windfarm, or use another data folder."
         )
@@ -89,13 +89,13 @@ def _only_one_starter(engine: Engine) -> Iterator[None]:
 @contextmanager
 def _file_lock(database: str | None) -> Iterator[None]:
     if database in (None, "", ":memory:"):
-        raise StartError("windfarm needs a database file that several processes can open, not one in memory.")
+        raise StartRefused("windfarm needs a database file that several processes can open, not one in memory.")
     path = Path(f"{database}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.open("w")
     except OSError as error:
-        raise StartError(
+        raise StartRefused(
             f"The database's folder {path.parent} cannot be written: {error}. Name another one."
         ) from error
     with lock:
