@@ -1,0 +1,90 @@
+"""The listener answers, shares a port when asked, refuses a taken one, and drains when it stops."""
+
+import asyncio
+
+import aiohttp
+import pytest
+
+from services.listener import ListenError, start_listener
+
+
+async def _hello(scope, receive, send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"hello"})
+
+
+async def test_an_ephemeral_port_is_known_and_answers_without_naming_the_server() -> None:
+    listener = await start_listener(_hello)
+    async with aiohttp.ClientSession() as session, session.get(listener.url) as answer:
+        assert await answer.text() == "hello"
+        assert "server" not in answer.headers
+    await listener.stop()
+    assert not listener.is_running
+
+
+async def test_a_taken_port_is_a_clear_error() -> None:
+    listener = await start_listener(_hello)
+    with pytest.raises(ListenError, match=rf"127\.0\.0\.1:{listener.port}.*Choose another port"):
+        await start_listener(_hello, port=listener.port)
+    await listener.stop()
+
+
+async def test_two_listeners_may_share_a_port() -> None:
+    first = await start_listener(_hello, reuse_port=True)
+    second = await start_listener(_hello, port=first.port, reuse_port=True)
+    await first.stop()
+    async with aiohttp.ClientSession() as session, session.get(second.url) as answer:
+        assert answer.status == 200
+    await second.stop()
+    await second.stop()
+
+
+async def test_stopping_lets_a_running_request_finish() -> None:
+    entered, leave = asyncio.Event(), asyncio.Event()
+
+    async def slow(scope, receive, send) -> None:
+        if scope["path"] == "/slow":
+            entered.set()
+            await leave.wait()
+        await _hello(scope, receive, send)
+
+    listener = await start_listener(slow)
+    async with aiohttp.ClientSession() as session:
+        request = asyncio.create_task(session.get(f"{listener.url}/slow"))
+        await entered.wait()
+        stopping = asyncio.create_task(listener.stop(drain_s=30))
+        with pytest.raises(aiohttp.ClientConnectionError):
+            while True:  # new connections are refused as soon as the listener noticed
+                async with aiohttp.ClientSession() as other, other.get(listener.url):
+                    pass
+        leave.set()
+        answer = await request
+        assert await answer.text() == "hello"
+        answer.release()
+        await stopping
+
+
+async def test_stopping_without_drain_ends_a_request_that_would_never_finish() -> None:
+    entered = asyncio.Event()
+
+    async def endless(scope, receive, send) -> None:
+        entered.set()
+        await asyncio.Event().wait()
+
+    listener = await start_listener(endless)
+    async with aiohttp.ClientSession() as session:
+        request = asyncio.create_task(session.get(listener.url))
+        await entered.wait()
+        await listener.stop()
+        with pytest.raises(aiohttp.ClientError):
+            answer = await request
+            answer.raise_for_status()
+
+
+async def test_an_app_whose_own_start_fails_is_an_error_and_not_the_end_of_the_process() -> None:
+    async def broken(scope, receive, send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "no"})
+
+    with pytest.raises(RuntimeError, match="start-up failed"):
+        await start_listener(broken, lifespan=True)
