@@ -22,6 +22,7 @@ from rag.types import StoredChunk, Vectors
 
 DENSE = "dense"
 SPARSE = "bm25"
+VISIBILITY = "visibility"
 INDEXED_KEYWORDS = ("document_id", "version_id")
 POINT_NAMESPACE = UUID("5f0f5f0c-7f0c-5d67-9a35-8f6d2f4c1b11")
 
@@ -139,20 +140,32 @@ def point_id(version_id: str, chunk_index: int) -> str:
 def chunk_to_payload(chunk: StoredChunk, *, active: bool) -> dict[str, Any]:
     payload = {name: value for name, value in asdict(chunk).items() if value is not None}
     payload["headings"] = list(chunk.headings)
-    payload["active"] = active
+    payload[VISIBILITY] = visibility(active)
     return payload
 
 
 def chunk_from_payload(payload: Mapping[str, Any]) -> StoredChunk:
-    fields = {name: value for name, value in payload.items() if name != "active"}
+    fields = {name: value for name, value in payload.items() if name != VISIBILITY}
     fields["headings"] = tuple(fields.get("headings", ()))
     return StoredChunk(**fields)
+
+
+def visibility(active: bool) -> str:
+    """Searches see only "active" chunks; a word and not a flag, because the embedded engine cannot filter flags."""
+    return "active" if active else "hidden"
+
+
+def searchable_text(chunk: StoredChunk) -> str:
+    """What the words leg indexes: the chunk below its headings, which often say what it is about."""
+    return "\n".join((*chunk.headings, chunk.text))
 
 
 def check_upsert(collection_id: str, chunks: Sequence[StoredChunk], vectors: Vectors) -> None:
     """Refuse what would store something other than what the caller means."""
     if vectors.ndim != 2 or len(vectors) != len(chunks):
-        raise StoreError(f"{len(chunks)} chunks came with vectors of shape {vectors.shape}; one row per chunk is needed.")
+        raise StoreError(
+            f"{len(chunks)} chunks came with vectors of shape {vectors.shape}; one row per chunk is needed."
+        )
     if not np.isfinite(vectors).all():
         raise StoreError("A vector holds NaN or infinity; the embedding model gave a wrong result.")
     strangers = {chunk.collection_id for chunk in chunks} - {collection_id}

@@ -1,0 +1,389 @@
+"""The vector store in our own process: Qdrant's engine (`qdrant-edge-py`), one shard folder per collection.
+
+One process owns the folder; a lock file says so. Writes go through the engine's write-ahead log before they are
+acknowledged. The engine does not merge segments by itself: somebody calls `optimize` when there is time. Version
+0.9.0 matches a boolean payload as an integer and finds nothing, so visibility is stored as a word.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import qdrant_edge as qe
+
+from rag.bm25 import encode_document, encode_query
+from rag.errors import StoreError, StoreLocked, StoreMissing
+from rag.read_write_lock import ReadWriteLock
+from rag.types import StoredChunk, Vectors
+from rag.vector_store import (
+    DENSE,
+    INDEXED_KEYWORDS,
+    SPARSE,
+    VISIBILITY,
+    ScoredChunk,
+    VersionState,
+    check_upsert,
+    chunk_from_payload,
+    chunk_to_payload,
+    exact_cosines,
+    point_id,
+    searchable_text,
+    visibility,
+)
+
+LOCK_FILE = "owner.lock"
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+_NEW, _DELETED = ".new-", ".deleted-"
+_BATCH = 256
+_MANY = 10_000_000
+_LOCK_POLL_S = 0.05
+
+T = TypeVar("T")
+
+
+class EdgeVectorStore:
+    """See `VectorStore`. Make it with `open`."""
+
+    def __init__(self, root: Path, lock_file: IO[str]) -> None:
+        self._root = root
+        self._lock_file: IO[str] | None = lock_file
+        self._shards: dict[str, _Shard] = {}
+        self._shards_lock = threading.Lock()
+        for name in self.list_collections():
+            self._shards[name] = _Shard.load(root / name)
+
+    @classmethod
+    def open(cls, root: Path, *, create: bool = True, lock_timeout_s: float = 0.0) -> EdgeVectorStore:
+        if not root.is_dir() and not create:
+            raise StoreMissing(
+                f"The vector store's folder {root} is gone. Restore it from a backup, or delete the collections and "
+                "ingest their documents again."
+            )
+        root.mkdir(parents=True, exist_ok=True)
+        lock_file = _acquire(root / LOCK_FILE, lock_timeout_s)
+        try:
+            _sweep(root)
+            return cls(root, lock_file)
+        except BaseException:
+            lock_file.close()
+            raise
+
+    def upsert(self, collection_id: str, chunks: Sequence[StoredChunk], vectors: Vectors, *, active: bool) -> None:
+        check_upsert(collection_id, chunks, vectors)
+        if not chunks:
+            return
+        shard = self._shard_or_new(collection_id, vectors.shape[1])
+        if shard.dimension != vectors.shape[1]:
+            raise StoreError(
+                f"Collection {collection_id!r} holds vectors of dimension {shard.dimension}, not {vectors.shape[1]}. "
+                "It was built with another embedding model; embed it anew."
+            )
+        for start in range(0, len(chunks), _BATCH):
+            part = slice(start, start + _BATCH)
+            points = [_point(chunk, row, active) for chunk, row in zip(chunks[part], vectors[part], strict=True)]
+            shard.update(qe.UpdateOperation.upsert_points(points))
+
+    def activate_version(self, collection_id: str, version_id: str, *, replaces: str | None = None) -> None:
+        shard = self._shard(collection_id)
+        if shard is None:
+            return
+        with shard.visibility.exclusive():
+            shard.update(_show(version_id, True))
+            if replaces is not None and replaces != version_id:
+                shard.update(_show(replaces, False))
+
+    def deactivate_version(self, collection_id: str, version_id: str) -> None:
+        if shard := self._shard(collection_id):
+            shard.update(_show(version_id, False))
+
+    def delete_version(self, collection_id: str, version_id: str) -> None:
+        self._delete_where(collection_id, "version_id", version_id)
+
+    def delete_document(self, collection_id: str, document_id: str) -> None:
+        self._delete_where(collection_id, "document_id", document_id)
+
+    def _delete_where(self, collection_id: str, field: str, value: str) -> None:
+        if shard := self._shard(collection_id):
+            shard.update(qe.UpdateOperation.delete_points_by_filter(qe.Filter(must=[_equals(field, value)])))
+
+    def delete_collection(self, collection_id: str) -> None:
+        with self._shards_lock:
+            self._check_open()
+            shard = self._shards.pop(collection_id, None)
+            if shard is not None:
+                shard.close()
+                # Renaming is one step: after a kill the collection is there or not, never half of it.
+                doomed = self._root / f"{_DELETED}{collection_id}"
+                os.rename(self._root / collection_id, doomed)
+                shutil.rmtree(doomed)
+
+    def list_collections(self) -> list[str]:
+        return sorted(entry.name for entry in self._root.iterdir() if entry.is_dir() and entry.name[0] != ".")
+
+    def count(
+        self,
+        collection_id: str,
+        *,
+        document_id: str | None = None,
+        version_id: str | None = None,
+        active: bool | None = None,
+    ) -> int:
+        shard = self._shard(collection_id)
+        if shard is None:
+            return 0
+        wanted = _filter(document_id=document_id, version_id=version_id, active=active)
+        return int(shard.use(lambda edge: edge.count(qe.CountRequest(exact=True, filter=wanted))))
+
+    def list_versions(self) -> dict[str, VersionState]:
+        versions: dict[str, VersionState] = {}
+        for collection_id, shard in self._open_shards():
+            total = shard.use(lambda edge: _count_by_version(edge, None))
+            visible = shard.use(lambda edge: _count_by_version(edge, True))
+            for version_id, num_points in total.items():
+                versions[version_id] = VersionState(collection_id, num_points, visible.get(version_id, 0))
+        return versions
+
+    def search(
+        self,
+        collection_ids: Sequence[str],
+        *,
+        vector: npt.NDArray[np.float32] | None,
+        text: str | None,
+        limit: int,
+    ) -> list[ScoredChunk]:
+        found: list[ScoredChunk] = []
+        for collection_id in dict.fromkeys(collection_ids):
+            if shard := self._shard(collection_id):
+                found += _search_shard(shard, vector, text, limit)
+        return found
+
+    def flush(self) -> None:
+        for _, shard in self._open_shards():
+            shard.use(lambda edge: edge.flush())
+
+    def optimize(self) -> bool:
+        worked = [shard.use(lambda edge: bool(edge.optimize())) for _, shard in self._open_shards()]
+        return any(worked)
+
+    def close(self) -> None:
+        with self._shards_lock:
+            for shard in self._shards.values():
+                shard.close()
+            self._shards.clear()
+            if self._lock_file is not None:
+                self._lock_file.close()
+                self._lock_file = None
+
+    def _open_shards(self) -> list[tuple[str, _Shard]]:
+        with self._shards_lock:
+            self._check_open()
+            return sorted(self._shards.items())
+
+    def _shard(self, collection_id: str) -> _Shard | None:
+        with self._shards_lock:
+            self._check_open()
+            return self._shards.get(collection_id)
+
+    def _shard_or_new(self, collection_id: str, dimension: int) -> _Shard:
+        if not _FOLDER_NAME.fullmatch(collection_id):
+            raise StoreError(f"{collection_id!r} cannot name a collection's folder; use letters, digits, - and _.")
+        with self._shards_lock:
+            self._check_open()
+            if collection_id not in self._shards:
+                self._shards[collection_id] = _Shard.create(self._root, collection_id, dimension)
+            return self._shards[collection_id]
+
+    def _check_open(self) -> None:
+        if self._lock_file is None:
+            raise StoreError("The vector store is closed.")
+
+
+class _Shard:
+    """One collection's engine. `visibility` is held alone while a version takes another's place, so that no search
+    sees both or neither; `use` keeps the engine from being closed under a running call."""
+
+    def __init__(self, edge: qe.EdgeShard, dimension: int) -> None:
+        self._edge: qe.EdgeShard | None = edge
+        self._alive = ReadWriteLock()
+        self.dimension = dimension
+        self.visibility = ReadWriteLock()
+
+    @classmethod
+    def create(cls, root: Path, name: str, dimension: int) -> _Shard:
+        fresh = root / f"{_NEW}{name}"
+        with _as_store_error(f"make the collection {name!r}"):
+            edge = qe.EdgeShard.create(str(fresh), _config(dimension))
+            for field in (*INDEXED_KEYWORDS, VISIBILITY):
+                edge.update(qe.UpdateOperation.create_field_index(field, qe.PayloadSchemaType.Keyword))
+            edge.flush()
+            edge.close()
+            os.rename(fresh, root / name)
+        return cls.load(root / name)
+
+    @classmethod
+    def load(cls, folder: Path) -> _Shard:
+        with _as_store_error(f"open the collection in {folder}"):
+            return cls(qe.EdgeShard.load(str(folder)), _stored_dimension(folder))
+
+    def use(self, call: Callable[[qe.EdgeShard], T]) -> T:
+        with self._alive.shared():
+            if self._edge is None:
+                raise StoreError("The collection was deleted or the store closed meanwhile.")
+            with _as_store_error("work on a collection"):
+                return call(self._edge)
+
+    def update(self, operation: qe.UpdateOperation) -> None:
+        self.use(lambda edge: edge.update(operation))
+
+    def close(self) -> None:
+        with self._alive.exclusive():
+            if self._edge is not None:
+                self._edge.flush()
+                self._edge.close()
+                self._edge = None
+
+
+def _config(dimension: int) -> qe.EdgeConfig:
+    return qe.EdgeConfig(
+        vectors={DENSE: qe.EdgeVectorParams(size=dimension, distance=qe.Distance.Cosine)},
+        sparse_vectors={SPARSE: qe.EdgeSparseVectorParams(modifier=qe.Modifier.Idf)},
+        quantization_config=qe.ScalarQuantizationConfig(type=qe.ScalarType.Int8, quantile=0.99),
+        payload_memory=qe.Memory.Cached,
+        wal_enabled=True,
+    )
+
+
+def _point(chunk: StoredChunk, row: npt.NDArray[np.float32], active: bool) -> qe.Point:
+    words = encode_document(searchable_text(chunk), chunk.language)
+    vectors: Any = {DENSE: row.tolist(), SPARSE: qe.SparseVector(list(words.indices), list(words.values))}
+    return qe.Point(point_id(chunk.version_id, chunk.index), vectors, chunk_to_payload(chunk, active=active))
+
+
+def _equals(field: str, value: str) -> qe.FieldCondition:
+    return qe.FieldCondition(field, match=qe.MatchValue(value))
+
+
+def _filter(
+    *, document_id: str | None = None, version_id: str | None = None, active: bool | None = None
+) -> qe.Filter | None:
+    shown = None if active is None else visibility(active)
+    wanted = {"document_id": document_id, "version_id": version_id, VISIBILITY: shown}
+    conditions: list[Any] = [_equals(field, value) for field, value in wanted.items() if value is not None]
+    return qe.Filter(must=conditions) if conditions else None
+
+
+def _show(version_id: str, active: bool) -> qe.UpdateOperation:
+    of_version = qe.Filter(must=[_equals("version_id", version_id)])
+    return qe.UpdateOperation.set_payload_by_filter(of_version, {VISIBILITY: visibility(active)})
+
+
+def _count_by_version(edge: qe.EdgeShard, active: bool | None) -> dict[str, int]:
+    request = qe.FacetRequest("version_id", limit=_MANY, exact=True, filter=_filter(active=active))
+    return {str(hit.value): hit.count for hit in edge.facet(request).hits}
+
+
+def _search_shard(
+    shard: _Shard, vector: npt.NDArray[np.float32] | None, text: str | None, limit: int
+) -> list[ScoredChunk]:
+    visible = _filter(active=True)
+    by_meaning: list[qe.ScoredPoint] = []
+    by_words: list[qe.ScoredPoint] = []
+    with shard.visibility.shared():
+        if vector is not None:
+            dense = qe.QueryRequest(
+                limit=limit,
+                query=qe.Query.Nearest(vector.tolist(), using=DENSE),
+                filter=visible,
+                with_payload=True,
+                params=qe.SearchParams(quantization=qe.QuantizationSearchParams(rescore=True, oversampling=2.0)),
+            )
+            by_meaning = shard.use(lambda edge: edge.query(dense))
+        words = encode_query(text) if text else None
+        if words and words.indices:
+            sparse = qe.QueryRequest(
+                limit=limit,
+                query=qe.Query.Nearest(qe.SparseVector(list(words.indices), list(words.values)), using=SPARSE),
+                filter=visible,
+                with_payload=True,
+                with_vector=[DENSE] if vector is not None else False,
+            )
+            by_words = shard.use(lambda edge: edge.query(sparse))
+    return _join(by_meaning, by_words, vector)
+
+
+def _join(
+    by_meaning: list[qe.ScoredPoint], by_words: list[qe.ScoredPoint], vector: npt.NDArray[np.float32] | None
+) -> list[ScoredChunk]:
+    word_scores = {str(point.id): float(point.score) for point in by_words}
+    found = {
+        str(point.id): ScoredChunk(
+            chunk_from_payload(point.payload or {}), float(point.score), word_scores.get(str(point.id), 0.0)
+        )
+        for point in by_meaning
+    }
+    rest = [point for point in by_words if str(point.id) not in found]
+    rows: list[Any] = [point.vector[DENSE] for point in rest] if vector is not None else []  # type: ignore[index, call-overload]
+    cosines = exact_cosines(vector, rows).tolist() if vector is not None and rows else [None] * len(rest)
+    for point, cosine in zip(rest, cosines, strict=True):
+        found[str(point.id)] = ScoredChunk(chunk_from_payload(point.payload or {}), cosine, float(point.score))
+    return list(found.values())
+
+
+def _stored_dimension(folder: Path) -> int:
+    config = json.loads((folder / "edge_config.json").read_text())
+    return int(config["vectors"][DENSE]["size"])
+
+
+def _acquire(path: Path, timeout_s: float) -> IO[str]:
+    """Take the folder for this process. The kernel frees the lock when its owner ends, however it ends; it cannot be
+    awaited with a time limit, hence the polling."""
+    lock_file = path.open("a+")
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < deadline:
+                time.sleep(_LOCK_POLL_S)
+                continue
+            lock_file.seek(0)
+            owner = lock_file.read().strip() or "unknown"
+            lock_file.close()
+            raise StoreLocked(
+                f"The vector store in {path.parent} is in use by process {owner}. Stop that windfarm, or use another "
+                "data folder (WINDFARM_HOME)."
+            ) from None
+        lock_file.truncate(0)
+        lock_file.write(str(os.getpid()))
+        lock_file.flush()
+        return lock_file
+
+
+def _sweep(root: Path) -> None:
+    """Remove what a kill left half made or half deleted."""
+    for entry in root.iterdir():
+        if entry.name.startswith((_NEW, _DELETED)):
+            shutil.rmtree(entry)
+
+
+@contextmanager
+def _as_store_error(what: str) -> Iterator[None]:
+    """The engine raises bare `Exception`; nothing else in these blocks does."""
+    try:
+        yield
+    except (StoreError, OSError):
+        raise
+    except Exception as error:
+        raise StoreError(f"The vector store could not {what}: {error}") from error
