@@ -1,0 +1,152 @@
+"""The records that flow through a chat: what a request asks for, what it talks to, and the events that come out.
+
+The chat story yields these events; the endpoint renders them as OpenAI JSON or server-sent events. Nothing here knows
+of HTTP or Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from cluster.engine import GenerationChunk, GenerationRequest, SamplingParams, Usage
+from rag.types import Citation, Passage
+
+Message = Mapping[str, Any]
+"""An OpenAI chat message."""
+
+FinishReason = Literal["stop", "length", "tool_calls"]
+ToolChoice = Literal["none", "auto", "required"] | str
+"""Any other string is the name of the one tool that must be called."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnowledgeOptions:
+    """Which collections the answer must rest on. `None` means the configured default."""
+
+    collections: tuple[str, ...]
+    top_k: int | None = None
+    threshold: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """One checked chat request. `client_tools` are OpenAI tool schemas whose calls go back to the client;
+    `server_tools` names tools that run here. `actor` is who asks, handed to the store's access check."""
+
+    request_id: str
+    model: str
+    messages: Sequence[Message]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    knowledge: KnowledgeOptions | None = None
+    server_tools: tuple[str, ...] = ()
+    client_tools: tuple[Mapping[str, Any], ...] = ()
+    tool_choice: ToolChoice = "auto"
+    actor: str | None = None
+
+
+class ModelClient(Protocol):
+    """The way to one model. Errors are those of `services.errors`."""
+
+    @property
+    def max_context(self) -> int:
+        """Tokens of prompt and answer together."""
+
+    def stream(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
+        """One generation; closing the iterator cancels it."""
+
+    async def count_tokens(self, request: GenerationRequest) -> int:
+        """Tokens of the rendered prompt."""
+
+
+class Searcher(Protocol):
+    """The knowledge base. Raises for an unknown collection or one that the actor may not read."""
+
+    async def search(
+        self, collections: Sequence[str], query: str, *, top_k: int | None, actor: str | None
+    ) -> Sequence[Passage]: ...
+
+
+class SentenceEmbedder(Protocol):
+    """Used to attach citations by meaning; rows are normalised."""
+
+    async def embed_passages(self, texts: Sequence[str]) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class CitedPassage:
+    """A citation with the places of the answer (character spans of the final text) that it supports."""
+
+    citation: Citation
+    answer_spans: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """Text to append to the answer."""
+
+    text: str
+    chunk: GenerationChunk | None = None
+    """What the engine said with it (token ids, logprobs), where there is more than text."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalDone:
+    """What was found. `evidence` "none": nothing above the threshold, the model is not asked."""
+
+    query: str
+    passages: tuple[Passage, ...]
+    evidence: Literal["found", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class ContextTrimmed:
+    """What did not fit into the model's context and was left out."""
+
+    num_messages: int
+    num_passages: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that the model asked for. `side` "client": it ends the answer with finish_reason "tool_calls"."""
+
+    call_id: str
+    name: str
+    arguments: str
+    """JSON text, as OpenAI has it."""
+    side: Literal["server", "client"]
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    call_id: str
+    name: str
+    content: str
+    is_error: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CitationsReady:
+    """The verified citations of the whole answer. `answer` is the final text where the server changed what it had
+    streamed (marks attached or removed), otherwise `None`."""
+
+    citations: tuple[CitedPassage, ...]
+    answer: str | None
+    evidence: Literal["found", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event of every chat that did not fail. `usage` is the sum over all generations of this request."""
+
+    finish_reason: FinishReason
+    usage: Usage
+    text: str
+    """The final answer, with citation marks."""
+
+
+ChatEvent = TextDelta | RetrievalDone | ContextTrimmed | ToolCall | ToolResult | CitationsReady | Finished
