@@ -1,0 +1,58 @@
+# Every target does all of its own set-up; nothing outside this folder and the data folder is touched.
+#   PYTHON=python3.12 make up     another interpreter (3.11 to 3.13)
+#   PROFILE=base make setup       another profile (base, cpu, gpu); default: the best this machine can have
+#   ARGS="--port 9000" make up    options of the windfarm command
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+SETUP := $(PYTHON) -m infra.setup
+ARGS ?=
+
+.PHONY: help setup setup-dev up down test test-unit lint format bench-laptop lock clean
+
+help: ## List all targets
+	@echo "windfarm: make up starts everything and prints the address of the page."
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
+
+setup: python ## Prepare environment, packages and models (seconds when already done)
+	@$(SETUP)
+
+setup-dev: python ## The same, with what the tests need
+	@$(SETUP) --dev
+
+up: setup ## Start windfarm and print the address of its page (ctrl-C stops it)
+	@$(BIN)/windfarm up $(ARGS)
+
+down: ## Stop windfarm and everything it started
+	@if [ -x $(BIN)/windfarm ]; then $(BIN)/windfarm down $(ARGS); else echo "Nothing is set up here, so nothing runs."; fi
+
+test: lint ## All checks and tests: what CI runs
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-unit: setup-dev ## Only the tests that start nothing: seconds
+	@$(BIN)/python -m pytest -m "not integration and not e2e and not bench" $(ARGS)
+
+lint: setup-dev ## Style, format and types
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+format: setup-dev ## Rewrite the code in the project's format
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+bench-laptop: setup-dev ## Speed of one chat stream against the bare llama.cpp server, and of the start
+	@$(BIN)/python -m tests.bench.laptop $(ARGS)
+
+lock: setup-dev ## Resolve requirements/*.in again (ARGS=--upgrade: newest versions)
+	@$(BIN)/python -m infra.setup.lock $(ARGS)
+
+clean: ## Remove the environment and caches; the data folder stays
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+
+.PHONY: python
+python:
+	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON). Install it: sudo apt-get install python3 python3-venv"; exit 1; }

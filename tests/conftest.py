@@ -1,0 +1,44 @@
+"""What all tests share: which parts of the machine a test needs, and what happens where one is missing.
+
+`@pytest.mark.requires("chromium")` leaves a test out where the part is missing and says why; with `CI=true` a test that
+is left out for whatever reason is a failure, so that nothing is believed tested that was not.
+"""
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+from tests.parts import why_missing
+
+IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Runs before fixtures, so that nothing is started for a test that is left out."""
+    for mark in item.iter_markers("requires"):
+        for part in mark.args:
+            if reason := why_missing(part):
+                pytest.skip(f"needs {part}: {reason}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if IN_CI and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"Left out although CI is set. {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """A whole module may leave itself out while it is collected (`importorskip`)."""
+    report = yield
+    if IN_CI and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"Left out although CI is set. {report.longrepr}"
+    return report

@@ -1,0 +1,43 @@
+"""Parts of a machine that some tests need, each with a quick look whether it is there."""
+
+import functools
+import importlib.util
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+
+from infra.setup.chromium import find_chromium
+
+
+def why_missing(part: str) -> str | None:
+    """None where the part is there, otherwise what is missing and how to get it."""
+    return PARTS[part]()
+
+
+@functools.cache
+def chromium() -> str | None:
+    return None if find_chromium() else "no Chromium that starts (`sudo apt-get install chromium`)"
+
+
+@functools.cache
+def vllm() -> str | None:
+    return None if importlib.util.find_spec("vllm") else "the profile without vLLM is installed (`PROFILE=cpu make setup`)"
+
+
+@functools.cache
+def tmpfs() -> str | None:
+    """Mounting a small file system, to fill it or to make it read-only: root ignores modes."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        return "only root may mount a small file system"
+    probe = ["unshare", "--mount", "sh", "-c", "mount -t tmpfs -o size=1m none /mnt"]
+    answer = subprocess.run(probe, capture_output=True, text=True, check=False)
+    return None if answer.returncode == 0 else f"mounting is refused here ({answer.stderr.strip()})"
+
+
+@functools.cache
+def git() -> str | None:
+    return None if shutil.which("git") else "no git"
+
+
+PARTS: dict[str, Callable[[], str | None]] = {"chromium": chromium, "vllm": vllm, "tmpfs": tmpfs, "git": git}
