@@ -173,6 +173,39 @@ def check_upsert(collection_id: str, chunks: Sequence[StoredChunk], vectors: Vec
         raise StoreError(f"Chunks of collection {sorted(strangers)[0]!r} cannot be written to {collection_id!r}.")
 
 
+class FoundPoint(Protocol):
+    """What both Qdrants give back for a hit."""
+
+    @property
+    def id(self) -> Any: ...
+    @property
+    def score(self) -> float: ...
+    @property
+    def payload(self) -> dict[str, Any] | None: ...
+    @property
+    def vector(self) -> Any: ...
+
+
+def join_legs(
+    by_meaning: Sequence[FoundPoint], by_words: Sequence[FoundPoint], vector: npt.NDArray[np.float32] | None
+) -> list[ScoredChunk]:
+    """One record per chunk. Where only the words found it, the cosine comes from the stored vector."""
+    word_scores = {str(point.id): float(point.score) for point in by_words}
+    found = {
+        str(point.id): ScoredChunk(
+            chunk_from_payload(point.payload or {}), float(point.score), word_scores.get(str(point.id), 0.0)
+        )
+        for point in by_meaning
+    }
+    rest = [point for point in by_words if str(point.id) not in found]
+    cosines: list[float | None] = [None] * len(rest)
+    if vector is not None and rest:
+        cosines = exact_cosines(vector, [point.vector[DENSE] for point in rest]).tolist()
+    for point, cosine in zip(rest, cosines, strict=True):
+        found[str(point.id)] = ScoredChunk(chunk_from_payload(point.payload or {}), cosine, float(point.score))
+    return list(found.values())
+
+
 def exact_cosines(query: npt.NDArray[np.float32], rows: Sequence[Sequence[float]]) -> npt.NDArray[np.float32]:
     """Cosine of one query with each row; both are normalised by the embedder, rows may lose that by rounding."""
     matrix = np.asarray(rows, dtype=np.float32)

@@ -35,9 +35,8 @@ from rag.vector_store import (
     ScoredChunk,
     VersionState,
     check_upsert,
-    chunk_from_payload,
     chunk_to_payload,
-    exact_cosines,
+    join_legs,
     point_id,
     searchable_text,
     visibility,
@@ -291,7 +290,8 @@ def _show(version_id: str, active: bool) -> qe.UpdateOperation:
 
 def _count_by_version(edge: qe.EdgeShard, active: bool | None) -> dict[str, int]:
     request = qe.FacetRequest("version_id", limit=_MANY, exact=True, filter=_filter(active=active))
-    return {str(hit.value): hit.count for hit in edge.facet(request).hits}
+    # A value whose last point was deleted is still listed, with 0.
+    return {str(hit.value): hit.count for hit in edge.facet(request).hits if hit.count > 0}
 
 
 def _search_shard(
@@ -320,25 +320,7 @@ def _search_shard(
                 with_vector=[DENSE] if vector is not None else False,
             )
             by_words = shard.use(lambda edge: edge.query(sparse))
-    return _join(by_meaning, by_words, vector)
-
-
-def _join(
-    by_meaning: list[qe.ScoredPoint], by_words: list[qe.ScoredPoint], vector: npt.NDArray[np.float32] | None
-) -> list[ScoredChunk]:
-    word_scores = {str(point.id): float(point.score) for point in by_words}
-    found = {
-        str(point.id): ScoredChunk(
-            chunk_from_payload(point.payload or {}), float(point.score), word_scores.get(str(point.id), 0.0)
-        )
-        for point in by_meaning
-    }
-    rest = [point for point in by_words if str(point.id) not in found]
-    rows: list[Any] = [point.vector[DENSE] for point in rest] if vector is not None else []  # type: ignore[index, call-overload]
-    cosines = exact_cosines(vector, rows).tolist() if vector is not None and rows else [None] * len(rest)
-    for point, cosine in zip(rest, cosines, strict=True):
-        found[str(point.id)] = ScoredChunk(chunk_from_payload(point.payload or {}), cosine, float(point.score))
-    return list(found.values())
+    return join_legs(by_meaning, by_words, vector)
 
 
 def _stored_dimension(folder: Path) -> int:

@@ -1,0 +1,283 @@
+"""The vector store on a Qdrant server: one server collection per collection of ours, named `windfarm_<id>`.
+
+The swap of two versions is one batch request; the server applies it in order, but a search that runs in between may
+see both. `QdrantClient(":memory:")` obeys the same contract and is what the tests use.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from qdrant_client import QdrantClient, models
+from qdrant_client.http.exceptions import ApiException
+
+from rag.bm25 import encode_document, encode_query
+from rag.errors import StoreError
+from rag.types import StoredChunk, Vectors
+from rag.vector_store import (
+    DENSE,
+    INDEXED_KEYWORDS,
+    SPARSE,
+    VISIBILITY,
+    ScoredChunk,
+    VersionState,
+    check_upsert,
+    chunk_to_payload,
+    join_legs,
+    point_id,
+    searchable_text,
+    visibility,
+)
+
+PREFIX = "windfarm_"
+_BATCH = 256
+_PAGE = 4096
+
+
+class ServerVectorStore:
+    """See `VectorStore`."""
+
+    def __init__(self, client: QdrantClient) -> None:
+        self._client = client
+        self._dimensions: dict[str, int] = {}
+        self._create_lock = threading.Lock()
+
+    @classmethod
+    def connect(cls, url: str, *, api_key: str | None = None) -> ServerVectorStore:
+        # The client's version check only warns; a server that does not answer must be an error at once.
+        store = cls(QdrantClient(url=url, api_key=api_key, check_compatibility=False))
+        store.list_collections()
+        return store
+
+    def upsert(self, collection_id: str, chunks: Sequence[StoredChunk], vectors: Vectors, *, active: bool) -> None:
+        check_upsert(collection_id, chunks, vectors)
+        if not chunks:
+            return
+        self._ensure(collection_id, vectors.shape[1])
+        for start in range(0, len(chunks), _BATCH):
+            part = slice(start, start + _BATCH)
+            points = [_point(chunk, row, active) for chunk, row in zip(chunks[part], vectors[part], strict=True)]
+            with _as_store_error("write chunks"):
+                self._client.upsert(_name(collection_id), points, wait=True)
+
+    def activate_version(self, collection_id: str, version_id: str, *, replaces: str | None = None) -> None:
+        states = {version_id: True}
+        if replaces is not None and replaces != version_id:
+            states[replaces] = False
+        self._show(collection_id, states)
+
+    def deactivate_version(self, collection_id: str, version_id: str) -> None:
+        self._show(collection_id, {version_id: False})
+
+    def _show(self, collection_id: str, states: dict[str, bool]) -> None:
+        if not self._exists(collection_id):
+            return
+        operations: list[Any] = [
+            models.SetPayloadOperation(
+                set_payload=models.SetPayload(
+                    payload={VISIBILITY: visibility(active)}, filter=_filter(version_id=version_id)
+                )
+            )
+            for version_id, active in states.items()
+        ]
+        with _as_store_error("change what is visible"):
+            self._client.batch_update_points(_name(collection_id), operations, wait=True)
+
+    def delete_version(self, collection_id: str, version_id: str) -> None:
+        self._delete_where(collection_id, _filter(version_id=version_id))
+
+    def delete_document(self, collection_id: str, document_id: str) -> None:
+        self._delete_where(collection_id, _filter(document_id=document_id))
+
+    def _delete_where(self, collection_id: str, wanted: models.Filter) -> None:
+        if self._exists(collection_id):
+            with _as_store_error("delete chunks"):
+                self._client.delete(_name(collection_id), models.FilterSelector(filter=wanted), wait=True)
+
+    def delete_collection(self, collection_id: str) -> None:
+        with self._create_lock, _as_store_error("delete a collection"):
+            self._dimensions.pop(collection_id, None)
+            self._client.delete_collection(_name(collection_id))
+
+    def list_collections(self) -> list[str]:
+        with _as_store_error("list collections"):
+            names = [entry.name for entry in self._client.get_collections().collections]
+        return sorted(name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX))
+
+    def count(
+        self,
+        collection_id: str,
+        *,
+        document_id: str | None = None,
+        version_id: str | None = None,
+        active: bool | None = None,
+    ) -> int:
+        if not self._exists(collection_id):
+            return 0
+        wanted = _filter(document_id=document_id, version_id=version_id, active=active)
+        with _as_store_error("count chunks"):
+            return self._client.count(_name(collection_id), count_filter=wanted, exact=True).count
+
+    def list_versions(self) -> dict[str, VersionState]:
+        versions: dict[str, VersionState] = {}
+        for collection_id in self.list_collections():
+            for payload in self._payloads(collection_id):
+                version_id = payload["version_id"]
+                before = versions.get(version_id, VersionState(collection_id, 0, 0))
+                is_active = payload[VISIBILITY] == visibility(True)
+                versions[version_id] = VersionState(
+                    collection_id, before.num_points + 1, before.num_active + int(is_active)
+                )
+        return versions
+
+    def _payloads(self, collection_id: str) -> Iterator[dict[str, Any]]:
+        offset: Any = None
+        while True:
+            with _as_store_error("list versions"):
+                records, offset = self._client.scroll(
+                    _name(collection_id), limit=_PAGE, offset=offset, with_payload=["version_id", VISIBILITY]
+                )
+            yield from (record.payload or {} for record in records)
+            if offset is None:
+                return
+
+    def search(
+        self,
+        collection_ids: Sequence[str],
+        *,
+        vector: npt.NDArray[np.float32] | None,
+        text: str | None,
+        limit: int,
+    ) -> list[ScoredChunk]:
+        found: list[ScoredChunk] = []
+        for collection_id in dict.fromkeys(collection_ids):
+            if self._exists(collection_id):
+                found += self._search_one(_name(collection_id), vector, text, limit)
+        return found
+
+    def _search_one(
+        self, name: str, vector: npt.NDArray[np.float32] | None, text: str | None, limit: int
+    ) -> list[ScoredChunk]:
+        visible = _filter(active=True)
+        requests: list[models.QueryRequest] = []
+        if vector is not None:
+            requests.append(
+                models.QueryRequest(
+                    query=vector.tolist(),
+                    using=DENSE,
+                    filter=visible,
+                    limit=limit,
+                    with_payload=True,
+                    params=models.SearchParams(
+                        quantization=models.QuantizationSearchParams(rescore=True, oversampling=2.0)
+                    ),
+                )
+            )
+        words = encode_query(text) if text else None
+        if words and words.indices:
+            requests.append(
+                models.QueryRequest(
+                    query=models.SparseVector(indices=list(words.indices), values=list(words.values)),
+                    using=SPARSE,
+                    filter=visible,
+                    limit=limit,
+                    with_payload=True,
+                    with_vector=[DENSE] if vector is not None else False,
+                )
+            )
+        if not requests:
+            return []
+        with _as_store_error("search"):
+            answers = [answer.points for answer in self._client.query_batch_points(name, requests)]
+        by_meaning = answers[0] if vector is not None else []
+        by_words = answers[-1] if words and words.indices else []
+        return join_legs(by_meaning, by_words, vector)
+
+    def flush(self) -> None:
+        """Nothing to do: every write waits until the server has it."""
+
+    def optimize(self) -> bool:
+        """The server does this by itself."""
+        return False
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _exists(self, collection_id: str) -> bool:
+        with _as_store_error("look for a collection"):
+            return self._client.collection_exists(_name(collection_id))
+
+    def _ensure(self, collection_id: str, dimension: int) -> None:
+        with self._create_lock:
+            if collection_id not in self._dimensions:
+                if not self._exists(collection_id):
+                    self._create(_name(collection_id), dimension)
+                self._dimensions[collection_id] = self._stored_dimension(_name(collection_id))
+            stored = self._dimensions[collection_id]
+        if stored != dimension:
+            raise StoreError(
+                f"Collection {collection_id!r} holds vectors of dimension {stored}, not {dimension}. "
+                "It was built with another embedding model; embed it anew."
+            )
+
+    def _create(self, name: str, dimension: int) -> None:
+        with _as_store_error("make a collection"):
+            self._client.create_collection(
+                name,
+                vectors_config={DENSE: models.VectorParams(size=dimension, distance=models.Distance.COSINE)},
+                sparse_vectors_config={SPARSE: models.SparseVectorParams(modifier=models.Modifier.IDF)},
+                quantization_config=models.ScalarQuantization(
+                    scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8, quantile=0.99, always_ram=True)
+                ),
+            )
+            for field in (*INDEXED_KEYWORDS, VISIBILITY):
+                self._client.create_payload_index(name, field, models.PayloadSchemaType.KEYWORD, wait=True)
+
+    def _stored_dimension(self, name: str) -> int:
+        with _as_store_error("read a collection's settings"):
+            vectors = self._client.get_collection(name).config.params.vectors
+        if not isinstance(vectors, dict) or DENSE not in vectors:
+            raise StoreError(f"The server's collection {name!r} was not made by windfarm; it has no vector {DENSE!r}.")
+        return vectors[DENSE].size
+
+
+def _name(collection_id: str) -> str:
+    return f"{PREFIX}{collection_id}"
+
+
+def _point(chunk: StoredChunk, row: npt.NDArray[np.float32], active: bool) -> models.PointStruct:
+    words = encode_document(searchable_text(chunk), chunk.language)
+    vectors: Any = {
+        DENSE: row.tolist(),
+        SPARSE: models.SparseVector(indices=list(words.indices), values=list(words.values)),
+    }
+    return models.PointStruct(
+        id=point_id(chunk.version_id, chunk.index), vector=vectors, payload=chunk_to_payload(chunk, active=active)
+    )
+
+
+def _filter(
+    *, document_id: str | None = None, version_id: str | None = None, active: bool | None = None
+) -> models.Filter:
+    shown = None if active is None else visibility(active)
+    wanted = {"document_id": document_id, "version_id": version_id, VISIBILITY: shown}
+    conditions: list[Any] = [
+        models.FieldCondition(key=field, match=models.MatchValue(value=value))
+        for field, value in wanted.items()
+        if value is not None
+    ]
+    return models.Filter(must=conditions)
+
+
+@contextmanager
+def _as_store_error(what: str) -> Iterator[None]:
+    """What the client raises for a server that is away, refuses or does not understand."""
+    try:
+        yield
+    except (ApiException, OSError, ValueError) as error:
+        raise StoreError(f"The Qdrant server could not {what}: {error}") from error
