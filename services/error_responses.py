@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from sqlalchemy.exc import OperationalError
+
 from cluster.errors import EngineBusy, EngineDead, EngineFailed, HomeError, InvalidRequest, ModelNotFound
 from rag.errors import EmbeddingMismatch, ParseError, StoreError
 from services.errors import ApiError
 
 # First match wins: subclasses stand before their bases.
 _TABLE: tuple[tuple[type[Exception], int, str, str], ...] = (
+    (OperationalError, 503, "service_unavailable", "database_unavailable"),
     (InvalidRequest, 400, "invalid_request_error", "invalid_request"),
     (EngineBusy, 503, "service_unavailable", "engine_busy"),
     (EngineDead, 503, "service_unavailable", "engine_dead"),
@@ -40,10 +43,16 @@ def to_api_error(error: BaseException, request_id: str | None = None) -> ApiErro
     for kind, status, type_, code in _TABLE:
         if isinstance(error, kind):
             retry_after_s = 1 if status == 503 else None
-            own_code = getattr(error, "code", None) or code
-            return ApiError(status, type_, own_code, str(error), getattr(error, "param", None), retry_after_s)
+            own_code = code if isinstance(error, OperationalError) else getattr(error, "code", None) or code
+            return ApiError(status, type_, own_code, _message(error), getattr(error, "param", None), retry_after_s)
     where = f" Request id: {request_id}." if request_id else ""
     return ApiError(500, "server_error", "internal_error", f"windfarm failed here; its log says why.{where}")
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, OperationalError):  # its own text holds the statement with everybody's data
+        return f"The database cannot be used: {error.orig}. Check its disk space and that it runs; then try again."
+    return str(error)
 
 
 def is_expected(error: BaseException) -> bool:

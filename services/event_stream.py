@@ -1,0 +1,89 @@
+"""Server-sent events over plain ASGI: bytes out as they come, comments while it is silent, cancel when the client goes.
+
+The producer runs in the request's own task. Whoever closes the page, the tab or the socket cancels it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+Result = TypeVar("Result")
+
+KEEP_ALIVE_COMMENT = b": keep-alive\n\n"
+DONE = b"data: [DONE]\n\n"
+_HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
+
+
+class ClientGone(Exception):
+    """The client closed the connection; nobody is there to answer."""
+
+
+class EventStream:
+    """The answer of one streaming request. Nothing is sent before `begin` or the first `send`."""
+
+    def __init__(self, send: Send, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        self._send = send
+        self._headers = [*_HEADERS, *headers]
+        self.has_begun = False
+        self.first_event_at: float | None = None
+        self._last_at = time.monotonic()
+
+    async def begin(self) -> None:
+        if not self.has_begun:
+            self.has_begun = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
+
+    async def send(self, events: bytes) -> None:
+        if not self.has_begun:
+            await self.begin()
+        self._last_at = time.monotonic()
+        if self.first_event_at is None:
+            self.first_event_at = self._last_at
+        await self._send({"type": "http.response.body", "body": events, "more_body": True})
+
+    async def end(self) -> None:
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def keep_alive(self, every_s: float) -> None:
+        """Send a comment whenever nothing was sent for that long; runs until it is cancelled."""
+        while True:
+            silent_s = time.monotonic() - self._last_at
+            if silent_s < every_s:
+                await asyncio.sleep(every_s - silent_s)
+                continue
+            await self.begin()
+            self._last_at = time.monotonic()
+            await self._send({"type": "http.response.body", "body": KEEP_ALIVE_COMMENT, "more_body": True})
+
+
+async def until_client_leaves(receive: Receive, work: Awaitable[Result], *companions: Awaitable[None]) -> Result:
+    """The result of `work`, which is cancelled when the client disconnects (`ClientGone`).
+
+    The request body must have been read. `companions` run along and are cancelled at the end.
+    """
+    worker = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(_disconnected(receive))
+    helpers = [watcher, *(asyncio.ensure_future(companion) for companion in companions)]
+    try:
+        await asyncio.wait({worker, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not worker.done():
+            raise ClientGone
+        return worker.result()
+    finally:
+        for task in (worker, *helpers):
+            task.cancel()
+        await asyncio.gather(worker, *helpers, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
