@@ -52,6 +52,17 @@ LEFT_OUT = {
 """Packages that the CPU locks leave out although something declares them: name -> reason."""
 
 
+OTHER_ON_GPU = (
+    "protobuf",
+    "opentelemetry-proto",
+    "googleapis-common-protos",
+    "grpcio",
+    "grpcio-reflection",
+    "proto-plus",
+)
+"""Packages whose version differs on GPUs: CUDA's kernel library wants an older protobuf than the rest has."""
+
+
 @dataclass(frozen=True)
 class Package:
     name: str
@@ -73,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.only != "gpu":
         lock_cpu_profiles(pythons, pins([] if options.upgrade else ["cpu", "base", "dev"], options.keep))
     if options.only != "cpu":
-        lock_gpu_profile(pythons, pins([] if options.upgrade else ["gpu", "base"], options.keep))
+        lock_gpu_profile(pythons, gpu_pins([] if options.upgrade else ["base"], options.keep))
 
 
 def find_pythons() -> Iterator[tuple[str, str]]:
@@ -107,6 +118,12 @@ def pins(locks: Iterable[str], files: Iterable[Path]) -> list[str]:
     paths = [path for name in locks if (path := REQUIREMENTS / f"{name}.lock").exists()] + list(files)
     lines = [line.split("#")[0].strip() for path in paths for line in path.read_text().splitlines()]
     return sorted({line for line in lines if "==" in line})
+
+
+def gpu_pins(locks: Iterable[str], files: Iterable[Path]) -> list[str]:
+    """The versions of the base profile, so that all profiles agree where they can."""
+    kept = (pin for pin in pins(locks, files) if canonicalize_name(pin.split("==")[0]) not in OTHER_ON_GPU)
+    return [*kept, *(pin for pin in pins(["gpu"], []) if canonicalize_name(pin.split("==")[0]) in OTHER_ON_GPU)]
 
 
 def resolve(python: str, inputs: Sequence[str], keep: Sequence[str], *, stubbed: bool) -> Resolution:

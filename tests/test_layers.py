@@ -1,0 +1,91 @@
+"""Imports flow one way: ui -> (HTTP) -> services -> rag, cluster, which never meet; heavy libraries have one place each."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("cluster", "services", "rag", "ui")
+
+MAY_IMPORT = {"cluster": set(), "rag": set(), "services": {"cluster", "rag", "ui"}, "ui": set()}
+"""Folder -> other folders of ours that it may import. `services.app` mounts the page, hence `ui` there."""
+
+ONLY_IN = {
+    "qdrant_client": ("rag/vector_store",),
+    "qdrant_edge": ("rag/vector_store",),
+    "vllm": ("cluster/",),
+    "torch": ("cluster/",),
+    "transformers": ("cluster/",),
+    "xllamacpp": ("cluster/",),
+    "ray": ("services/", "cluster/placement"),
+    "gradio": ("ui/",),
+    "sqlalchemy": ("services/",),
+    "kreuzberg": ("rag/",),
+}
+"""Library -> where it may be imported (prefixes of paths)."""
+
+HEAVY = ("torch", "vllm", "transformers", "xllamacpp")
+
+LIGHT_PROCESSES = ("services.gateway", "services.cli", "ui.app")
+"""Modules whose process must stay light and outlive the model replicas."""
+
+
+def modules() -> list[Path]:
+    return sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """(dotted name, line) of every import, also those inside functions."""
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = list(package[: len(package) - node.level + 1]) if node.level else []
+            yield ".".join(base + ([node.module] if node.module else [])), node.lineno
+
+
+def test_each_folder_imports_only_what_lies_below_it() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in modules()
+        for name, line in imports(path)
+        if (other := name.split(".")[0]) in FOLDERS
+        and other != (own := path.relative_to(ROOT).parts[0])
+        and other not in MAY_IMPORT[own]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_only_the_composition_imports_the_page() -> None:
+    """The page talks HTTP; nothing but the process that serves it may know it."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in modules()
+        for name, line in imports(path)
+        if path.parts[len(ROOT.parts)] == "services" and name.split(".")[0] == "ui" and path.stem not in ("app", "page")
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_each_library_is_imported_in_its_own_place_only() -> None:
+    wrong = [
+        f"{relative}:{line} imports {name}"
+        for path in modules()
+        for name, line in imports(path)
+        if (places := ONLY_IN.get(name.split(".")[0]))
+        and not (relative := path.relative_to(ROOT).as_posix()).startswith(places)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("module", LIGHT_PROCESSES)
+def test_processes_that_outlive_models_load_no_model_library(module: str) -> None:
+    program = f"import sys, {module}; print(*(m for m in {HEAVY!r} if m in sys.modules))"
+    answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.strip() == ""
