@@ -22,7 +22,9 @@ def chromium() -> str | None:
 
 @functools.cache
 def vllm() -> str | None:
-    return None if importlib.util.find_spec("vllm") else "the profile without vLLM is installed (`PROFILE=cpu make setup`)"
+    return (
+        None if importlib.util.find_spec("vllm") else "the profile without vLLM is installed (`PROFILE=cpu make setup`)"
+    )
 
 
 @functools.cache
