@@ -1,8 +1,8 @@
 """Parsed text to passages of a bounded number of tokens, each with its exact span, page and headings.
 
 The text is tokenised once, in pieces, and cut where the token positions allow: at every page, best before a heading,
-then between paragraphs, lines, sentences, words. So time grows linearly, also for ten megabytes on one line. (Splitters that
-search their pieces again in the text, as langchain's do, lose half of the positions when lengths are tokens.)
+then between paragraphs, lines, sentences, words. So time grows linearly, also for ten megabytes on one line. (Splitters
+that search their pieces again in the text, as langchain's do, lose half of the positions when lengths are tokens.)
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Bytes of one file to text, pages and title, in this process and without limits: only the parser process calls this.
 
 PDF text keeps its pages; presentations count slides as pages. Plain text formats are decoded and otherwise unchanged,
-so that character offsets point into the file as people see it. Scanned pages without a text layer give a warning, not OCR.
+so that character offsets point into the file as people see it. Scanned pages without a text layer give a warning; there
+is no text recognition (OCR).
 """
 
 from __future__ import annotations
@@ -139,8 +140,10 @@ def _as_parse_error(name: str, error: Exception) -> ParseError:
 
 def _no_text_warning(name: str, kind: FileType) -> str:
     if kind is filetypes.PDF:
-        return f"{name} has no text layer (it may be scanned), so nothing in it can be found. "
+        return (
+            f"{name} has no text layer (it may be scanned), so nothing in it can be found. "
             "Run text recognition (OCR) over it first."
+        )
     return f"{name} holds no text, so nothing in it can be found."
 
 

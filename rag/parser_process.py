@@ -24,6 +24,7 @@ from rag.extraction import extract
 from rag.types import ParsedDocument
 
 _LENGTH = struct.Struct(">Q")
+READY = b"ready"
 _POLL_S = 0.05
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _PAGE_BYTES = resource.getpagesize()
@@ -35,6 +36,7 @@ def main() -> None:
     # Whatever the parser prints must not get between the answers.
     os.dup2(2, 1)
     os.close(0)
+    _send(answers, READY)
     while (request := _receive(requests)) is not None:
         _send(answers, _serve(json.loads(request), requests))
 

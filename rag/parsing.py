@@ -24,7 +24,8 @@ from rag.types import PageSpan, ParsedDocument
 
 _LENGTH = struct.Struct(">Q")
 _SOURCE_ROOT = Path(__file__).resolve().parent.parent
-_START_TIMEOUT_S = 60.0
+_START_TIMEOUT_S = 120.0
+_GRACE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ class DocumentParser:
         if process is None or process.poll() is not None:
             process = self._process = _start_process()
         # The process keeps the limits itself; this one is for the case that it cannot.
-        deadline = time.monotonic() + self._limits.timeout_s + _START_TIMEOUT_S
+        deadline = time.monotonic() + self._limits.timeout_s + _GRACE_S
         try:
             return _exchange(process, request, deadline)
         except (BrokenPipeError, EOFError, TimeoutError, ValueError) as error:
@@ -113,22 +114,33 @@ class DocumentParser:
 
 
 def _start_process() -> subprocess.Popen[bytes]:
+    """Raises `RuntimeError` where the parser cannot run here at all, which no file is to blame for."""
     environment = {"PYTHONPATH": str(_SOURCE_ROOT), "PATH": os.defpath, "LANG": "C.UTF-8", "HOME": "/nonexistent"}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "rag.parser_process"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
         bufsize=0,
         env=environment,
         cwd="/",
         start_new_session=True,
     )
+    try:
+        _receive(process, time.monotonic() + _START_TIMEOUT_S)
+    except (EOFError, TimeoutError) as error:
+        _end(process)
+        raise RuntimeError(f"The parser process does not start ({error}); its own output says why.") from error
+    return process
 
 
 def _exchange(process: subprocess.Popen[bytes], request: bytes, deadline: float) -> bytes:
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
     process.stdin.write(_LENGTH.pack(len(request)) + request)
+    return _receive(process, deadline)
+
+
+def _receive(process: subprocess.Popen[bytes], deadline: float) -> bytes:
+    assert process.stdout is not None
     source = process.stdout.fileno()
     (length,) = _LENGTH.unpack(_read_exactly(source, _LENGTH.size, deadline))
     return _read_exactly(source, length, deadline)
