@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from cluster.engine import GenerationChunk, GenerationRequest, SamplingParams, Usage
-from rag.types import Citation, Passage
+from rag.citations import CitedPassage
+from rag.types import Passage
 
 Message = Mapping[str, Any]
 """An OpenAI chat message."""
@@ -72,14 +73,6 @@ class SentenceEmbedder(Protocol):
     """Used to attach citations by meaning; rows are normalised."""
 
     async def embed_passages(self, texts: Sequence[str]) -> Any: ...
-
-
-@dataclass(frozen=True, slots=True)
-class CitedPassage:
-    """A citation with the places of the answer (character spans of the final text) that it supports."""
-
-    citation: Citation
-    answer_spans: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
