@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from os import environ
 from pathlib import Path
 
+from cluster.home import DATABASE_FILE, HOME_ENV, default_root
 from services.config import Environment
 from services.setup_errors import ConfigError
 
@@ -37,18 +38,14 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
 
 def data_folder(variables: Mapping[str, str] | None = None) -> Path:
     """`WINDFARM_HOME`, by default `windfarm` in the user's data directory. Not created here."""
-    variables = environ if variables is None else variables
-    if named := variables.get("WINDFARM_HOME"):
-        return Path(named).expanduser().absolute()
-    data_home = variables.get("XDG_DATA_HOME")
-    base = Path(data_home) if data_home else Path(variables.get("HOME") or Path.home()) / ".local" / "share"
-    return (base / "windfarm").absolute()
+    named = (environ if variables is None else variables).get(HOME_ENV)
+    return Path(named).expanduser().absolute() if named else default_root()
 
 
 def database_url(variables: Mapping[str, str] | None = None) -> str:
     """`WINDFARM_DATABASE_URL`, by default an SQLite file in the data folder."""
     variables = environ if variables is None else variables
-    return variables.get("WINDFARM_DATABASE_URL") or f"sqlite:///{data_folder(variables) / 'windfarm.db'}"
+    return variables.get("WINDFARM_DATABASE_URL") or f"sqlite:///{data_folder(variables) / DATABASE_FILE}"
 
 
 def _number(variables: Mapping[str, str], name: str, low: int, high: int) -> int | None:

@@ -1,0 +1,112 @@
+"""Everything private of Ray that windfarm touches to run a Ray of its own; a contract test holds it to the pinned Ray.
+
+A head started here opens no dashboard, no client server and no metrics port: the conductor is the only driver, and
+statistics come from the public endpoint. With a node address of 127.0.0.1 all that is left listens on loopback and
+demands Ray's token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray._private.node import Node
+
+SUPPORTED_RAY = "2.60.0"
+
+RAY_VARIABLES: Mapping[str, str] = {
+    "RAY_AUTH_MODE": "token",
+    # Otherwise Ray replaces 127.0.0.1 by the machine's outer address, in the head as well as in drivers.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_SERVE_ENABLE_TASK_EVENTS": "0",
+    "RAY_TASK_EVENTS_REPORT_INTERVAL_MS": "0",
+    "RAY_task_events_report_interval_ms": "0",
+}
+"""Set for every process before Ray is imported."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadOptions:
+    """How to start Ray's head. `memory_bytes` is what replicas may ask for, beside the object store."""
+
+    node_ip: str
+    temp_folder: str
+    num_cpus: int
+    num_gpus: int | None
+    memory_bytes: int
+    object_store_bytes: int
+
+
+def start_head(options: HeadOptions) -> Node:
+    """Start GCS and raylet as children that end with this process; returns when both answer."""
+    from ray._private import utils
+    from ray._private.node import Node
+    from ray._private.parameter import RayParams
+
+    class HeadNode(Node):
+        def start_api_server(self, *, include_dashboard: bool | None, raise_on_failure: bool) -> None:
+            self._webui_url = ""
+
+    # Ray's own switch for an agent without HTTP, gRPC and metrics ports is that its packages are missing.
+    utils.get_dashboard_dependency_error = lambda: "not wanted"
+    parameters = RayParams(
+        node_ip_address=options.node_ip,
+        node_name=options.node_ip,
+        gcs_server_port=0,
+        include_dashboard=False,
+        include_log_monitor=False,
+        no_monitor=True,
+        num_cpus=options.num_cpus,
+        num_gpus=options.num_gpus,
+        memory=options.memory_bytes,
+        object_store_memory=options.object_store_bytes,
+        temp_dir=options.temp_folder,
+        _system_config={"enable_metrics_collection": False},
+    )
+    return HeadNode(parameters, head=True, shutdown_at_exit=True, spawn_reaper=True)
+
+
+def dead_processes(node: Node) -> list[str]:
+    """Names of processes of the head that have ended."""
+    return [str(name) for name, _ in node.dead_processes()]
+
+
+def stop_head(node: Node) -> None:
+    node.kill_all_processes(check_alive=False, allow_graceful=True)
+
+
+def start_serve(address: str) -> Any:
+    """Connect to Ray as its driver and start Serve without a proxy; returns Serve's client."""
+    import ray
+    from ray.serve._private.api import serve_start
+
+    ray.init(address=address, namespace="serve", log_to_driver=False, logging_level="warning")
+    return serve_start(http_options={"location": "NoServer"})
+
+
+def deploy(client: Any, config: Mapping[str, Any]) -> None:
+    """Make the running applications those of a Serve config; returns at once."""
+    from ray.serve.schema import ServeDeploySchema
+
+    client.deploy_apps(ServeDeploySchema.model_validate(config))
+
+
+def serve_details(client: Any) -> dict[str, Any]:
+    """Applications, deployments and replicas as Serve's schema `ServeInstanceDetails` has them."""
+    details: dict[str, Any] = client.get_serve_details()
+    return details
+
+
+def close_replica_ports() -> None:
+    """Keep this replica from opening Serve's port for direct calls between deployments.
+
+    That port listens on all interfaces, asks for no token and unpickles what it gets. Calls between our deployments
+    take Ray's own authenticated way, so nothing needs it. To be called in the constructor of each deployment.
+    """
+    from ray.serve._private import replica
+
+    replica.add_port_to_grpc_server = lambda server, address: 0
