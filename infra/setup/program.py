@@ -26,6 +26,8 @@ from infra.setup.progress import Progress
 from infra.setup.stamp import Stamp, read_stamp, remove_stamp, wanted_stamp, write_stamp
 
 ROOT = Path(__file__).resolve().parents[2]
+NUM_MODELS = 2
+"""Models that come along; each leaves a manifest in the data folder when it is wholly prepared."""
 NO_VLLM = (
     "No build of torch without CUDA could be had ({pin}), and there is no GPU: installed without vLLM. "
     "llama.cpp serves chat, everything else works. `PROFILE=cpu make setup` tries again."
@@ -79,7 +81,7 @@ def set_up(asked: str, *, dev: bool, home: Path, root: Path = ROOT) -> None:
 def is_done(venv: Path, wanted: Stamp) -> bool:
     stamp = read_stamp(venv)
     programs_exist = (venv / "bin" / "python").exists() and (venv / "bin" / "windfarm").exists()
-    models_exist = (Path(wanted.home) / "models").is_dir()
+    models_exist = len(list(Path(wanted.home).glob("models/*/*/manifest.json"))) >= NUM_MODELS
     return stamp is not None and stamp.covers(wanted) and programs_exist and models_exist
 
 
