@@ -99,6 +99,8 @@ class ModelInfo:
     gives_logprobs: bool = True
     takes_json_schema: bool = True
     takes_grammar: bool = True
+    template_knows_tools: bool = False
+    """Whether `tools` reach the prompt through the chat template; otherwise the caller must put them there."""
 
 
 class Engine(Protocol):
@@ -106,6 +108,10 @@ class Engine(Protocol):
 
     @property
     def info(self) -> ModelInfo: ...
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Generations that run, and requests that wait for a slot."""
 
     async def start(self) -> None:
         """Load the model; returns when the first token can be asked for."""

@@ -1,0 +1,440 @@
+"""llama.cpp in our own process, through `xllamacpp`; everything private to that package is in this file.
+
+Its calls block, so each running generation has a thread; tokens reach the event loop through one mailbox, where one
+wake-up serves several tokens. Its server always opens an HTTP port: that one stays on loopback behind a random key and
+serves tokenization. Stop strings are matched here, because llama.cpp drops text that it holds back when the answer ends
+at its limit. Log-probabilities of characters that took several tokens are those of the last one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import aiohttp
+import xllamacpp
+
+from cluster.chat_template import ChatTemplate, template_from_gguf
+from cluster.engine import (
+    FinishReason,
+    GenerationChunk,
+    GenerationRequest,
+    ModelInfo,
+    SamplingParams,
+    TokenLogprob,
+    Usage,
+)
+from cluster.engines.admission import Admission
+from cluster.engines.request_checks import answer_limit, check_request, check_token_ids
+from cluster.engines.settings import EngineSettings
+from cluster.engines.stop_strings import StopMatcher
+from cluster.engines.structured_output import json_schema_grammar
+from cluster.engines.vocabulary import Vocabulary, hidden_token_ids
+from cluster.errors import ClusterError, ContextTooLong, EngineDead, EngineFailed, InvalidRequest, ModelDamaged
+from cluster.gguf_metadata import GgufMetadata, read_gguf_metadata
+
+HEALTH_LIMIT_S = 10.0
+# A long prompt on a slow machine keeps the engine's loop busy between two signs of life.
+STALL_LIMIT_S = 120.0
+# Tokens computed between two looks at whether the client still wants the answer.
+PROMPT_BATCH = 512
+PROMPT_CACHE_MIB = 256
+DEFAULT_CONTEXT = 4096
+
+_OWNED_OPTIONS = {"model", "port", "hostnames", "api_keys", "n_ctx", "n_parallel", "model_alias", "endpoint_metrics"}
+
+
+class LlamaCppEngine:
+    """One GGUF model with `parallel_requests` slots, each with the whole context."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
+        self._path = Path(settings.location)
+        self._metadata: GgufMetadata = read_gguf_metadata(self._path)
+        self._vocabulary = Vocabulary(self._metadata)
+        self._template: ChatTemplate = template_from_gguf(self._metadata, model=settings.model)
+        self._max_context = _max_context(settings, self._metadata)
+        self._admission = Admission(settings.parallel_requests, settings.max_queued_requests)
+        self._key = secrets.token_hex(16)
+        self._server: Any = None
+        self._http: aiohttp.ClientSession | None = None
+        self._mailbox: _Mailbox | None = None
+        self._workers: ThreadPoolExecutor | None = None
+        self._health: asyncio.Future[Any] | None = None
+        self._last_sign_of_life = monotonic()
+
+    @property
+    def info(self) -> ModelInfo:
+        return ModelInfo(
+            model=self._settings.model,
+            engine="llamacpp",
+            max_context=self._max_context,
+            max_concurrency=self._settings.parallel_requests,
+            template_knows_tools=self._template.knows_tools,
+        )
+
+    @property
+    def load(self) -> tuple[int, int]:
+        return self._admission.num_running, self._admission.num_queued
+
+    async def start(self) -> None:
+        params = self._parameters()
+        self._mailbox = _Mailbox(asyncio.get_running_loop())
+        # One thread per slot, and one for health.
+        self._workers = ThreadPoolExecutor(self._settings.parallel_requests + 1, thread_name_prefix="llamacpp")
+        try:
+            self._server = await asyncio.get_running_loop().run_in_executor(
+                self._workers, xllamacpp.Server, params
+            )
+        except (RuntimeError, ValueError) as error:
+            await self.stop()
+            raise ModelDamaged(
+                f"llama.cpp cannot load {self._path}: {error}. Check the file, and that memory suffices."
+            ) from error
+        self._http = aiohttp.ClientSession(
+            self._server.listening_address, headers={"Authorization": f"Bearer {self._key}"}
+        )
+
+    async def stop(self) -> None:
+        server, self._server = self._server, None
+        http, self._http = self._http, None
+        workers, self._workers = self._workers, None
+        if self._mailbox is not None:
+            self._mailbox.close("The engine was stopped.")
+        if http is not None:
+            await http.close()
+        if workers is not None:
+            # The threads leave at the next token; the server can only go after they did.
+            await asyncio.to_thread(workers.shutdown, wait=True)
+        if server is not None:
+            holder = [server]
+            del server
+            await asyncio.to_thread(holder.clear)  # its destructor waits for the engine's loop
+
+    async def check_health(self) -> None:
+        """Asks the engine's own loop, which answers between two computations."""
+        if self._server is None or self._workers is None:
+            raise EngineDead("llama.cpp is not running.")
+        if self._health is None or self._health.done():
+            loop = asyncio.get_running_loop()
+            self._health = loop.run_in_executor(self._workers, self._server.handle_metrics)
+        done, _ = await asyncio.wait([self._health], timeout=HEALTH_LIMIT_S)
+        if done:
+            if error := self._health.exception():
+                raise EngineDead(f"llama.cpp does not answer: {error}") from error
+            self._last_sign_of_life = monotonic()
+        elif (silence := monotonic() - self._last_sign_of_life) > STALL_LIMIT_S:
+            raise EngineDead(f"llama.cpp gave no sign of life for {silence:.0f} seconds.")
+
+    async def tokenize(self, text: str) -> list[int]:
+        return await self._tokenize(text, add_special=False, parse_special=False)
+
+    async def count_prompt_tokens(self, request: GenerationRequest) -> int:
+        check_request(request)
+        return len(await self._prompt_ids(request))
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
+        """See the contract. Closing the iterator frees the slot at the engine's next token."""
+        check_request(request)
+        prompt_ids = await self._prompt_ids(request)
+        check_token_ids(list(request.sampling.logit_bias or ()), len(self._vocabulary), param="logit_bias")
+        max_tokens = answer_limit(len(prompt_ids), request.sampling.max_tokens, self._max_context)
+        body = _completion_body(prompt_ids, max_tokens, request.sampling)
+        await self._admission.acquire()
+        call = self._submit(body)
+        reader = _ChunkReader(request.sampling, self._vocabulary, len(prompt_ids))
+        try:
+            while not reader.is_finished:
+                for chunk in reader.read(await call.next_items()):
+                    yield chunk
+        finally:
+            call.cancel()
+
+    def _submit(self, body: dict[str, Any]) -> _Call:
+        """Run one generation in a worker thread; its slot is given back when the thread has left the engine."""
+        if self._server is None or self._mailbox is None or self._workers is None:
+            self._admission.release()
+            raise EngineDead("llama.cpp is not running.")
+        call = _Call(self._mailbox, self._note_life)
+        self._mailbox.open(call)
+        loop = asyncio.get_running_loop()
+        future: Future[None] = self._workers.submit(call.run, self._server.handle_completions, body)
+        future.add_done_callback(lambda _: _soon(loop, self._admission.release))
+        return call
+
+    def _note_life(self) -> None:
+        self._last_sign_of_life = monotonic()
+
+    async def _prompt_ids(self, request: GenerationRequest) -> list[int]:
+        if request.prompt_token_ids is not None:
+            ids = list(request.prompt_token_ids)
+            check_token_ids(ids, len(self._vocabulary), param="prompt")
+            return ids
+        if request.messages is not None:
+            text = self._template.render(request.messages, request.tools)
+            return await self._tokenize(text, add_special=False, parse_special=True)
+        return await self._tokenize(request.prompt_text or "", add_special=True, parse_special=True)
+
+    async def _tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        if self._http is None:
+            raise EngineDead("llama.cpp is not running.")
+        body = {"content": text, "add_special": add_special, "parse_special": parse_special}
+        try:
+            async with self._http.post("/tokenize", json=body) as answer:
+                answer.raise_for_status()
+                return list((await answer.json())["tokens"])
+        except aiohttp.ClientError as error:
+            raise EngineFailed(f"llama.cpp could not tokenize the prompt: {error}") from error
+
+    def _parameters(self) -> Any:
+        settings = self._settings
+        params = xllamacpp.CommonParams()
+        params.model.path = str(self._path)
+        params.model_alias = {settings.model}
+        params.hostnames = ["127.0.0.1"]
+        params.port = 0
+        params.api_keys = [self._key]
+        params.ui = False
+        params.endpoint_slots = False
+        params.endpoint_metrics = True
+        params.n_threads_http = 2
+        params.verbosity = 1
+        params.n_parallel = settings.parallel_requests
+        params.n_ctx = self._max_context * settings.parallel_requests
+        params.n_batch = PROMPT_BATCH
+        params.cache_ram_mib = PROMPT_CACHE_MIB
+        params.fit_params = False  # it may shrink the context silently
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings.threads or os.cpu_count() or 1
+        for name, value in settings.options.items():
+            _set_option(params, name, value)
+        return params
+
+
+@dataclass(slots=True)
+class _End:
+    """The engine left; `error` when it failed."""
+
+    error: ClusterError | None = None
+
+
+class _Call:
+    """One blocking call into llama.cpp, in a thread, with its items collected for the event loop."""
+
+    def __init__(self, mailbox: _Mailbox, note_life: Callable[[], None]) -> None:
+        self._mailbox = mailbox
+        self._note_life = note_life
+        self._is_cancelled = False
+        self._items: list[Any] = []
+        self._has_items = asyncio.Event()
+
+    def run(self, handle: Callable[..., Any], body: dict[str, Any]) -> None:
+        """In the thread: returns when llama.cpp is done with the request."""
+        end = _End()
+        if not self._is_cancelled:
+            try:
+                handle(body, self._on_item)
+            except (RuntimeError, ValueError) as error:
+                end.error = EngineFailed(f"llama.cpp failed: {error}")
+        self._mailbox.post(self, end)
+
+    def _on_item(self, item: Any) -> bool:
+        """In the thread, for each token; true ends the generation."""
+        self._note_life()
+        if not self._is_cancelled:
+            self._mailbox.post(self, item)
+        return self._is_cancelled
+
+    def cancel(self) -> None:
+        self._is_cancelled = True
+        self._mailbox.forget(self)
+
+    def deliver(self, item: Any) -> None:
+        """In the event loop."""
+        self._items.append(item)
+        self._has_items.set()
+
+    async def next_items(self) -> list[Any]:
+        """All that came since the last call, at least one item."""
+        await self._has_items.wait()
+        self._has_items.clear()
+        items, self._items = self._items, []
+        return items
+
+
+class _Mailbox:
+    """Brings items of all calls from their threads into the event loop, many with one wake-up."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._posted: deque[tuple[_Call, Any]] = deque()
+        self._is_awake = False
+        self._open_calls: set[_Call] = set()
+
+    def post(self, call: _Call, item: Any) -> None:
+        self._posted.append((call, item))
+        if not self._is_awake:
+            self._is_awake = True
+            _soon(self._loop, self._deliver_all)
+
+    def forget(self, call: _Call) -> None:
+        self._open_calls.discard(call)
+
+    def open(self, call: _Call) -> None:
+        self._open_calls.add(call)
+
+    def close(self, reason: str) -> None:
+        """End all open calls with an error."""
+        for call in list(self._open_calls):
+            call.deliver(_End(EngineDead(reason)))
+            call.cancel()
+
+    def _deliver_all(self) -> None:
+        # Cleared first: an item posted from now on wakes the loop again, so none is ever left behind.
+        self._is_awake = False
+        while self._posted:
+            call, item = self._posted.popleft()
+            call.deliver(item)
+
+
+class _ChunkReader:
+    """Turns llama.cpp's answers for one request into chunks: token ids, stop strings, usage."""
+
+    def __init__(self, sampling: SamplingParams, vocabulary: Vocabulary, num_prompt_tokens: int) -> None:
+        self._vocabulary = vocabulary
+        self._num_prompt_tokens = num_prompt_tokens
+        self._num_cached_tokens = 0
+        self._num_tokens = 0
+        self._stops = StopMatcher(sampling.stop)
+        self._num_alternatives = sampling.logprobs
+        self.is_finished = False
+
+    def read(self, items: list[Any]) -> list[GenerationChunk]:
+        """One chunk for all tokens in `items`, and the last chunk when the generation ended."""
+        token_ids: list[int] = []
+        texts: list[str] = []
+        logprobs: list[TokenLogprob] = []
+        last: GenerationChunk | None = None
+        for item in items:
+            if isinstance(item, _End):
+                raise item.error or EngineFailed("llama.cpp ended the answer without saying why.")
+            if "error" in item:
+                raise _error_from(item["error"])
+            if "prompt_progress" in item:
+                self._num_cached_tokens = item["prompt_progress"]["cache"]
+                continue
+            choice, details = item["choices"][0], item["__verbose"]
+            token_ids += self._token_ids(details)
+            logprobs += _logprobs(choice.get("logprobs"), self._num_alternatives)
+            texts.append(self._stops.feed(choice["text"]))
+            if self._stops.matched is not None:
+                last = self._last("stop")
+            elif choice["finish_reason"] is not None:
+                texts.append(self._stops.finish())
+                self._num_cached_tokens = item["usage"]["prompt_tokens_details"]["cached_tokens"]
+                last = self._last(choice["finish_reason"])
+            if last is not None:
+                break
+        self.is_finished = last is not None
+        chunks = [last] if last else []
+        if token_ids or any(texts):
+            probabilities = tuple(logprobs) if self._num_alternatives is not None else None
+            chunks.insert(0, GenerationChunk(tuple(token_ids), "".join(texts), probabilities))
+        return chunks
+
+    def _token_ids(self, details: Mapping[str, Any]) -> tuple[int, ...]:
+        """Ids of a partial answer, with those that llama.cpp swallowed while a character was incomplete."""
+        shown = tuple(details["tokens"])
+        num_hidden = details["tokens_predicted"] - self._num_tokens - len(shown)
+        self._num_tokens = details["tokens_predicted"]
+        if details["stop"] or num_hidden <= 0:
+            return shown
+        return hidden_token_ids(self._vocabulary, details["content"], shown, num_hidden) + shown
+
+    def _last(self, reason: FinishReason) -> GenerationChunk:
+        usage = Usage(self._num_prompt_tokens, self._num_tokens, self._num_cached_tokens)
+        return GenerationChunk(finish_reason=reason, usage=usage)
+
+
+def _completion_body(prompt_ids: list[int], max_tokens: int, sampling: SamplingParams) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "prompt": prompt_ids,
+        "max_tokens": max_tokens,
+        "stream": True,
+        "verbose": True,  # brings the token ids
+        "return_tokens": True,
+        "return_progress": True,  # a callback per batch of the prompt: a chance to cancel
+        "cache_prompt": True,
+        "ignore_eos": sampling.ignore_eos,
+    }
+    names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "grammar")
+    body |= {name: value for name in names if (value := getattr(sampling, name)) is not None}
+    if sampling.seed is not None:
+        body["seed"] = sampling.seed % 0xFFFFFFFF  # 2**32 - 1 means "random"
+    if sampling.logit_bias:
+        body["logit_bias"] = [[token_id, bias] for token_id, bias in sampling.logit_bias.items()]
+    if sampling.logprobs is not None:
+        body["logprobs"] = max(1, sampling.logprobs)
+    if sampling.json_schema is not None:
+        body["grammar"] = json_schema_grammar(sampling.json_schema)
+    return body
+
+
+def _logprobs(answer: Mapping[str, Any] | None, num_alternatives: int | None) -> list[TokenLogprob]:
+    if not answer or num_alternatives is None:
+        return []
+    return [
+        TokenLogprob(
+            entry["id"],
+            entry["token"],
+            entry["logprob"],
+            tuple((top["token"], top["logprob"]) for top in entry["top_logprobs"][:num_alternatives]),
+        )
+        for entry in answer["content"]
+    ]
+
+
+def _error_from(error: Mapping[str, Any]) -> ClusterError:
+    message = str(error.get("message", error))
+    if error.get("type") == "exceed_context_size_error":
+        return ContextTooLong(f"llama.cpp: {message}")
+    if error.get("code") == 400:
+        return InvalidRequest(f"llama.cpp refuses the request: {message}")
+    return EngineFailed(f"llama.cpp failed: {message}")
+
+
+def _max_context(settings: EngineSettings, metadata: GgufMetadata) -> int:
+    trained = metadata.max_context
+    wanted = settings.max_context or trained or DEFAULT_CONTEXT
+    if trained is not None and wanted > trained:
+        raise ClusterError(
+            f"max_context of {settings.model} is {wanted}, but the model was trained for {trained} tokens. "
+            f"Set max_context to {trained} or less."
+        )
+    return wanted
+
+
+def _set_option(params: Any, name: str, value: Any) -> None:
+    if name in _OWNED_OPTIONS or name.startswith("_") or not hasattr(params, name):
+        raise ClusterError(
+            f"engine_options: llama.cpp has no option {name!r} that can be set here. "
+            "See the names of xllamacpp.CommonParams."
+        )
+    try:
+        setattr(params, name, value)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ClusterError(f"engine_options: {name} cannot be {json.dumps(value, default=str)}: {error}") from error
+
+
+def _soon(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
+    """Call `function` in the loop; nothing is left to do where the loop is closed already."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(function)
