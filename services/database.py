@@ -160,6 +160,8 @@ class Collection(Base):
     name: Mapped[str]
     description: Mapped[str] = mapped_column(Text, default="")
     owner_id: Mapped[str] = mapped_column(ForeignKey("users.id"), index=True)
+    index_id: Mapped[str]
+    """Name of its index in the vector store; embedding anew fills another index and then changes this name."""
     embedding_model: Mapped[str]
     embedding_dimension: Mapped[int]
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
@@ -212,13 +214,15 @@ class Version(Base):
 
 
 class Job(Base):
-    """The way of one uploaded file into its collection; survives a restart, the file waits at `blob_path`."""
+    """Work on a collection that survives a restart: `ingest` a file that waits at `blob_path`, `reembed` all of it, or
+    `repair` the vectors of one document from its stored text."""
 
     __tablename__ = "jobs"
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("job"))
     collection_id: Mapped[str] = mapped_column(ForeignKey("collections.id", ondelete="CASCADE"), index=True)
     owner_id: Mapped[str] = mapped_column(ForeignKey("users.id"), index=True)
+    kind: Mapped[str] = mapped_column(default="ingest")
     filename: Mapped[str] = mapped_column(String(1024))
     blob_path: Mapped[str | None] = mapped_column(Text)
     state: Mapped[str] = mapped_column(default="queued", index=True)
