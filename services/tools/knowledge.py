@@ -1,0 +1,42 @@
+"""Search in the request's collections as a tool. The model chooses the words, never the collections: those come from
+the request, where access to them was checked."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from rag.types import Passage
+from services.tools.registry import Tool, ToolArguments, ToolContext, ToolError
+
+NAME = "knowledge_search"
+
+
+class KnowledgeArguments(ToolArguments):
+    query: str = Field(min_length=1, max_length=500, description="What to look for, as a question or keywords.")
+    top_k: int = Field(default=3, ge=1, le=10, description="How many passages to return.")
+
+
+async def _run(arguments: KnowledgeArguments, context: ToolContext) -> str:
+    if context.searcher is None or not context.collections:
+        raise ToolError("No collection was chosen for this chat; there is nothing to search.")
+    found = await context.searcher.search(
+        context.collections, arguments.query, top_k=arguments.top_k, actor=context.actor
+    )
+    if not found:
+        return "Nothing was found."
+    return "\n\n".join(f"[{_number(passage, context)}] {passage.chunk.text}" for passage in found)
+
+
+KNOWLEDGE_SEARCH = Tool(
+    NAME, "Searches the documents of this chat for passages to answer from.", KnowledgeArguments, _run
+)
+
+
+def _number(passage: Passage, context: ToolContext) -> int:
+    """A passage that is known already keeps its number, so that [2] means the same in the whole answer."""
+    key = (passage.chunk.version_id, passage.chunk.index)
+    for number, known in enumerate(context.passages, start=1):
+        if (known.chunk.version_id, known.chunk.index) == key:
+            return number
+    context.passages.append(passage)
+    return len(context.passages)
