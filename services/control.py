@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.home import write_atomically
+from services.environment import url_of
 from services.processes import Process, find_process
 from services.setup_errors import NotRunning, StartFailed
 
@@ -38,8 +39,7 @@ class RunState:
 
     @property
     def api(self) -> str:
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return url_of(self.host, self.port)
 
     @property
     def guardian(self) -> Process:

@@ -9,11 +9,10 @@ from os import environ
 from pathlib import Path
 
 from cluster.home import DATABASE_FILE, HOME_ENV, default_root
-from services.config import Environment
+from services.config import Environment, ListenConfig
 from services.setup_errors import ConfigError
 
 SECRET_VARIABLE = "WINDFARM_INTERNAL_SECRET"
-INSTANCE_VARIABLE = "WINDFARM_INSTANCE"
 
 
 def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
@@ -46,6 +45,22 @@ def database_url(variables: Mapping[str, str] | None = None) -> str:
     """`WINDFARM_DATABASE_URL`, by default an SQLite file in the data folder."""
     variables = environ if variables is None else variables
     return variables.get("WINDFARM_DATABASE_URL") or f"sqlite:///{data_folder(variables) / DATABASE_FILE}"
+
+
+def public_address(listen: ListenConfig, environment: Environment) -> tuple[str, int]:
+    """Host and port of the public endpoint: the environment wins over the file."""
+    return environment.listen_host or listen.host, environment.listen_port or listen.port
+
+
+def public_url(listen: ListenConfig, environment: Environment) -> str:
+    """Where this machine reaches the public endpoint."""
+    return url_of(*public_address(listen, environment))
+
+
+def url_of(host: str, port: int) -> str:
+    """URL of a listener as seen from this machine, where "all interfaces" is no address to connect to."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _number(variables: Mapping[str, str], name: str, low: int, high: int) -> int | None:

@@ -1,0 +1,61 @@
+"""The composition root: which deployments there are, what each gets, and what each asks Ray for.
+
+Each function builds one Serve application from its own slice of `ray_config.yaml`, so that a changed slice restarts
+that application alone. Parts of one application never call each other's objects: they meet through Serve handles
+(store, embedding), through announced listeners (models, page) or through the database.
+"""
+
+# Annotations stay real objects here: Ray does not validate the arguments of a builder whose annotation is a string.
+# Imports of deployments stay inside the functions: building the store must not load the libraries of the models.
+
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+
+from services.config import EmbeddingConfig, ModelConfig, PlatformConfig, StoreConfig
+from services.resources import EMBEDDING, GATEWAY, PAGE, STORE, Resources, model_resources
+
+
+def build_store(config: StoreConfig) -> Application:
+    """Database and vector store: one replica owns the folder."""
+    from services.store import Store
+
+    return _deployment(Store, STORE, max_ongoing_requests=128).bind(config)
+
+
+def build_embedding(config: EmbeddingConfig) -> Application:
+    """The embedding model; requests are batched inside the replica."""
+    from services.embedding import Embedding
+
+    return _deployment(Embedding, EMBEDDING, max_ongoing_requests=256).bind(config)
+
+
+def build_model(config: ModelConfig) -> Application:
+    """One chat model: its replicas announce their own listeners."""
+    from services.model_server import ModelServer
+
+    return _deployment(ModelServer, model_resources(config)).bind(config)
+
+
+def build_platform(config: PlatformConfig) -> Application:
+    """The public endpoint with chat and retrieval, and the page behind it."""
+    from services.gateway import Gateway
+    from services.page import Ui
+
+    page = _deployment(Ui, PAGE).bind(config)
+    return _deployment(Gateway, GATEWAY).bind(config, page)
+
+
+def _deployment(target: type, resources: Resources, *, max_ongoing_requests: int = 64) -> serve.Deployment:
+    """What all deployments have in common. A stopping replica gets five seconds to finish what it does."""
+    options: dict[str, Any] = {
+        "name": target.__name__,
+        "ray_actor_options": resources.actor_options(),
+        "max_ongoing_requests": max_ongoing_requests,
+        "graceful_shutdown_timeout_s": 5.0,
+        "graceful_shutdown_wait_loop_s": 0.1,
+        "health_check_period_s": 3.0,
+        "health_check_timeout_s": 15.0,
+    }
+    return serve.deployment(**options)(target)

@@ -1,0 +1,75 @@
+"""What one replica of each deployment asks Ray for, unless `deployments:` in the configuration says otherwise.
+
+CPU shares place replicas and do not limit them: they are small, so that everything fits on two cores. Memory is what a
+replica was measured to need at its peak, so that Ray never places more than the machine can hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.catalogue import ResolvedModel, resolve
+from services.config import ModelConfig
+
+GIB = 2**30
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    num_cpus: float
+    memory: int
+    num_gpus: float = 0.0
+
+    def actor_options(self) -> dict[str, Any]:
+        """As Ray wants it."""
+        options: dict[str, Any] = {"num_cpus": self.num_cpus, "memory": self.memory}
+        if self.num_gpus:
+            options["num_gpus"] = self.num_gpus
+        return options
+
+
+STORE = Resources(num_cpus=0.2, memory=600 * MIB)
+EMBEDDING = Resources(num_cpus=0.3, memory=900 * MIB)
+GATEWAY = Resources(num_cpus=0.2, memory=500 * MIB)
+PAGE = Resources(num_cpus=0.1, memory=400 * MIB)
+
+MODEL_CPUS = 0.5
+REMOTE = Resources(num_cpus=0.1, memory=300 * MIB)
+# Python with the engine's libraries, without weights.
+_PROCESS_BYTES = {"llamacpp": 500 * MIB, "vllm": 2 * GIB}
+# Key-value cache, scratch space of the computation.
+_WORK_BYTES = {"llamacpp": 400 * MIB, "vllm": 4 * GIB}
+
+
+def count_gpus() -> int:
+    """NVIDIA devices of this machine, without loading any of their libraries."""
+    return len([path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdecimal()])
+
+
+def model_resources(config: ModelConfig) -> Resources:
+    """Computed from the model's files; `memory_gib` wins. Raises `ModelNotFound` where there is no such model."""
+    resolved = resolve(config.source)
+    if resolved.origin == "remote" or config.engine == "remote":
+        return REMOTE
+    engine = guess_engine(config, resolved)
+    memory = _PROCESS_BYTES[engine] + _WORK_BYTES[engine] + int(1.2 * _weight_bytes(resolved, engine))
+    if config.memory_gib is not None:
+        memory = int(config.memory_gib * GIB)
+    gpus = 1.0 if engine == "vllm" and count_gpus() else 0.0
+    return Resources(MODEL_CPUS, memory, gpus)
+
+
+def guess_engine(config: ModelConfig, resolved: ResolvedModel) -> str:
+    """`llamacpp` or `vllm`, from the files alone; the replica decides for itself."""
+    if config.engine in ("llamacpp", "vllm"):
+        return config.engine
+    return "llamacpp" if "gguf" in resolved.formats and not (count_gpus() and "hf" in resolved.formats) else "vllm"
+
+
+def _weight_bytes(resolved: ResolvedModel, engine: str) -> int:
+    if engine == "vllm" and resolved.entry is not None:
+        return 2 * resolved.entry.num_parameters
+    return resolved.num_bytes or 0
