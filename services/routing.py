@@ -54,6 +54,7 @@ class Call:
         self.first_token_at: float | None = None
         self.model = ""
         self.client_user: str | None = None
+        self.status = 200
         self._actor: Actor | None = None
 
     @cached_property
@@ -157,10 +158,11 @@ class Router:
             return fixed, {}
         parts = raw_path.split("/")
         for template, methods in self._templates:
-            if len(template) == len(parts) and all(
-                t[:1] == "{" or t == p for t, p in zip(template, parts, strict=True)
-            ):
-                return methods, {t[1:-1]: unquote(p) for t, p in zip(template, parts, strict=True) if t[:1] == "{"}
+            if len(template) != len(parts):
+                continue
+            pairs = list(zip(template, parts, strict=True))
+            if all(t[:1] == "{" or t == p for t, p in pairs):
+                return methods, {t[1:-1]: unquote(p) for t, p in pairs if t[:1] == "{"}
         return None, {}
 
     def _methods_of(self, template: str) -> dict[str, Route]:

@@ -1,0 +1,59 @@
+"""Calls from the endpoint to the store and the embedding model, as plain awaits with plain errors.
+
+Behind them are Ray Serve handles; whatever Ray wraps around an error of the other side is taken off here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from services.error_responses import unwrap
+from services.errors import ApiError, unavailable
+
+_ANSWER_WITHIN_S = 120.0
+
+
+class Calls(Protocol):
+    """One other part of windfarm. `call("search", ...)` awaits its method `search`."""
+
+    async def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any: ...
+
+
+class ServeCalls:
+    """Calls through a handle of Ray Serve. `why_not_ready` says what Serve says where nobody answers."""
+
+    def __init__(
+        self, handle: Any, why_not_ready: Callable[[], str | None], timeout_s: float = _ANSWER_WITHIN_S
+    ) -> None:
+        self._handle = handle
+        self._why_not_ready = why_not_ready
+        self._timeout_s = timeout_s
+
+    async def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
+        if reason := self._why_not_ready():
+            raise unavailable(reason, code="not_ready", retry_after_s=5)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await getattr(self._handle, method).remote(*args, **kwargs)
+        except TimeoutError:
+            raise unavailable(
+                f"No answer within {self._timeout_s:.0f} seconds. Try again; `windfarm status` shows what is busy.",
+                code="timeout",
+            ) from None
+        except Exception as error:
+            if _is_lost_actor(error):
+                raise unavailable(
+                    "The part of windfarm that does this is restarting. Try again.", code="restarting"
+                ) from error
+            cause = unwrap(error)
+            if isinstance(cause, ApiError) or cause is not error:
+                raise cause from None
+            raise
+
+
+def _is_lost_actor(error: Exception) -> bool:
+    from ray.exceptions import ActorDiedError, ActorUnavailableError
+
+    return isinstance(error, ActorDiedError | ActorUnavailableError)

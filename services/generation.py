@@ -1,0 +1,293 @@
+"""Chat and text completions: from a checked request to its answer, whole or as a stream.
+
+A plain request (nothing to retrieve, to run or to keep) is relayed: the replica renders the events and its bytes go
+through unparsed. Anything else is told by the chat story, whose events are rendered here and kept in the conversation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from cluster.engine import GenerationChunk, GenerationRequest, TokenLogprob, Usage
+from services.chat_rendering import AnswerRecord, ChunkRenderer, Json, chunk_logprobs, whole_answer
+from services.chat_types import ChatEvent, ChatRequest, KnowledgeOptions, ModelClient
+from services.config import ChatConfig
+from services.conversations import Conversations, MessageState
+from services.database import new_id
+from services.error_responses import error_event, is_expected, to_api_error
+from services.errors import ApiError
+from services.event_stream import DONE, ClientGone, EventStream, until_client_leaves
+from services.frames import FrameKind
+from services.metrics import Metrics
+from services.openai_api import ChatCompletionRequest, CompletionRequest, usage_json
+from services.relay import FrameStream, ModelPool, PooledModel, parse_chunk, wire_body
+from services.routing import Answer, Call, json_answer
+
+_log = logging.getLogger(__name__)
+
+ChatStory = Callable[[ChatRequest, ModelClient], AsyncIterator[ChatEvent]]
+
+
+class Generation:
+    """Answers generation requests; one per endpoint process."""
+
+    def __init__(
+        self, config: ChatConfig, pool: ModelPool, story: ChatStory, conversations: Conversations, metrics: Metrics
+    ) -> None:
+        self._config = config
+        self._pool = pool
+        self._story = story
+        self._conversations = conversations
+        self._metrics = metrics
+
+    async def chat(self, call: Call, request: ChatCompletionRequest) -> Answer | None:
+        self._pool.info(request.model)  # an unknown or unready model is refused before anything else is done
+        call.model = request.model
+        answer = _ChatAnswer(call, request)
+        if not request.is_plain:
+            return await self._tell(answer)
+        generation = GenerationRequest(call.request_id, messages=request.engine_messages(), sampling=request.sampling())
+        if request.stream:
+            render = {"kind": "chat", "first_role": True, **answer.head, "include_usage": request.includes_usage}
+            return await self._relay(call, request.model, generation, render)
+        chunks = await self._collect(call, request.model, generation)
+        record = AnswerRecord(
+            text="".join(chunk.text for chunk in chunks),
+            logprobs=chunk_logprobs(_all_logprobs(chunks)),
+            finish_reason=chunks[-1].finish_reason,
+            usage=chunks[-1].usage,
+        )
+        return json_answer(whole_answer(answer.id, request.model, answer.created, record))
+
+    async def complete(self, call: Call, request: CompletionRequest) -> Answer | None:
+        self._pool.info(request.model)
+        call.model = request.model
+        head = {"id": new_id("cmpl"), "model": request.model, "created": int(time.time())}
+        generation = GenerationRequest(call.request_id, sampling=request.sampling(), **request.prompt_field())
+        if request.stream:
+            render = {"kind": "completion", **head, "include_usage": request.includes_usage}
+            return await self._relay(call, request.model, generation, render)
+        chunks = await self._collect(call, request.model, generation)
+        return json_answer(_whole_completion(head, chunks, request.logprobs))
+
+    # The plain way: bytes through
+
+    async def _relay(self, call: Call, model: str, request: GenerationRequest, render: dict[str, Any]) -> Answer | None:
+        events = self._event_stream(call)
+
+        async def forward() -> None:
+            upstream = await self._open(model, request, render)
+            try:
+                async for frame in upstream:
+                    if frame.kind is FrameKind.DATA:
+                        await events.send(frame.payload)
+                await events.send(DONE)
+            finally:
+                await upstream.close()
+            self._count(call, model, upstream, events)
+
+        await self._run(call, events, forward())
+        return None
+
+    async def _open(self, model: str, request: GenerationRequest, render: dict[str, Any]) -> FrameStream:
+        """Start a generation. Our default for the answer's length gives way where the context leaves less."""
+        if request.sampling.max_tokens is not None:
+            return await self._pool.generate(model, wire_body(request, render))
+        limited = replace(request.sampling, max_tokens=self._config.default_max_tokens)
+        try:
+            return await self._pool.generate(model, wire_body(replace(request, sampling=limited), render))
+        except ApiError as error:
+            if error.code != "context_length_exceeded" or error.param != "max_tokens":
+                raise
+        return await self._pool.generate(model, wire_body(request, render))
+
+    async def _collect(self, call: Call, model: str, request: GenerationRequest) -> list[GenerationChunk]:
+        """All chunks of an answer; the last one has its finish reason and usage."""
+
+        async def read() -> list[GenerationChunk]:
+            upstream = await self._open(model, request, {"kind": "events"})
+            try:
+                chunks = [parse_chunk(frame) async for frame in upstream if frame.kind is FrameKind.DATA]
+            finally:
+                await upstream.close()
+            assert upstream.end is not None
+            usage = Usage(**upstream.end["usage"])
+            self._metrics.tokens(model, usage)
+            return [*chunks, GenerationChunk(finish_reason=upstream.end["finish_reason"], usage=usage)]
+
+        return await until_client_leaves(call.receive, read())
+
+    # The way with a story: events, rendered and kept
+
+    async def _tell(self, answer: _ChatAnswer) -> Answer | None:
+        call, request = answer.call, answer.request
+        if request.conversation is not None:
+            await self._keep_question(call, request)
+        if not request.stream:
+            await until_client_leaves(call.receive, self._follow(answer, _ignore))
+            return json_answer(whole_answer(answer.id, request.model, answer.created, answer.record))
+        events = self._event_stream(call)
+        renderer = ChunkRenderer(answer.id, request.model, answer.created, request.includes_usage)
+
+        async def show(event: ChatEvent) -> None:
+            await events.send(renderer.render(event))
+
+        async def tell() -> None:
+            await self._follow(answer, show)
+            await events.send(DONE)
+            if events.first_event_at is not None:
+                self._metrics.first_token(request.model, events.first_event_at - call.started_at)
+
+        await self._run(call, events, tell())
+        return None
+
+    async def _follow(self, answer: _ChatAnswer, show: Callable[[ChatEvent], Awaitable[None]]) -> None:
+        """Show every event of the story. The conversation keeps what was said, also of a stopped or failed answer."""
+        state: MessageState = "failed"
+        try:
+            async with aclosing(self._story(answer.story_request(), self._model(answer.request.model))) as story:  # type: ignore[type-var]
+                async for event in story:
+                    answer.record.add(event)
+                    await show(event)
+            state = "complete"
+        except asyncio.CancelledError:
+            state = "stopped"
+            raise
+        finally:
+            await self._keep_answer(answer, state)
+        if answer.record.usage is not None:
+            self._metrics.tokens(answer.request.model, answer.record.usage)
+
+    def _model(self, model: str) -> ModelClient:
+        return PooledModel(self._pool, model)
+
+    async def _keep_question(self, call: Call, request: ChatCompletionRequest) -> None:
+        """Store the user's last message before the model is asked: a failure must not lose it."""
+        last = request.messages[-1]
+        assert request.conversation is not None
+        if last.role != "user":
+            await asyncio.to_thread(self._conversations.get, call.actor, request.conversation)  # 404 where unknown
+            return
+        content = last.to_engine()["content"]
+        await asyncio.to_thread(self._conversations.add_message, call.actor, request.conversation, "user", content)
+        chosen = {
+            "model": request.model,
+            "collections": list(request.knowledge.collections) if request.knowledge else [],
+        }
+        await asyncio.to_thread(self._conversations.update, call.actor, request.conversation, chosen)
+
+    async def _keep_answer(self, answer: _ChatAnswer, state: MessageState) -> None:
+        conversation = answer.request.conversation
+        if conversation is None:
+            return
+        record = answer.record
+        steps = record.steps + ([{"event": "evidence", "evidence": record.evidence}] if record.evidence else [])
+        await asyncio.to_thread(
+            self._conversations.add_message,
+            answer.call.actor,
+            conversation,
+            "assistant",
+            record.text,
+            citations=record.citations,
+            steps=steps,
+            state=state,
+            model=answer.request.model,
+        )
+
+    # Both ways
+
+    def _event_stream(self, call: Call) -> EventStream:
+        return EventStream(call.send, [(b"x-request-id", call.request_id.encode("latin-1"))])
+
+    async def _run(self, call: Call, events: EventStream, work: Awaitable[None]) -> None:
+        """Send a stream to its end. A failure before its first byte is an ordinary error answer, later an event."""
+        try:
+            await until_client_leaves(call.receive, work, events.keep_alive(self._config.keep_alive_s))
+        except ClientGone:
+            raise
+        except Exception as error:
+            if not events.has_begun:
+                raise
+            if not is_expected(error):
+                _log.exception("Request %s failed in the middle of its stream.", call.request_id)
+            failure = to_api_error(error, call.request_id)
+            call.status = failure.status
+            await events.send(error_event(failure))
+        await events.end()
+
+    def _count(self, call: Call, model: str, upstream: FrameStream, events: EventStream) -> None:
+        assert upstream.end is not None
+        self._metrics.tokens(model, Usage(**upstream.end["usage"]))
+        if events.first_event_at is not None:
+            self._metrics.first_token(model, events.first_event_at - call.started_at)
+
+
+class _ChatAnswer:
+    """One chat answer in the making."""
+
+    def __init__(self, call: Call, request: ChatCompletionRequest) -> None:
+        self.call = call
+        self.request = request
+        self.id = new_id("chatcmpl")
+        self.created = int(time.time())
+        self.record = AnswerRecord()
+
+    @property
+    def head(self) -> dict[str, Any]:
+        return {"id": self.id, "model": self.request.model, "created": self.created}
+
+    def story_request(self) -> ChatRequest:
+        request = self.request
+        knowledge = request.knowledge
+        return ChatRequest(
+            request_id=self.call.request_id,
+            model=request.model,
+            messages=request.engine_messages(),
+            sampling=request.sampling(),
+            knowledge=None
+            if knowledge is None
+            else KnowledgeOptions(tuple(knowledge.collections), knowledge.top_k, knowledge.threshold),
+            server_tools=tuple(request.windfarm_tools or ()),
+            client_tools=tuple(tool.model_dump(exclude_none=True) for tool in request.tools or ()),
+            tool_choice=request.tool_choice_name,
+            actor=self.call.actor.user_id,
+        )
+
+
+async def _ignore(_event: ChatEvent) -> None:
+    """Nobody watches: the answer is sent whole."""
+
+
+def _all_logprobs(chunks: Sequence[GenerationChunk]) -> tuple[TokenLogprob, ...]:
+    return tuple(entry for chunk in chunks for entry in chunk.logprobs or ())
+
+
+def _whole_completion(head: Json, chunks: Sequence[GenerationChunk], num_logprobs: int | None) -> Json:
+    usage = chunks[-1].usage
+    assert usage is not None
+    choice = {
+        "index": 0,
+        "text": "".join(chunk.text for chunk in chunks),
+        "logprobs": None if num_logprobs is None else _completion_logprobs(_all_logprobs(chunks)),
+        "finish_reason": chunks[-1].finish_reason,
+    }
+    return {**head, "object": "text_completion", "choices": [choice], "usage": usage_json(usage)}
+
+
+def _completion_logprobs(entries: Sequence[TokenLogprob]) -> Json:
+    offsets, position = [], 0
+    for entry in entries:
+        offsets.append(position)
+        position += len(entry.token)
+    return {
+        "tokens": [entry.token for entry in entries],
+        "token_logprobs": [entry.logprob for entry in entries],
+        "top_logprobs": [dict(entry.top) for entry in entries],
+        "text_offset": offsets,
+    }

@@ -1,0 +1,131 @@
+"""Routes of the knowledge base: collections, documents, jobs, search. The store does the work; here it is addressed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from services.calls import Calls
+from services.errors import not_found
+from services.event_stream import until_client_leaves
+from services.routing import Answer, Call, Route, flag, json_answer, list_answer
+from services.uploads import receive_upload
+from services.validation import RequestBody
+
+_MAX_MIB = 1.0
+
+
+class NewCollection(RequestBody):
+    name: Annotated[str, Field(min_length=1, max_length=120)]
+    description: Annotated[str, Field(max_length=2000)] = ""
+
+
+class SearchBody(RequestBody):
+    query: Annotated[str, Field(min_length=1, max_length=20_000)]
+    top_k: Annotated[int, Field(ge=1, le=100)] | None = None
+
+
+class KnowledgeRoutes:
+    """`uploads` is a folder on the store's own disk, where a file waits until the store takes it over."""
+
+    def __init__(self, store: Calls, uploads: Path, max_file_mib: float) -> None:
+        self._store = store
+        self._uploads = uploads
+        self._max_file_mib = max_file_mib
+
+    def routes(self) -> list[Route]:
+        collection = "/v1/collections/{name}"
+        return [
+            Route("GET", "/v1/collections", self.list_collections),
+            Route("POST", "/v1/collections", self.create_collection),
+            Route("GET", collection, self.get_collection),
+            Route("DELETE", collection, self.delete_collection),
+            Route("GET", f"{collection}/documents", self.list_documents),
+            Route("POST", f"{collection}/documents", self.upload),
+            Route("GET", f"{collection}/documents/{{id}}", self.get_document),
+            Route("DELETE", f"{collection}/documents/{{id}}", self.delete_document),
+            Route("GET", f"{collection}/jobs", self.list_jobs),
+            Route("POST", f"{collection}/search", self.search),
+            Route("POST", f"{collection}/reembed", self.reembed),
+            Route("GET", "/v1/jobs/{id}", self.get_job),
+        ]
+
+    async def list_collections(self, call: Call) -> Answer:
+        return list_answer(_plain(await self._store.call("list_collections", call.actor.user_id)))
+
+    async def create_collection(self, call: Call) -> Answer:
+        new = await call.parse(NewCollection, _MAX_MIB)
+        made = await self._store.call("create_collection", new.name, new.description, call.actor.user_id)
+        return json_answer(_plain(made), 201)
+
+    async def get_collection(self, call: Call) -> Answer:
+        name = call.parameters["name"]
+        for collection in _plain(await self._store.call("list_collections", call.actor.user_id)):
+            if collection["name"] == name:
+                return json_answer(collection)
+        raise not_found(
+            f"There is no collection '{name}'. GET /v1/collections lists yours.", code="collection_not_found"
+        )
+
+    async def delete_collection(self, call: Call) -> Answer:
+        receipt = await self._store.call("delete_collection", call.parameters["name"], call.actor.user_id)
+        return json_answer({"deleted": True, **(_plain(receipt) or {})})
+
+    async def list_documents(self, call: Call) -> Answer:
+        return list_answer(_plain(await self._store.call("list_documents", call.parameters["name"])))
+
+    async def upload(self, call: Call) -> Answer:
+        """202 with a job that runs; with `?wait=true` the finished job."""
+        wait = flag(call, "wait")
+        content_type = call.headers.get("content-type", "")
+        async with receive_upload(call.receive, content_type, self._uploads, self._max_file_mib) as upload:
+            job = _plain(
+                await self._store.call(
+                    "submit_document", call.parameters["name"], upload.filename, upload.path, call.actor.user_id
+                )
+            )
+        if not wait:
+            return json_answer({"job": job}, 202)
+        done = await until_client_leaves(call.receive, self._store.call("wait_for_job", job["id"]))
+        return json_answer({"job": _plain(done)})
+
+    async def get_document(self, call: Call) -> Answer:
+        return json_answer(_plain(await self._store.call("document", call.parameters["id"])))
+
+    async def delete_document(self, call: Call) -> Answer:
+        receipt = await self._store.call("delete_document", call.parameters["name"], call.parameters["id"])
+        return json_answer({"id": call.parameters["id"], "deleted": True, **(_plain(receipt) or {})})
+
+    async def list_jobs(self, call: Call) -> Answer:
+        return list_answer(_plain(await self._store.call("jobs", call.parameters["name"])))
+
+    async def get_job(self, call: Call) -> Answer:
+        return json_answer(_plain(await self._store.call("job", call.parameters["id"])))
+
+    async def search(self, call: Call) -> Answer:
+        wanted = await call.parse(SearchBody, _MAX_MIB)
+        result = await self._store.call(
+            "search", [call.parameters["name"]], wanted.query, wanted.top_k, call.actor.user_id
+        )
+        return json_answer({"object": "list", "passages": [_passage(entry) for entry in _plain(result)["passages"]]})
+
+    async def reembed(self, call: Call) -> Answer:
+        return json_answer(_plain(await self._store.call("reembed", call.parameters["name"])), 202)
+
+
+def _plain(value: Any) -> Any:
+    """Records as dictionaries."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value
+
+
+def _passage(entry: dict[str, Any]) -> dict[str, Any]:
+    """A found passage, flat."""
+    chunk = entry.get("chunk")
+    return {**chunk, **{name: value for name, value in entry.items() if name != "chunk"}} if chunk else entry

@@ -1,0 +1,79 @@
+"""Counters of the public endpoint in Prometheus' format. Label values come from routes and known models alone, so that
+no client can make the number of series grow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from cluster.engine import Usage
+from services.discovery import ReplicaEndpoint
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+class Metrics:
+    """One registry per endpoint process."""
+
+    def __init__(self, replicas: Callable[[], Sequence[ReplicaEndpoint]]) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_Replicas(replicas))
+        self._requests = Counter(
+            "windfarm_requests", "Finished requests", ("route", "method", "status", "model"), registry=self._registry
+        )
+        self._duration = Histogram(
+            "windfarm_request_seconds", "Request to last byte", ("route",), buckets=_SECONDS, registry=self._registry
+        )
+        self._first_token = Histogram(
+            "windfarm_first_token_seconds",
+            "Request to first event of a stream",
+            ("model",),
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._tokens = Counter(
+            "windfarm_tokens", "Tokens of finished answers", ("model", "kind"), registry=self._registry
+        )
+        self._in_flight = Gauge("windfarm_requests_in_flight", "Requests that run now", registry=self._registry)
+
+    def began(self) -> None:
+        self._in_flight.inc()
+
+    def ended(self, route: str, method: str, status: int, model: str, duration_s: float) -> None:
+        self._in_flight.dec()
+        self._requests.labels(route, method, str(status), model).inc()
+        self._duration.labels(route).observe(duration_s)
+
+    def first_token(self, model: str, seconds: float) -> None:
+        self._first_token.labels(model).observe(seconds)
+
+    def tokens(self, model: str, usage: Usage) -> None:
+        self._tokens.labels(model, "prompt").inc(usage.num_prompt_tokens)
+        self._tokens.labels(model, "completion").inc(usage.num_completion_tokens)
+
+    def text(self) -> bytes:
+        return generate_latest(self._registry)
+
+
+class _Replicas(Collector):
+    """The state of each announced replica at the moment of the scrape."""
+
+    def __init__(self, replicas: Callable[[], Sequence[ReplicaEndpoint]]) -> None:
+        self._replicas = replicas
+
+    def collect(self) -> Iterable[Metric]:
+        labels = ("app", "model", "replica")
+        up = GaugeMetricFamily("windfarm_replica_ready", "1: takes requests, 0: draining", labels=labels)
+        running = GaugeMetricFamily("windfarm_replica_running", "Requests that a replica works on", labels=labels)
+        queued = GaugeMetricFamily("windfarm_replica_queued", "Requests that wait in a replica", labels=labels)
+        for replica in self._replicas():
+            values = (replica.app, replica.model or "", replica.replica_id)
+            up.add_metric(values, 1.0 if replica.state == "ready" else 0.0)
+            running.add_metric(values, replica.running)
+            queued.add_metric(values, replica.queued)
+        return (up, running, queued)

@@ -1,0 +1,115 @@
+"""What Ray Serve says of every application: what runs, what is pending, and why.
+
+Asking Serve blocks and takes tens of milliseconds, so a background task asks every two seconds and readers get the
+last answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+MODEL_APP_PREFIX = "llm-"
+_EVERY_S = 2.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentState:
+    name: str
+    status: str
+    message: str = ""
+    replicas: dict[str, int] = field(default_factory=dict)
+    """Number of replicas by state (RUNNING, STARTING, ...)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApplicationState:
+    name: str
+    status: str
+    message: str = ""
+    deployments: tuple[DeploymentState, ...] = ()
+
+    @property
+    def reason(self) -> str:
+        """What Serve says, one sentence per deployment that does not run as it should."""
+        reasons = [d.message for d in self.deployments if d.status != "HEALTHY" and d.message]
+        return " ".join(dict.fromkeys(reasons)) or self.message
+
+
+class ServeStates:
+    """The last known state of all applications. `read` blocks and is called in a thread."""
+
+    def __init__(self, read: Callable[[], dict[str, ApplicationState]]) -> None:
+        self._read = read
+        self._applications: dict[str, ApplicationState] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        await self.refresh()
+        self._task = asyncio.create_task(self._refresh_for_ever(), name="serve states")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def refresh(self) -> None:
+        try:
+            self._applications = await asyncio.to_thread(self._read)
+        except Exception as error:  # noqa: BLE001  # Serve's controller fails in many ways while it restarts
+            _log.warning("Ray Serve does not tell its state: %s. Trying again.", error)
+
+    def applications(self) -> list[ApplicationState]:
+        return list(self._applications.values())
+
+    def application(self, name: str) -> ApplicationState | None:
+        return self._applications.get(name)
+
+    def configured_models(self) -> list[str]:
+        names = (name for name in self._applications if name.startswith(MODEL_APP_PREFIX))
+        return sorted(name.removeprefix(MODEL_APP_PREFIX) for name in names)
+
+    def why_not_ready(self, model: str) -> str:
+        return self.why_application_not_ready(MODEL_APP_PREFIX + model, f"The model '{model}'")
+
+    def why_application_not_ready(self, name: str, subject: str) -> str:
+        state = self._applications.get(name)
+        if state is None:
+            return f"{subject} is not ready and Ray Serve does not know it yet. Try again in a moment."
+        said = f" Ray Serve says: {state.reason.strip()}" if state.reason.strip() else ""
+        return f"{subject} is not ready: its application '{name}' is {state.status}.{said}"
+
+    async def _refresh_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(_EVERY_S)
+            await self.refresh()
+
+
+def read_serve() -> dict[str, ApplicationState]:
+    """The states from Ray Serve; must run in a process that is connected to Ray."""
+    from ray import serve
+
+    return {name: _application(name, overview) for name, overview in serve.status().applications.items()}
+
+
+def _application(name: str, overview: Any) -> ApplicationState:
+    deployments = tuple(
+        DeploymentState(
+            name=deployment,
+            status=_text(state.status),
+            message=state.message,
+            replicas={_text(key): number for key, number in state.replica_states.items()},
+        )
+        for deployment, state in overview.deployments.items()
+    )
+    return ApplicationState(name, _text(overview.status), overview.message, deployments)
+
+
+def _text(value: Any) -> str:
+    return str(getattr(value, "value", value))
