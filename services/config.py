@@ -88,6 +88,8 @@ class StoreConfig(Section):
 class ListenConfig(Section):
     host: str = "127.0.0.1"
     port: Port = 8000
+    allowed_hosts: list[str] = Field(default_factory=list)
+    """Names besides localhost that may stand in a request while `host` is loopback (a proxy in front passes its own)."""
 
 
 class RetrievalConfig(Section):
