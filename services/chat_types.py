@@ -54,6 +54,10 @@ class ModelClient(Protocol):
     def max_context(self) -> int:
         """Tokens of prompt and answer together."""
 
+    @property
+    def template_knows_tools(self) -> bool:
+        """Whether the model's own template shows tools; otherwise the prompt describes them."""
+
     def stream(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
         """One generation; closing the iterator cancels it."""
 
