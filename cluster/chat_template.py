@@ -41,9 +41,7 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise ModelDamaged(f"The chat template of {model} is no valid Jinja template: {error}") from error
 
-    def render(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
-    ) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> str:
         """The prompt text, ready for the assistant's turn. Raises `InvalidRequest` where the template refuses."""
         if self._template is None:
             raise InvalidRequest(

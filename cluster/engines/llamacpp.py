@@ -92,9 +92,7 @@ class LlamaCppEngine:
         # One thread per slot, and one for health.
         self._workers = ThreadPoolExecutor(self._settings.parallel_requests + 1, thread_name_prefix="llamacpp")
         try:
-            self._server = await asyncio.get_running_loop().run_in_executor(
-                self._workers, xllamacpp.Server, params
-            )
+            self._server = await asyncio.get_running_loop().run_in_executor(self._workers, xllamacpp.Server, params)
         except (RuntimeError, ValueError) as error:
             await self.stop()
             raise ModelDamaged(

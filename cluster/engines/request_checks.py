@@ -51,7 +51,9 @@ def check_sampling(sampling: SamplingParams) -> None:
 def check_token_ids(token_ids: Sequence[int], vocabulary_size: int, *, param: str) -> None:
     outside = next((token for token in token_ids if not 0 <= token < vocabulary_size), None)
     if outside is not None:
-        raise InvalidRequest(f"{param}: {outside} is no token id; this model has 0 to {vocabulary_size - 1}.", param=param)
+        raise InvalidRequest(
+            f"{param}: {outside} is no token id; this model has 0 to {vocabulary_size - 1}.", param=param
+        )
 
 
 def answer_limit(num_prompt_tokens: int, max_tokens: int | None, max_context: int) -> int:
