@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.engine import GenerationChunk, TokenLogprob, Usage
+from cluster.engine import GenerationChunk, Usage
 from rag.types import Passage
 from services.chat_types import (
     ChatEvent,
@@ -24,6 +24,7 @@ from services.chat_types import (
     ToolResult,
 )
 from services.openai_api import usage_json
+from services.openai_stream import chat_logprobs
 
 Json = dict[str, Any]
 
@@ -191,17 +192,4 @@ def _openai_tool_call(call: ToolCall) -> Json:
 
 
 def _logprobs(chunk: GenerationChunk | None) -> list[Json]:
-    if chunk is None or chunk.logprobs is None:
-        return []
-    return [
-        _token(entry.token, entry.logprob) | {"top_logprobs": [_token(token, value) for token, value in entry.top]}
-        for entry in chunk.logprobs
-    ]
-
-
-def chunk_logprobs(logprobs: tuple[TokenLogprob, ...]) -> list[Json]:
-    return _logprobs(GenerationChunk(logprobs=logprobs))
-
-
-def _token(token: str, logprob: float) -> Json:
-    return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
+    return chat_logprobs(chunk.logprobs) if chunk is not None and chunk.logprobs is not None else []

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.engine import GenerationChunk, GenerationRequest, TokenLogprob, Usage
-from services.chat_rendering import AnswerRecord, ChunkRenderer, Json, chunk_logprobs, whole_answer
+from services.chat_rendering import AnswerRecord, ChunkRenderer, Json, whole_answer
 from services.chat_types import ChatEvent, ChatRequest, KnowledgeOptions, ModelClient
 from services.config import ChatConfig
 from services.conversations import Conversations, MessageState
@@ -26,6 +26,7 @@ from services.event_stream import DONE, ClientGone, EventStream, until_client_le
 from services.frames import FrameKind
 from services.metrics import Metrics
 from services.openai_api import ChatCompletionRequest, CompletionRequest, usage_json
+from services.openai_stream import chat_logprobs, completion_logprobs
 from services.relay import FrameStream, ModelPool, PooledModel, parse_chunk, wire_body
 from services.routing import Answer, Call, json_answer
 
@@ -59,7 +60,7 @@ class Generation:
         chunks = await self._collect(call, request.model, generation)
         record = AnswerRecord(
             text="".join(chunk.text for chunk in chunks),
-            logprobs=chunk_logprobs(_all_logprobs(chunks)),
+            logprobs=chat_logprobs(_all_logprobs(chunks)),
             finish_reason=chunks[-1].finish_reason,
             usage=chunks[-1].usage,
         )
@@ -274,20 +275,7 @@ def _whole_completion(head: Json, chunks: Sequence[GenerationChunk], num_logprob
     choice = {
         "index": 0,
         "text": "".join(chunk.text for chunk in chunks),
-        "logprobs": None if num_logprobs is None else _completion_logprobs(_all_logprobs(chunks)),
+        "logprobs": None if num_logprobs is None else completion_logprobs(_all_logprobs(chunks), 0),
         "finish_reason": chunks[-1].finish_reason,
     }
     return {**head, "object": "text_completion", "choices": [choice], "usage": usage_json(usage)}
-
-
-def _completion_logprobs(entries: Sequence[TokenLogprob]) -> Json:
-    offsets, position = [], 0
-    for entry in entries:
-        offsets.append(position)
-        position += len(entry.token)
-    return {
-        "tokens": [entry.token for entry in entries],
-        "token_logprobs": [entry.logprob for entry in entries],
-        "top_logprobs": [dict(entry.top) for entry in entries],
-        "text_offset": offsets,
-    }

@@ -7,6 +7,7 @@ that cancels the generation over there. Payloads are not parsed here.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from collections import Counter
@@ -197,6 +198,10 @@ class PooledModel:
     @property
     def max_context(self) -> int:
         return self._pool.max_context(self._model)
+
+    @property
+    def template_knows_tools(self) -> bool:
+        return bool(self._pool.info(self._model).get("template_knows_tools", False))
 
     async def stream(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
         stream = await self._pool.generate(self._model, wire_body(request, {"kind": "events"}))

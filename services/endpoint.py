@@ -1,0 +1,134 @@
+"""Puts the public endpoint together from what surrounds it, starts it and stops it. No Ray here: tests do the same."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import aiohttp
+
+from cluster.engine import GenerationRequest, SamplingParams
+from services.accounts import Accounts
+from services.calls import Calls
+from services.config import PlatformConfig
+from services.conversation_routes import ConversationRoutes
+from services.conversations import Conversations
+from services.database import Database
+from services.discovery import ReplicaEndpoint
+from services.gateway_app import GatewayApp
+from services.generation import ChatStory, Generation
+from services.host_check import HostCheck
+from services.inference_routes import InferenceRoutes
+from services.knowledge_routes import KnowledgeRoutes
+from services.metrics import Metrics
+from services.model_status import MODEL_APP_PREFIX, ApplicationState
+from services.readiness import Readiness
+from services.relay import ModelPool, ModelStates, PooledModel, ReplicaSource, open_session
+from services.status_routes import StatusRoutes
+from services.ui_proxy import UiProxy
+
+PLATFORM_APP = "platform"
+UPLOADS_FOLDER = "uploads"
+
+
+class Replicas(ReplicaSource, Protocol):
+    """The directory of announced replicas."""
+
+    def endpoints(self, app: str | None = None) -> list[ReplicaEndpoint]: ...
+
+
+class States(ModelStates, Protocol):
+    """What Ray Serve says of all applications."""
+
+    def applications(self) -> Sequence[ApplicationState]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """Everything that the endpoint talks to."""
+
+    config: PlatformConfig
+    home: Path
+    secret: str
+    listen_host: str
+    database: Database
+    replicas: Replicas
+    states: States
+    store: Calls
+    embedding: Calls
+    embedding_model: str
+    story: ChatStory
+
+
+class Endpoint:
+    """`app` answers requests from the moment it is made; `start` begins to prove that the answers are real."""
+
+    def __init__(self, around: Surroundings) -> None:
+        config = around.config
+        self._around = around
+        self._session = open_session(around.secret, config.upstream_connect_timeout_s)
+        # Bodies of the page go through as they are, and cookies belong to browsers alone.
+        self._ui_session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
+        )
+        self._pool = ModelPool(self._session, around.replicas, around.states)
+        self._readiness = Readiness(self._dependencies, self._prove)
+        self.app = self._make_app()
+
+    async def start(self) -> None:
+        self._readiness.start()
+
+    async def stop(self) -> None:
+        await self._readiness.stop()
+        await self._session.close()
+        await self._ui_session.close()
+
+    def _make_app(self) -> GatewayApp:
+        around, config = self._around, self._around.config
+        metrics = Metrics(around.replicas.endpoints)
+        conversations = Conversations(around.database)
+        generation = Generation(config.chat, self._pool, around.story, conversations, metrics)
+        routes = [
+            *InferenceRoutes(
+                generation,
+                around.embedding,
+                around.embedding_model,
+                around.replicas,
+                around.states,
+                config.max_body_mib,
+            ).routes(),
+            *ConversationRoutes(conversations).routes(),
+            *KnowledgeRoutes(around.store, around.home / UPLOADS_FOLDER, config.max_body_mib).routes(),
+            *StatusRoutes(self._readiness, metrics, around.states.applications, around.replicas.endpoints).routes(),
+        ]
+        page = UiProxy(self._ui_session, lambda: around.replicas.endpoints(PLATFORM_APP), around.secret)
+        hosts = HostCheck(around.listen_host, config.listen.allowed_hosts)
+        return GatewayApp(routes, Accounts(around.database), metrics, hosts, page)
+
+    def _dependencies(self) -> Hashable | None:
+        """The replicas that the proof rests on and the state of the other applications."""
+        replicas = self._around.replicas.replicas(self._around.config.default_model)
+        if not replicas:
+            return None
+        others = [
+            (state.name, state.status)
+            for state in self._around.states.applications()
+            if not state.name.startswith(MODEL_APP_PREFIX) and state.name != PLATFORM_APP
+        ]
+        return (tuple(sorted(replica.replica_id for replica in replicas)), tuple(sorted(others)))
+
+    async def _prove(self) -> None:
+        await asyncio.gather(self._prove_token(), self._around.embedding.call("embed", ["ready?"], "query"))
+
+    async def _prove_token(self) -> None:
+        request = GenerationRequest(
+            "ready", messages=[{"role": "user", "content": "Hello"}], sampling=SamplingParams(max_tokens=1)
+        )
+        model = PooledModel(self._pool, self._around.config.default_model)
+        chunks = [chunk async for chunk in model.stream(request)]
+        usage = chunks[-1].usage
+        if usage is None or usage.num_completion_tokens < 1:
+            raise RuntimeError(f"the model {self._around.config.default_model} gave no token")

@@ -1,0 +1,109 @@
+"""Routes that OpenAI's clients know: chat, completions, embeddings, models."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from services.calls import Calls
+from services.errors import invalid
+from services.event_stream import until_client_leaves
+from services.generation import Generation
+from services.openai_api import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, embedding_answer
+from services.relay import ModelStates, ReplicaSource, unknown_model
+from services.routing import Answer, Call, Route, json_answer, list_answer
+
+
+class InferenceRoutes:
+    """`embedding_model` is the public name of the one embedding model."""
+
+    def __init__(
+        self,
+        generation: Generation,
+        embedding: Calls,
+        embedding_model: str,
+        replicas: ReplicaSource,
+        states: ModelStates,
+        max_body_mib: float,
+    ) -> None:
+        self._generation = generation
+        self._embedding = embedding
+        self._embedding_model = embedding_model
+        self._replicas = replicas
+        self._states = states
+        self._max_body_mib = max_body_mib
+        self._started_at = int(time.time())
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("POST", "/v1/chat/completions", self.chat),
+            Route("POST", "/v1/completions", self.complete),
+            Route("POST", "/v1/embeddings", self.embed),
+            Route("GET", "/v1/models", self.list_models),
+            Route("GET", "/v1/models/{id}", self.get_model),
+        ]
+
+    async def chat(self, call: Call) -> Answer | None:
+        request = await call.parse(ChatCompletionRequest, self._max_body_mib)
+        call.client_user = request.user
+        self._refuse_embedding_model(request.model)
+        return await self._generation.chat(call, request)
+
+    async def complete(self, call: Call) -> Answer | None:
+        request = await call.parse(CompletionRequest, self._max_body_mib)
+        call.client_user = request.user
+        self._refuse_embedding_model(request.model)
+        return await self._generation.complete(call, request)
+
+    async def embed(self, call: Call) -> Answer:
+        request = await call.parse(EmbeddingRequest, self._max_body_mib)
+        call.client_user = request.user
+        if request.model != self._embedding_model:
+            raise unknown_model(request.model, [self._embedding_model])
+        call.model = request.model
+        kind = request.input_type or "query"
+        result = await until_client_leaves(call.receive, self._embedding.call("embed", request.texts(), kind))
+        dimension = int(result.vectors.shape[1])
+        if request.dimensions not in (None, dimension):
+            raise invalid(
+                f"'dimensions' is {request.dimensions}, but {request.model} gives {dimension}. Leave it out.",
+                param="dimensions",
+                code="unsupported_value",
+            )
+        return json_answer(
+            embedding_answer(request, request.model, result.vectors, result.num_tokens, result.truncated)
+        )
+
+    async def list_models(self, call: Call) -> Answer:
+        return list_answer(self._models())
+
+    async def get_model(self, call: Call) -> Answer:
+        models = self._models()
+        wanted = call.parameters["id"]
+        for model in models:
+            if model["id"] == wanted:
+                return json_answer(model)
+        raise unknown_model(wanted, [model["id"] for model in models])
+
+    def _models(self) -> list[dict[str, Any]]:
+        names = sorted({*self._states.configured_models(), *self._replicas.models()})
+        chat = [self._model(name, "chat") for name in names]
+        return [*chat, {**self._head(self._embedding_model), "kind": "embedding"}]
+
+    def _model(self, name: str, kind: str) -> dict[str, Any]:
+        replicas = self._replicas.replicas(name)
+        model = {**self._head(name), "kind": kind, "ready": bool(replicas)}
+        if replicas:
+            model["max_context"] = replicas[0].info.get("max_context")
+        return model
+
+    def _head(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self._started_at, "owned_by": "windfarm"}
+
+    def _refuse_embedding_model(self, model: str) -> None:
+        if model == self._embedding_model:
+            raise invalid(
+                f"'{model}' turns text into vectors and cannot chat. GET /v1/models lists the chat models.",
+                param="model",
+                code="unsupported_value",
+            )
