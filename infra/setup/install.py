@@ -84,6 +84,11 @@ class Environment:
                 "Remove the folder .venv and run again.",
             )
 
+    def compile(self, packages: Sequence[str]) -> None:
+        """Compile on all cores what a first start would otherwise compile in several processes at once."""
+        site = next(self.folder.glob("lib/python3.*/site-packages"))
+        self._run([str(self.python), "-m", "compileall", "-q", "-j0", *(str(site / name) for name in packages)])
+
     def install_project(self) -> None:
         """The repository itself, so that `windfarm` and its packages are found from any folder."""
         self._install(["--no-deps", "--no-build-isolation", "--editable", str(self.root)])
@@ -114,7 +119,7 @@ class Environment:
             raise explain_pip_failure(output, ["pip", "install", *arguments])
 
     def _pip(self, arguments: Sequence[str]) -> tuple[str, int]:
-        options = ["--disable-pip-version-check", "--no-input", "--progress-bar=off", "--retries=2"]
+        options = ["--disable-pip-version-check", "--no-input", "--no-compile", "--progress-bar=off", "--retries=2"]
         command = [str(self.python), "-m", "pip", "install", "--only-binary=:all:", *options, *arguments]
         return self._follow(command)
 

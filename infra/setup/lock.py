@@ -117,13 +117,18 @@ def pins(locks: Iterable[str], files: Iterable[Path]) -> list[str]:
     """The exact versions that the present locks hold, as constraints."""
     paths = [path for name in locks if (path := REQUIREMENTS / f"{name}.lock").exists()] + list(files)
     lines = [line.split("#")[0].strip() for path in paths for line in path.read_text().splitlines()]
-    return sorted({line for line in lines if "==" in line})
+    return sorted({line for line in lines if "==" in line and "+cpu" not in line})
 
 
-def gpu_pins(locks: Iterable[str], files: Iterable[Path]) -> list[str]:
+def gpu_pins(locks: Sequence[str], files: Iterable[Path]) -> list[str]:
     """The versions of the base profile, so that all profiles agree where they can."""
-    kept = (pin for pin in pins(locks, files) if canonicalize_name(pin.split("==")[0]) not in OTHER_ON_GPU)
-    return [*kept, *(pin for pin in pins(["gpu"], []) if canonicalize_name(pin.split("==")[0]) in OTHER_ON_GPU)]
+    kept = {name_of(pin): pin for pin in pins(locks, files) if name_of(pin) not in OTHER_ON_GPU}
+    own = [pin for pin in pins(["gpu"] if locks else [], []) if name_of(pin) not in kept]
+    return [*kept.values(), *own]
+
+
+def name_of(pin: str) -> str:
+    return canonicalize_name(pin.split("==")[0])
 
 
 def resolve(python: str, inputs: Sequence[str], keep: Sequence[str], *, stubbed: bool) -> Resolution:

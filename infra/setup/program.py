@@ -28,6 +28,8 @@ from infra.setup.stamp import Stamp, read_stamp, remove_stamp, wanted_stamp, wri
 ROOT = Path(__file__).resolve().parents[2]
 NUM_MODELS = 2
 """Models that come along; each leaves a manifest in the data folder when it is wholly prepared."""
+COMPILED = ("ray", "gradio", "fastapi", "starlette", "pydantic", "sqlalchemy", "aiohttp", "langchain_core", "rich")
+"""What every start imports. The rest is compiled when it is first imported: all of it would take a minute."""
 NO_VLLM = (
     "No build of torch without CUDA could be had ({pin}), and there is no GPU: installed without vLLM. "
     "llama.cpp serves chat, everything else works. `PROFILE=cpu make setup` tries again."
@@ -109,6 +111,7 @@ def install(root: Path, wanted: Stamp, profile: str) -> str:
     progress.step("Packages: torch, vLLM, Ray and what they need" if profile != "base" else "Packages: Ray and more")
     profile = install_packages(environment, wanted, profile, progress, previous)
     environment.install_project()
+    environment.compile(COMPILED)
 
     progress.step(f"Models in {wanted.home}")
     environment.run_module(["cluster.weights", "prepare"])

@@ -44,14 +44,16 @@ def is_whole(name: str, version: str) -> bool:
     if distribution.version != version or distribution.read_text("INSTALLER") is None:
         return False
     files = distribution.files
-    return files is not None and all(has_size(Path(str(file.locate())), file.size) for file in files)
+    # Compiled files come and go with the interpreter's whim.
+    lasting = (file for file in files or () if file.suffix != ".pyc")
+    return files is not None and all(has_size(Path(str(file.locate())), file.size) for file in lasting)
 
 
 def has_size(path: Path, size: int | None) -> bool:
     try:
         return size is None or path.stat().st_size == size
     except OSError:
-        return path.suffix == ".pyc"
+        return False
 
 
 if __name__ == "__main__":
