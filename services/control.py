@@ -5,10 +5,12 @@ The socket lies in Ray's temporary folder, whose path is short (Unix sockets all
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
 import socketserver
+import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -21,6 +23,8 @@ from services.processes import Process, find_process
 from services.setup_errors import NotRunning, StartFailed
 
 STATE_FILE = "windfarm.json"
+# A Unix socket's path may have 107 bytes; Ray appends up to 66 to its folder's.
+MAX_RAY_FOLDER = 40
 MAX_LINE = 16 * 2**20
 
 
@@ -44,6 +48,15 @@ class RunState:
     @property
     def guardian(self) -> Process:
         return Process(self.guardian_pid, self.guardian_started)
+
+
+def ray_folder_of(home: Path) -> Path:
+    """Where Ray keeps sockets, logs and sessions: in the data folder, or below /tmp where that path is too long."""
+    folder = home / "run" / "ray"
+    if len(os.fsencode(folder)) <= MAX_RAY_FOLDER:
+        return folder
+    name = hashlib.sha256(os.fsencode(home)).hexdigest()[:10]
+    return Path(tempfile.gettempdir()) / f"wf-{os.getuid()}-{name}"
 
 
 def write_state(run: Path, state: RunState) -> None:

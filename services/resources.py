@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.catalogue import ResolvedModel, resolve
+from cluster.engines.choice import choose_engine, detect_hardware
 from services.config import ModelConfig
 
 GIB = 2**30
@@ -50,23 +51,16 @@ def count_gpus() -> int:
 
 
 def model_resources(config: ModelConfig) -> Resources:
-    """Computed from the model's files; `memory_gib` wins. Raises `ModelNotFound` where there is no such model."""
+    """Computed from the model's files; `memory_gib` wins. Raises `ClusterError` where the model cannot be served."""
     resolved = resolve(config.source)
-    if resolved.origin == "remote" or config.engine == "remote":
+    choice = choose_engine(resolved, detect_hardware(), config.engine)
+    if choice.engine == "remote":
         return REMOTE
-    engine = guess_engine(config, resolved)
-    memory = _PROCESS_BYTES[engine] + _WORK_BYTES[engine] + int(1.2 * _weight_bytes(resolved, engine))
+    memory = _PROCESS_BYTES[choice.engine] + _WORK_BYTES[choice.engine]
+    memory += int(1.2 * _weight_bytes(resolved, choice.engine))
     if config.memory_gib is not None:
         memory = int(config.memory_gib * GIB)
-    gpus = 1.0 if engine == "vllm" and count_gpus() else 0.0
-    return Resources(MODEL_CPUS, memory, gpus)
-
-
-def guess_engine(config: ModelConfig, resolved: ResolvedModel) -> str:
-    """`llamacpp` or `vllm`, from the files alone; the replica decides for itself."""
-    if config.engine in ("llamacpp", "vllm"):
-        return config.engine
-    return "llamacpp" if "gguf" in resolved.formats and not (count_gpus() and "hf" in resolved.formats) else "vllm"
+    return Resources(MODEL_CPUS, memory, num_gpus=1.0 if choice.uses_gpu else 0.0)
 
 
 def _weight_bytes(resolved: ResolvedModel, engine: str) -> int:

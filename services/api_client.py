@@ -1,0 +1,154 @@
+"""The public HTTP API as the command line uses it: one method for each thing that a command does.
+
+Knows address, key and the stream format; prints nothing. Every failure is an `ApiFailed` with a sentence for a person.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+TIMEOUT = httpx.Timeout(30, read=600)
+
+
+class ApiFailed(Exception):
+    """A request failed. `status` is 0 when there was no answer."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class ApiClient:
+    """Use as a context manager."""
+
+    def __init__(self, api: str, key: str) -> None:
+        self._http = httpx.Client(
+            base_url=api.rstrip("/").removesuffix("/v1"),
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=TIMEOUT,
+            trust_env=False,
+        )
+
+    def __enter__(self) -> ApiClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def models(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self._call("GET", "/v1/models")["data"]
+        return found
+
+    def default_model(self) -> str:
+        """The model that is used when nobody names one: the first chat model that the endpoint lists."""
+        for model in self.models():
+            if model.get("windfarm", {}).get("task", "chat") == "chat":
+                return str(model["id"])
+        raise ApiFailed(503, "no_model", "No chat model is ready. `windfarm status` says what is pending.")
+
+    def chat(self, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Chunks of a streamed answer; raises `ApiFailed` also when the stream itself reports an error or breaks."""
+        is_complete = False
+        try:
+            with self._http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as response:
+                if response.status_code != 200:
+                    response.read()
+                    raise _failure(response)
+                for line in response.iter_lines():
+                    if line == "data: [DONE]":
+                        is_complete = True
+                    elif line.startswith("data: "):
+                        yield _chunk(line)
+        except httpx.TransportError as error:
+            raise _no_answer(error) from error
+        if not is_complete:
+            raise ApiFailed(0, "stream_broken", "The answer broke off: the connection to windfarm was lost.")
+
+    def collections(self) -> list[dict[str, Any]]:
+        return _items(self._call("GET", "/v1/collections"))
+
+    def create_collection(self, name: str) -> None:
+        """Make a collection; one that is there already stays as it is."""
+        try:
+            self._call("POST", "/v1/collections", json={"name": name})
+        except ApiFailed as error:
+            if error.status != 409:
+                raise
+
+    def delete_collection(self, name: str) -> None:
+        self._call("DELETE", f"/v1/collections/{quote(name, safe='')}")
+
+    def documents(self, collection: str) -> list[dict[str, Any]]:
+        return _items(self._call("GET", f"/v1/collections/{quote(collection, safe='')}/documents"))
+
+    def delete_document(self, collection: str, document_id: str) -> None:
+        self._call("DELETE", f"/v1/collections/{quote(collection, safe='')}/documents/{quote(document_id, safe='')}")
+
+    def upload(self, collection: str, path: Path, name: str) -> dict[str, Any]:
+        """Send one file; returns its job."""
+        with path.open("rb") as file:
+            job: dict[str, Any] = self._call(
+                "POST", f"/v1/collections/{quote(collection, safe='')}/documents", files={"file": (name, file)}
+            )["job"]
+        return job
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        answer = self._call("GET", f"/v1/jobs/{quote(job_id, safe='')}")
+        job: dict[str, Any] = answer.get("job", answer)
+        return job
+
+    def search(self, collection: str, query: str, top_k: int) -> list[dict[str, Any]]:
+        body = {"query": query, "top_k": top_k}
+        path = f"/v1/collections/{quote(collection, safe='')}/search"
+        found: list[dict[str, Any]] = self._call("POST", path, json=body)["passages"]
+        return found
+
+    def reembed(self, collection: str) -> dict[str, Any]:
+        return self._call("POST", f"/v1/collections/{quote(collection, safe='')}/reembed")
+
+    def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.TransportError as error:
+            raise _no_answer(error) from error
+        if response.status_code >= 400:
+            raise _failure(response)
+        answer: dict[str, Any] = response.json() if response.content else {}
+        return answer
+
+
+def _items(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    for name in ("data", "collections", "documents"):
+        if name in answer:
+            return list(answer[name])
+    raise ApiFailed(200, "bad_answer", f"The endpoint answered without a list: {json.dumps(answer)[:200]}")
+
+
+def _chunk(line: str) -> dict[str, Any]:
+    chunk: dict[str, Any] = json.loads(line.removeprefix("data: "))
+    if error := chunk.get("error"):
+        raise ApiFailed(200, str(error.get("code")), str(error.get("message")))
+    return chunk
+
+
+def _failure(response: httpx.Response) -> ApiFailed:
+    try:
+        error = response.json()["error"]
+        return ApiFailed(response.status_code, str(error.get("code")), str(error["message"]))
+    except (ValueError, KeyError, TypeError):
+        return ApiFailed(response.status_code, "http_error", f"HTTP {response.status_code}: {response.text[:300]}")
+
+
+def _no_answer(error: httpx.TransportError) -> ApiFailed:
+    where = f" at {error.request.url.copy_with(path='/', query=None)}" if error.request else ""
+    return ApiFailed(0, "no_answer", f"windfarm does not answer{where} ({error}). Start it with `windfarm up`.")

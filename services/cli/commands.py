@@ -1,0 +1,34 @@
+"""All commands under one name."""
+
+from __future__ import annotations
+
+import typer
+
+from services.cli import knowledge, machine, running, talking
+
+app = typer.Typer(
+    name="windfarm",
+    help="A self-hosted platform for open-weight models: chat, documents, one OpenAI-compatible endpoint.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _command in (
+    running.up,
+    running.down,
+    running.apply,
+    running.status,
+    running.logs,
+    machine.doctor,
+    machine.env,
+    machine.key,
+    talking.ask,
+    talking.chat,
+    knowledge.ingest,
+    knowledge.search,
+    knowledge.collections,
+    knowledge.documents,
+    knowledge.reembed,
+):
+    app.command()(_command)

@@ -1,0 +1,142 @@
+"""`up`, `down`, `apply`, `status`, `logs`: the life of a windfarm."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from services.cli.options import ConfigOption, HomeOption, JsonOption, config_path_of, home_of
+from services.cli.output import put, put_json, say
+
+if TYPE_CHECKING:
+    from services.supervisor import Running, UpOptions
+
+
+def up(
+    config: ConfigOption = None,
+    home: HomeOption = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port to listen on.", show_default="8000")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of each model.", show_default="all cores")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when it is ready; end with `down`.")] = False,
+    as_json: JsonOption = False,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait until it is ready.")] = 900,
+) -> None:
+    """Start everything and wait until it answers. Ctrl-C ends it, unless detached."""
+    from services import supervisor
+    from services.cli.up_display import Display, prepare_models
+    from services.ray_config import load_ray_config
+
+    options = supervisor.UpOptions(home_of(home), load_ray_config(config_path_of(config)), host, port, threads, detach)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    running: Running | None = None
+    is_kept = False
+    try:
+        with Display() as display:
+            running = supervisor.start(options, display.say, prepare_models)
+            key = supervisor.prepare_database(running)
+            supervisor.wait_until_ready(running, options, display.show, timeout)
+        _announce(running, options, key, as_json)
+        is_kept = detach
+        if not detach:
+            _stay(running)
+    except KeyboardInterrupt:
+        say("Stopping")
+    finally:
+        if running is not None and not is_kept:
+            supervisor.stop(options.home)
+            say("Stopped: nothing of it is left running.")
+
+
+def _announce(running: Running, options: UpOptions, key: str, as_json: bool) -> None:
+    api = running.state.api
+    if as_json:
+        put_json({"ui": f"{api}/", "api": f"{api}/v1", "key": key}, one_line=True)
+        return
+    put(f"windfarm is ready.\n  page  {api}/\n  api   {api}/v1\n  key   {key}")
+    if not options.is_local:
+        say(f"Note: {running.state.host} can be reached from the network, without encryption. Keep the key secret.")
+    if not options.detach:
+        say("Ctrl-C ends it. Logs: windfarm logs")
+
+
+def _stay(running: Running) -> None:
+    """Until a signal comes or windfarm ends by itself."""
+    code = running.guardian.wait()
+    if code:
+        say(f"windfarm ended unexpectedly; see {running.home.logs / 'windfarm.log'}")
+        sys.exit(1)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def down(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """End the windfarm of a data folder with everything that it started."""
+    from services import supervisor
+
+    supervisor.stop(home_of(home))
+    if as_json:
+        put_json({"stopped": True})
+    else:
+        say("Stopped: nothing of it is left running.")
+
+
+def apply(
+    config: ConfigOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait until the change has taken effect.")] = 600,
+) -> None:
+    """Bring a changed ray_config.yaml to a running windfarm; only changed applications restart."""
+    from services import supervisor
+    from services.cli.up_display import Display
+    from services.ray_config import load_ray_config
+
+    with Display() as display:
+        status_ = supervisor.apply(home_of(home), load_ray_config(config_path_of(config)), display.show, timeout)
+    if as_json:
+        put_json(status_)
+    else:
+        say("Applied.")
+
+
+def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Applications, replicas and nodes; what is pending and why."""
+    from services import supervisor
+
+    answer = supervisor.status(home_of(home))
+    if as_json:
+        put_json(answer)
+    else:
+        from services.cli.status_view import render
+
+        render(answer)
+
+
+def logs(
+    application: Annotated[str | None, typer.Argument(help="For example llm-tiny; all when left out.")] = None,
+    home: HomeOption = None,
+    lines: Annotated[int, typer.Option("-n", "--lines", min=1, help="Lines of each file.")] = 40,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as more is written.")] = False,
+) -> None:
+    """The end of the logs, of one application or of all."""
+    from services.log_files import follow_files, last_lines, log_files
+
+    files = log_files(home_of(home), application)
+    for name, path in files:
+        for line in last_lines(path, lines):
+            put(f"{name}: {line}")
+    if follow:
+        try:
+            follow_files(files, put)
+        except KeyboardInterrupt:
+            return

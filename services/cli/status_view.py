@@ -1,0 +1,47 @@
+"""`windfarm status` as tables for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from services.resources import GIB
+
+
+def render(status: Mapping[str, Any]) -> None:
+    console = Console()
+    ready = "[green]ready[/]" if status["is_ready"] else "[yellow]not ready yet[/]"
+    console.print(f"{status['api']}  {ready}")
+    if status["phase"] != "ready":
+        console.print(f"  {status['phase']}")
+        return
+    console.print(_applications(status["applications"]))
+    console.print(_nodes(status["nodes"], status["free"]))
+    for item in status["pending"]:
+        console.print(f"pending: {item['application']}/{item['deployment']} ({item['replicas']}): {item['reason']}")
+
+
+def _applications(applications: Mapping[str, Any]) -> Table:
+    table = Table("application", "deployment", "state", "replicas", "process", box=None)
+    for name, app in applications.items():
+        for deployment_name, deployment in app["deployments"].items():
+            replicas = deployment["replicas"]
+            running = sum(replica["state"] == "RUNNING" for replica in replicas)
+            pids = " ".join(str(replica["pid"]) for replica in replicas if replica["pid"])
+            state = deployment["status"].lower()
+            table.add_row(name, deployment_name, state, f"{running}/{deployment['target_replicas']}", pids)
+        if app["message"]:
+            table.add_row("", app["message"].strip().splitlines()[-1])
+    return table
+
+
+def _nodes(nodes: list[Mapping[str, Any]], free: Mapping[str, float]) -> Table:
+    table = Table("node", "state", "CPU", "GPU", "memory", box=None)
+    for node in nodes:
+        state = "alive" if node["alive"] else "dead"
+        table.add_row(node["address"], state, f"{node['CPU']:g}", f"{node['GPU']:g}", f"{node['memory'] / GIB:.1f} GiB")
+    table.add_row("free", "", f"{free['CPU']:g}", f"{free['GPU']:g}", f"{free['memory'] / GIB:.1f} GiB")
+    return table

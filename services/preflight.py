@@ -1,0 +1,188 @@
+"""Looks at the machine before anything starts: is there a port, memory, CPU and disk for what the file asks for?
+
+Each finding says what is needed, what is there, and what to do. Nothing is changed, except that a port is tried.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.errors import ClusterError
+from services.config import ModelConfig
+from services.listener import ListenError, bind_socket
+from services.ray_config import RayConfig
+from services.resources import EMBEDDING, GATEWAY, GIB, MIB, PAGE, STORE, Resources, count_gpus, model_resources
+
+# Ray's head, Serve's controller, the guardian.
+OVERHEAD_BYTES = 900 * MIB
+OBJECT_STORE_BYTES = 160 * MIB
+MIN_DISK_BYTES = 500 * MIB
+FIXED = {
+    ("store", "Store"): STORE,
+    ("embed", "Embedding"): EMBEDDING,
+    ("platform", "Gateway"): GATEWAY,
+    ("platform", "Ui"): PAGE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What is there for windfarm to use."""
+
+    num_cpus: int
+    num_gpus: int
+    total_memory: int
+    free_memory: int
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What the replicas of one deployment ask for together."""
+
+    application: str
+    deployment: str
+    replicas: int
+    each: Resources
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Result of one check; `fix` is empty when all is well."""
+
+    name: str
+    is_ok: bool
+    text: str
+    fix: str = ""
+
+
+def read_machine() -> Machine:
+    """CPUs this process may use, memory that is free or can be freed, within the limits of a container."""
+    facts = {}
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        name, _, value = line.partition(":")
+        facts[name] = int(value.split()[0]) * 1024
+    total, free = facts["MemTotal"], facts["MemAvailable"]
+    limit, used = _container_memory()
+    if limit is not None:
+        total, free = min(total, limit), min(free, limit - used)
+    return Machine(len(os.sched_getaffinity(0)), count_gpus(), total, max(0, free))
+
+
+def demands(config: RayConfig) -> list[Demand]:
+    """What every deployment asks for. Raises `ModelNotFound` for a model that does not exist."""
+    found = []
+    for entry in config.applications:
+        names = [name for app, name in FIXED if app == entry.name] or ["ModelServer"]
+        for name in names:
+            override = config.override(entry.name, name)
+            each = FIXED.get((entry.name, name)) or model_resources(_model(config, entry.name))
+            replicas = 1
+            if override is not None:
+                if override.ray_actor_options is not None:
+                    options = override.ray_actor_options
+                    each = Resources(options.num_cpus, int(options.memory), options.num_gpus or 0.0)
+                if isinstance(override.num_replicas, int):
+                    replicas = override.num_replicas
+            found.append(Demand(entry.name, name, replicas, each))
+    return found
+
+
+def check_resources(wanted: list[Demand], machine: Machine) -> list[Finding]:
+    """CPU, GPU and memory, each as one finding that lists who asks for how much."""
+    cpus = sum(d.replicas * d.each.num_cpus for d in wanted)
+    gpus = sum(d.replicas * d.each.num_gpus for d in wanted)
+    memory = sum(d.replicas * d.each.memory for d in wanted) + OVERHEAD_BYTES + OBJECT_STORE_BYTES
+    lower = "Lower the shares or replicas in ray_config.yaml, or take an application out"
+    found = [
+        Finding(
+            "cpu",
+            cpus <= machine.num_cpus + 1e-6,
+            f"{cpus:g} CPUs are asked for ({_list(wanted, 'num_cpus')}), the machine has {machine.num_cpus}",
+            f"{lower}.",
+        ),
+        Finding(
+            "memory",
+            memory <= machine.free_memory,
+            f"{memory / GIB:.1f} GiB are asked for ({_list(wanted, 'memory')}, Ray {OVERHEAD_BYTES / GIB:.1f}), "
+            f"{machine.free_memory / GIB:.1f} of {machine.total_memory / GIB:.1f} GiB are free",
+            f"End other programs. {lower}.",
+        ),
+    ]
+    if gpus:
+        text = f"{gpus:g} GPUs are asked for, the machine has {machine.num_gpus}"
+        found.append(Finding("gpu", gpus <= machine.num_gpus, text, f"{lower}, or set engine: llamacpp."))
+    return found
+
+
+def check_port(address: tuple[str, int]) -> Finding:
+    """Whether the public address can be bound now."""
+    host, port = address
+    try:
+        bind_socket(host, port).close()
+    except ListenError as error:
+        return Finding("port", False, str(error).rstrip("."), f"For example: windfarm up --port {_free_port(host)}")
+    return Finding("port", True, f"{host}:{port} is free")
+
+
+def check_disk(home: Path) -> Finding:
+    free = shutil.disk_usage(_existing(home)).free
+    text = f"{free / GIB:.1f} GiB are free below {home}, {MIN_DISK_BYTES / GIB:.1f} GiB are needed"
+    return Finding("disk", free >= MIN_DISK_BYTES, text, "Free some space, or name another folder with --home.")
+
+
+def check_models(config: RayConfig) -> Iterator[Finding]:
+    """Whether each model of the file exists."""
+    for model in config.app.models.values():
+        try:
+            each = model_resources(model)
+        except ClusterError as error:
+            yield Finding(f"model {model.id}", False, str(error), "Correct `source` in ray_config.yaml.")
+        else:
+            yield Finding(f"model {model.id}", True, f"{model.source}, asks for {each.memory / GIB:.1f} GiB")
+
+
+def explain(findings: list[Finding]) -> str:
+    """The failed findings as text for a person."""
+    return "\n".join(f"{finding.name}: {finding.text}. {finding.fix}" for finding in findings if not finding.is_ok)
+
+
+def _model(config: RayConfig, application: str) -> ModelConfig:
+    return config.app.models[application.removeprefix("llm-")]
+
+
+def _list(wanted: list[Demand], field: str) -> str:
+    def amount(demand: Demand) -> str:
+        value = getattr(demand.each, field) * demand.replicas
+        return f"{value:g}" if field == "num_cpus" else f"{value / GIB:.1f}"
+
+    return ", ".join(f"{d.application}/{d.deployment} {amount(d)}" for d in wanted)
+
+
+def _container_memory() -> tuple[int | None, int]:
+    """Limit and use of this container (cgroup 2); no limit outside of one."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = (folder / "memory.max").read_text(encoding="ascii").strip()
+        used = int((folder / "memory.current").read_text(encoding="ascii"))
+        cached = [
+            line for line in (folder / "memory.stat").read_text().splitlines() if line.startswith("inactive_file ")
+        ]
+    except OSError:
+        return None, 0
+    return (None if limit == "max" else int(limit)), used - sum(int(line.split()[1]) for line in cached)
+
+
+def _free_port(host: str) -> int:
+    with bind_socket(host, 0) as free:
+        port: int = free.getsockname()[1]
+    return port
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists():
+        path = path.parent
+    return path

@@ -1,0 +1,93 @@
+"""The variables that every process of a windfarm gets: its own settings, Ray's token, no telemetry, no outward calls.
+
+`windfarm up` sets them for the guardian, from which all inherit them; `windfarm env` prints the same ones.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.environment import SECRET_VARIABLE
+from services.ray_adapter import RAY_VARIABLES
+from services.ray_config import RayConfig
+
+TOKEN_VARIABLE = "RAY_AUTH_TOKEN"
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+NO_TELEMETRY: Mapping[str, str] = {
+    "DO_NOT_TRACK": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_DO_NOT_TRACK": "1",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+    "ANONYMIZED_TELEMETRY": "False",
+    "LANGCHAIN_TRACING_V2": "false",
+    "LANGSMITH_TRACING": "false",
+    "OTEL_SDK_DISABLED": "true",
+}
+# Variables of the caller's shell that would make our processes join or trust another Ray.
+_FOREIGN = ("RAY_ADDRESS", "RAY_NAMESPACE", "RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_AUTH_TOKEN_PATH", "RAY_TMPDIR")
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """Made anew at each start: what internal ports and Ray demand."""
+
+    internal: str
+    ray_token: str
+
+
+def load_secrets(run: Path, *, renew: bool) -> Secrets:
+    """The secrets in the data folder, readable by their owner alone; made where there are none or `renew` asks."""
+    internal, token = run / "internal.secret", run / "ray.token"
+    if renew or not internal.exists() or not token.exists():
+        for path in (internal, token):
+            _write_private(path, secrets.token_urlsafe(32))
+    return Secrets(internal.read_text(encoding="ascii"), token.read_text(encoding="ascii"))
+
+
+def process_variables(home: Path, keys: Secrets, config: RayConfig, given: Mapping[str, str]) -> dict[str, str]:
+    """What to add to the environment. `given` are settings of the caller, such as `WINDFARM_PORT`."""
+    variables = {
+        **NO_TELEMETRY,
+        **RAY_VARIABLES,
+        TOKEN_VARIABLE: keys.ray_token,
+        SECRET_VARIABLE: keys.internal,
+        "WINDFARM_HOME": str(home),
+        "PYTHONPATH": _python_path(),
+        **given,
+    }
+    if not uses_hub(config):
+        variables |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    return variables
+
+
+def full_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """The caller's environment with ours on top, without what points to another Ray."""
+    return {key: value for key, value in os.environ.items() if key not in _FOREIGN} | dict(variables)
+
+
+def uses_hub(config: RayConfig) -> bool:
+    """Whether a model comes from a hub, so that its libraries may go there."""
+    sources = [config.app.embed.source, *(model.source for model in config.app.models.values())]
+    return any(source.startswith("hf:") for source in sources)
+
+
+def _python_path() -> str:
+    before = os.environ.get("PYTHONPATH")
+    parts = [str(REPOSITORY), *(before.split(os.pathsep) if before else [])]
+    return os.pathsep.join(dict.fromkeys(parts))
+
+
+def _write_private(path: Path, text: str) -> None:
+    draft = path.with_suffix(".tmp")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(text)
+    draft.replace(path)

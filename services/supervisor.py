@@ -1,0 +1,354 @@
+"""`up` and `down`: starts a windfarm on a data folder, waits until it answers, and ends it.
+
+What runs hangs below a guardian process, which alone ends things; this module starts it, asks it, and checks that it
+did its work. A Ray that somebody else runs on the machine is neither joined nor touched.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from cluster.catalogue import Format, resolve
+from cluster.engines.choice import choose_engine, detect_hardware
+from cluster.home import Home, open_home
+from services.config import Environment
+from services.control import RunState, ask, ray_folder_of, read_state, remove_state, running_state, write_state
+from services.environment import database_url, public_address
+from services.preflight import (
+    OBJECT_STORE_BYTES,
+    OVERHEAD_BYTES,
+    Finding,
+    Machine,
+    check_disk,
+    check_models,
+    check_port,
+    check_resources,
+    demands,
+    explain,
+    read_machine,
+)
+from services.process_environment import full_environment, load_secrets, process_variables
+from services.processes import INSTANCE_VARIABLE, end_all, find_process, tagged
+from services.ray_adapter import HeadOptions
+from services.ray_config import RayConfig
+from services.setup_errors import NotRunning, StartFailed, StartRefused
+
+POLL_S = 0.2
+STOP_S = 30.0
+
+Say = Callable[[str], None]
+Show = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class UpOptions:
+    """What the command line may set for one run. `None`: as the file says."""
+
+    home: Path
+    config: RayConfig
+    host: str | None = None
+    port: int | None = None
+    threads: int | None = None
+    detach: bool = False
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach the public endpoint."""
+        return self.address[0] in ("127.0.0.1", "::1", "localhost")
+
+    @property
+    def address(self) -> tuple[str, int]:
+        environment = Environment(
+            home=self.home,
+            database_url="",
+            internal_secret="",
+            listen_host=self.host,
+            listen_port=self.port,
+            threads=self.threads,
+        )
+        return public_address(self.config.app.platform.listen, environment)
+
+
+@dataclass(slots=True)
+class Running:
+    """A windfarm that was started by this process."""
+
+    home: Home
+    state: RunState
+    guardian: subprocess.Popen[bytes]
+    starter_pipe: int | None
+    """While it is open, the guardian knows that the starter lives. None when detached."""
+
+
+def start(options: UpOptions, say: Say, prepare_models: Callable[[RayConfig, Home], None]) -> Running:
+    """Check the machine, then start guardian, Ray and Serve; returns as soon as all have been set off."""
+    home = open_home(options.home)
+    lock = _lock(home)
+    try:
+        _end_leftovers(home, say)
+        machine = read_machine()
+        refuse_unless_fit(options, machine)
+        prepare_models(options.config, home)
+        return _launch(options, home, machine, lock)
+    finally:
+        os.close(lock)  # the guardian holds it from now on
+
+
+def refuse_unless_fit(options: UpOptions, machine: Machine) -> None:
+    """Raise `StartRefused` that lists everything that is missing."""
+    findings = check_everything(options, machine)
+    if not all(finding.is_ok for finding in findings):
+        raise StartRefused(explain(findings))
+
+
+def check_everything(options: UpOptions, machine: Machine) -> list[Finding]:
+    models = list(check_models(options.config))
+    found = [check_port(options.address), check_disk(options.home), *models]
+    if all(model.is_ok for model in models):
+        found += check_resources(demands(options.config), machine)
+    return found
+
+
+def models_to_prepare(config: RayConfig) -> list[tuple[str, Format]]:
+    """Sources whose files have to be made or fetched before a replica can load them."""
+    hardware = detect_hardware()
+    wanted: list[tuple[str, Format]] = []
+    for model in config.app.models.values():
+        choice = choose_engine(resolve(model.source), hardware, model.engine)
+        if choice.model_format is not None:
+            wanted.append((model.source, choice.model_format))
+    wanted.append((config.app.embed.source, resolve(config.app.embed.source).formats[0]))
+    return list(dict.fromkeys(wanted))
+
+
+def prepare_database(running: Running) -> str:
+    """Bring the database up to date while Ray starts, and return the owner's key."""
+    from services.accounts import Accounts, ensure_owner
+    from services.database import Database
+    from services.schema import upgrade
+
+    url = database_url({**os.environ, "WINDFARM_HOME": str(running.home.root)})
+    upgrade(url)
+    database = Database(url)
+    try:
+        return ensure_owner(Accounts(database), running.home.root).key
+    finally:
+        database.close()
+
+
+def wait_until_ready(running: Running, options: UpOptions, show: Show, timeout_s: float) -> None:
+    """Submit the configuration, then wait for the public endpoint's own word that it is ready."""
+    deadline = time.monotonic() + timeout_s
+    is_applied = False
+    while time.monotonic() < deadline:
+        status = _status(running)
+        if status.get("phase") == "ready" and not is_applied:
+            ask(running.state.control, {"do": "apply", "config": options.config.serve}, timeout_s=60)
+            is_applied = True
+            continue
+        show(status)
+        _refuse_failed(status)
+        if is_applied and _platform_runs(status) and is_ready(running.state.api):
+            return
+        time.sleep(POLL_S)
+    raise StartFailed(f"Not ready within {timeout_s:.0f} s. `windfarm status` and `windfarm logs` say what is missing.")
+
+
+def is_ready(api: str) -> bool:
+    """Whether the public endpoint says that it is ready."""
+    try:
+        return httpx.get(f"{api}/ready", timeout=2, trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def apply(home: Path, config: RayConfig, show: Show, timeout_s: float) -> dict[str, Any]:
+    """Bring a changed configuration to the windfarm that runs here; returns when it has taken effect."""
+    state = running_state(home / "run")
+    findings = [*check_models(config)]
+    if not all(finding.is_ok for finding in findings):
+        raise StartRefused(explain(findings))
+    ask(state.control, {"do": "apply", "config": config.serve}, timeout_s=60)
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        now = ask(state.control, {"do": "status"})
+        show(now)
+        _refuse_failed(now)
+        if all(app["status"] == "RUNNING" for app in now["applications"].values()):
+            return now
+        time.sleep(POLL_S)
+    raise StartFailed(f"Not all applications run after {timeout_s:.0f} s. `windfarm status` says what is missing.")
+
+
+def status(home: Path) -> dict[str, Any]:
+    """What runs on this data folder, where, and what is pending."""
+    state = running_state(home / "run")
+    answer = ask(state.control, {"do": "status"})
+    return {"api": state.api, "guardian_pid": state.guardian_pid, "is_ready": is_ready(state.api)} | answer
+
+
+def stop(home: Path) -> None:
+    """End the windfarm of this data folder and everything that it started. Raises `NotRunning`."""
+    run = home / "run"
+    state = read_state(run)
+    if state is None:
+        raise NotRunning(f"No windfarm runs on {home}.")
+    guardian = state.guardian
+    if find_process(guardian.pid) == guardian:
+        guardian.signal(signal.SIGTERM)
+        guardian.wait(STOP_S)
+    if survivors := end_all(tagged(state.instance), 2.0):
+        pids = ", ".join(str(process.pid) for process in survivors)
+        raise StartFailed(f"Processes {pids} cannot be ended; they wait for a disk or a device. Try again later.")
+    Path(state.control).unlink(missing_ok=True)
+    remove_state(run)
+
+
+def _lock(home: Home) -> int:
+    """An open file that holds the lock of this data folder; whoever inherits it holds it as well."""
+    descriptor = os.open(home.run / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        state = read_state(home.run)
+        where = f" (process {state.guardian_pid}, at {state.api})" if state else ""
+        raise StartRefused(
+            f"A windfarm runs on {home.root} already{where}. Use it, end it with `windfarm down`, or start another one "
+            "with its own --home and --port."
+        ) from None
+    return descriptor
+
+
+def _end_leftovers(home: Home, say: Say) -> None:
+    """The lock is ours, so whatever still carries the last run's tag has lost its guardian."""
+    state = read_state(home.run)
+    if state is None:
+        return
+    if leftovers := tagged(state.instance):
+        say(f"Ending {len(leftovers)} processes that a crash left behind")
+        end_all(leftovers, 2.0)
+    remove_state(home.run)
+
+
+def _launch(options: UpOptions, home: Home, machine: Machine, lock: int) -> Running:
+    instance = secrets.token_hex(8)
+    folder = ray_folder(home)
+    control = str(folder / "control.sock")
+    host, port = options.address
+    variables = process_variables(home.root, load_secrets(home.run, renew=True), options.config, settings(options))
+    variables |= {INSTANCE_VARIABLE: instance, "WINDFARM_HOST": host, "WINDFARM_PORT": str(port)}
+    reader, writer = (None, None) if options.detach else os.pipe()
+    guardian = _spawn_guardian(
+        ["-m", "services.conductor", "--control", control, "--head", json.dumps(asdict(head_options(machine, folder)))],
+        full_environment(variables),
+        home,
+        [lock] if reader is None else [lock, reader],
+        reader,
+    )
+    if reader is not None:
+        os.close(reader)
+    started = find_process(guardian.pid)
+    assert started is not None, "a child that was not waited for is there"
+    state = RunState(
+        instance, guardian.pid, started.started, control, host, port, str(options.config.path), str(folder)
+    )
+    write_state(home.run, state)
+    return Running(home, state, guardian, writer)
+
+
+def _spawn_guardian(
+    conductor: list[str], environment: dict[str, str], home: Home, descriptors: list[int], reader: int | None
+) -> subprocess.Popen[bytes]:
+    log = (home.logs / "windfarm.log").open("ab")
+    watch = [] if reader is None else ["--starter-fd", str(reader)]
+    command = [sys.executable, "-m", "services.guardian", *watch, "--", sys.executable, *conductor]
+    try:
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=home.root,
+            start_new_session=True,
+            pass_fds=descriptors,
+        )
+    finally:
+        log.close()
+
+
+def settings(options: UpOptions) -> dict[str, str]:
+    """Command-line options as variables for the processes."""
+    given = {"WINDFARM_DATABASE_URL": database_url({**os.environ, "WINDFARM_HOME": str(options.home)})}
+    if options.threads is not None:
+        given["WINDFARM_THREADS"] = str(options.threads)
+    return given
+
+
+def head_options(machine: Machine, folder: Path) -> HeadOptions:
+    return HeadOptions(
+        node_ip="127.0.0.1",
+        temp_folder=str(folder),
+        num_cpus=machine.num_cpus,
+        num_gpus=machine.num_gpus or None,
+        memory_bytes=max(0, machine.free_memory - OVERHEAD_BYTES - OBJECT_STORE_BYTES),
+        object_store_bytes=OBJECT_STORE_BYTES,
+    )
+
+
+def ray_folder(home: Home) -> Path:
+    """Ray's folder, made for its user alone and emptied of all but the last session."""
+    folder = ray_folder_of(home.root)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise StartRefused(f"{folder} belongs to another user. Delete it, or name another --home.")
+    folder.chmod(0o700)
+    sessions = sorted(path for path in folder.glob("session_*") if path.is_dir() and not path.is_symlink())
+    for session in sessions[:-1]:
+        shutil.rmtree(session, ignore_errors=True)
+    return folder
+
+
+def _status(running: Running) -> dict[str, Any]:
+    """What the conductor says; before it listens, that it is being started."""
+    if running.guardian.poll() is not None:
+        raise StartFailed(
+            f"Ray did not start. The end of {running.home.logs / 'windfarm.log'}:\n{_log_end(running.home)}"
+        )
+    try:
+        return ask(running.state.control, {"do": "status"})
+    except NotRunning:
+        return {"phase": "starting"}
+
+
+def _refuse_failed(status: Mapping[str, Any]) -> None:
+    failed = {name: app for name, app in status.get("applications", {}).items() if app["status"] in ("DEPLOY_FAILED",)}
+    if failed:
+        reasons = "\n".join(f"{name}: {app['message'].strip()}" for name, app in failed.items())
+        raise StartFailed(f"Could not be started:\n{reasons}")
+
+
+def _platform_runs(status: Mapping[str, Any]) -> bool:
+    platform = status.get("applications", {}).get("platform", {})
+    gateway = platform.get("deployments", {}).get("Gateway", {})
+    return any(replica["state"] == "RUNNING" for replica in gateway.get("replicas", []))
+
+
+def _log_end(home: Home, num_lines: int = 12) -> str:
+    lines = (home.logs / "windfarm.log").read_text(encoding="utf-8", errors="replace").splitlines()
+    return "\n".join(lines[-num_lines:])
