@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rag.bm25 import spellings
-from rag.language import STOP_WORDS, Language, detect_language, words
+from rag.language import STOP_WORDS, content_words, detect_language, words
 from rag.sentences import Span, split_sentences
 from rag.types import Citation, Passage
 
@@ -45,11 +45,13 @@ class CitedPassage:
 
 @dataclass(frozen=True, slots=True)
 class CitedAnswer:
-    """The answer with verified marks. `num_dropped_marks` counts what the model cited and no passage carries."""
+    """The answer with verified marks. `num_dropped_marks` counts what the model cited and no passage carries;
+    `num_uncited` the sentences with content that nothing supports."""
 
     text: str
     citations: tuple[CitedPassage, ...]
     num_dropped_marks: int
+    num_uncited: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,12 @@ def cite(
     text, spans = _write_marks(plain, sentences, [[s.number for s in supports] for supports in chosen])
     citations = _citations(chosen, spans, passages, collection_names or {})
     num_marks = sum(len(mark.numbers) for mark in marks)
-    return CitedAnswer(text, citations, max(0, num_marks - kept))
+    uncited = [
+        span
+        for span, supports in zip(sentences, chosen, strict=True)
+        if not supports and content_words(plain[span.start : span.end])
+    ]
+    return CitedAnswer(text, citations, max(0, num_marks - kept), len(uncited))
 
 
 def take_out_marks(text: str) -> tuple[str, list[_Mark]]:
@@ -180,13 +187,6 @@ def _is_supported(overlap: float, cosine: float, num_words: int) -> bool:
     if num_words < 3:
         return overlap >= 1.0
     return overlap >= _SUPPORTED or (overlap >= _SUPPORTED_WITH_MEANING and cosine >= _SAME_MEANING)
-
-
-def content_words(text: str) -> list[str]:
-    """Words that carry meaning: no function words of the text's language."""
-    language: Language | None = detect_language(text)
-    stop_words = STOP_WORDS[language] if language else STOP_WORDS["en"]
-    return [word for word in words(text) if word not in stop_words and (len(word) > 1 or word.isdigit())]
 
 
 def _spelled(text: str) -> set[str]:

@@ -97,6 +97,14 @@ def _weight(word: str) -> float:
     return 1.0 / sum(word in stop_words for stop_words in STOP_WORDS.values())
 
 
+def content_words(text: str) -> list[str]:
+    """Words that carry meaning: no function words of its language (of English where it is
+    unknown)."""
+    language = detect_language(text)
+    stop_words = STOP_WORDS[language] if language else STOP_WORDS["en"]
+    return [word for word in words(text) if word not in stop_words and (len(word) > 1 or word.isdigit())]
+
+
 @lru_cache(maxsize=200_000)
 def stem(word: str, language: Language) -> str:
     """Snowball stem of one lower-case word; words with digits stay as they are."""

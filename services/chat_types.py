@@ -65,12 +65,20 @@ class ModelClient(Protocol):
         """Tokens of the rendered prompt."""
 
 
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """Passages, best first, with the names of the collections whose ids their chunks carry."""
+
+    passages: Sequence[Passage]
+    collection_names: Mapping[str, str] = field(default_factory=dict)
+
+
 class Searcher(Protocol):
     """The knowledge base. Raises for an unknown collection or one that the actor may not read."""
 
     async def search(
         self, collections: Sequence[str], query: str, *, top_k: int | None, actor: str | None
-    ) -> Sequence[Passage]: ...
+    ) -> SearchResult: ...
 
 
 class SentenceEmbedder(Protocol):

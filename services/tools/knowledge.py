@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from rag.refusal import judge_evidence
 from rag.types import Passage
 from services.tools.registry import Tool, ToolArguments, ToolContext, ToolError
 
@@ -22,9 +23,10 @@ async def _run(arguments: KnowledgeArguments, context: ToolContext) -> str:
     found = await context.searcher.search(
         context.collections, arguments.query, top_k=arguments.top_k, actor=context.actor
     )
-    if not found:
-        return "Nothing was found."
-    return "\n\n".join(f"[{_number(passage, context)}] {passage.chunk.text}" for passage in found)
+    context.collection_names.update(found.collection_names)
+    if not judge_evidence(arguments.query, found.passages, context.evidence_threshold).is_found:
+        return "The documents say nothing about this. Tell the user so."
+    return "\n\n".join(f"[{_number(passage, context)}] {passage.chunk.text}" for passage in found.passages)
 
 
 KNOWLEDGE_SEARCH = Tool(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -96,7 +96,7 @@ class ToolLoop:
         self._hold_first_text = hold_first_text
         self.is_held = False
 
-    async def run(self, messages: Sequence[Message]) -> AsyncIterator[ChatEvent]:
+    async def run(self, messages: Sequence[Message]) -> AsyncGenerator[ChatEvent, None]:
         """Events of the answer, with `Finished` as the last one."""
         state = _State(list(messages))
         for round_number in range(self._limits.max_rounds + 1):
@@ -104,8 +104,9 @@ class ToolLoop:
             choice = "none" if is_last or not self._schemas else self._choice if round_number == 0 else "auto"
             turn = _Turn()
             hold = self._hold_first_text and round_number == 0
-            async for delta in self._generate(state, choice, turn, hold=hold):
-                yield delta
+            async with aclosing(self._generate(state, choice, turn, hold=hold)) as deltas:
+                async for delta in deltas:
+                    yield delta
             if choice == "none" or not (turn.calls or turn.fault):
                 self.is_held = hold
                 break
@@ -115,22 +116,25 @@ class ToolLoop:
                     yield call
                 yield Finished("length" if turn.is_cut else "tool_calls", state.usage, state.text)
                 return
-            async for event in self._run_calls(state, turn):
-                yield event
+            async with aclosing(self._run_calls(state, turn)) as events:
+                async for event in events:
+                    yield event
         yield Finished(state.finish_reason, state.usage, state.text)
 
     @property
     def _schemas(self) -> dict[str, Mapping[str, Any]]:
         return {name: tool.schema for name, tool in self._tools.items()} | self._client_schemas
 
-    def _generate(self, state: _State, choice: ToolChoice, turn: _Turn, *, hold: bool) -> AsyncIterator[TextDelta]:
+    def _generate(
+        self, state: _State, choice: ToolChoice, turn: _Turn, *, hold: bool
+    ) -> AsyncGenerator[TextDelta, None]:
         if choice in ("none", "auto"):
             return self._generate_freely(state, turn, with_calls=choice == "auto", hold=hold)
         return self._generate_forced(state, choice, turn)
 
     async def _generate_freely(
         self, state: _State, turn: _Turn, *, with_calls: bool, hold: bool
-    ) -> AsyncIterator[TextDelta]:
+    ) -> AsyncGenerator[TextDelta, None]:
         """The model's own words; calls are read out of them."""
         schemas = list(self._schemas.values()) if with_calls else []
         reader = ToolCallReader()
@@ -160,7 +164,7 @@ class ToolLoop:
         state.text += text
         return [TextDelta(text, chunk)]
 
-    async def _generate_forced(self, state: _State, choice: ToolChoice, turn: _Turn) -> AsyncIterator[TextDelta]:
+    async def _generate_forced(self, state: _State, choice: ToolChoice, turn: _Turn) -> AsyncGenerator[TextDelta, None]:
         """Tokens bound to the schema of one function's arguments, or of a choice among all ("required")."""
         schemas = self._schemas
         if choice == "required":
@@ -218,7 +222,7 @@ class ToolLoop:
             for index, call in enumerate(calls)
         ]
 
-    async def _run_calls(self, state: _State, turn: _Turn) -> AsyncIterator[ChatEvent]:
+    async def _run_calls(self, state: _State, turn: _Turn) -> AsyncGenerator[ChatEvent, None]:
         """Run the calls one after another and write turn and results into the history."""
         if turn.fault:
             state.num_repeats += 1

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from rag.refusal import DEFAULT_THRESHOLD
 from rag.types import Passage
 from services.chat_types import Searcher
 
@@ -41,7 +42,9 @@ class ToolContext:
     searcher: Searcher | None = None
     collections: tuple[str, ...] = ()
     actor: str | None = None
+    evidence_threshold: float = DEFAULT_THRESHOLD
     passages: list[Passage] = field(default_factory=list)
+    collection_names: dict[str, str] = field(default_factory=dict)
     now: Callable[[], datetime] = now_utc
 
 
