@@ -7,7 +7,7 @@ sentence for people. Leaving a stream early (closing the iterator) closes the co
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,7 @@ class ApiClient:
         collections: Sequence[str] = (),
         tools: Sequence[str] = (),
         conversation_id: str | None = None,
-    ) -> AsyncIterator[ChatEvent]:
+    ) -> AsyncGenerator[ChatEvent]:
         """Stream an answer. The last event is `Finished`; a stream that ends without it raises `ApiError`."""
         request: Json = {
             "model": model,
@@ -233,7 +233,7 @@ def _plain_reason(response: httpx.Response) -> str:
 # The stream
 
 
-async def _chat_events(response: httpx.Response) -> AsyncIterator[ChatEvent]:
+async def _chat_events(response: httpx.Response) -> AsyncGenerator[ChatEvent]:
     reason: str | None = None
     usage: Json = {}
     async for line in response.aiter_lines():
