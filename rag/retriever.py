@@ -27,8 +27,8 @@ class RetrievalSettings:
 
     top_k: int = 5
     candidates: int = 50
-    fusion: FusionMethod = "minmax"
-    dense_weight: float = 0.5
+    fusion: FusionMethod = "dbsf"
+    dense_weight: float = 0.7
 
 
 async def retrieve(

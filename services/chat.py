@@ -27,7 +27,7 @@ from services.chat_types import (
     SentenceEmbedder,
     TextDelta,
 )
-from services.config import ChatConfig, RetrievalConfig
+from services.config import ChatConfig, PlatformConfig, RetrievalConfig
 from services.errors import invalid
 from services.prompting import fit_prompt, last_user_text
 from services.rewrite import search_queries
@@ -162,6 +162,10 @@ class Chat:
             collection_names=context.collection_names,
             cosines=cosines,
         )
+
+
+def make_story(config: PlatformConfig, searcher: Searcher, embedder: SentenceEmbedder | None) -> Chat:
+    return Chat(searcher, retrieval=config.retrieval, chat=config.chat, embedder=embedder)
 
 
 @dataclass(slots=True)

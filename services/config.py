@@ -97,9 +97,11 @@ class RetrievalConfig(Section):
     """Passages given to the model."""
     candidates: Annotated[int, Field(ge=1, le=1000)] = 50
     """Passages that each leg contributes before fusion."""
-    fusion: Literal["rrf", "minmax", "dbsf"] = "minmax"
-    dense_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
-    evidence_threshold: Annotated[float, Field(ge=-1, le=1)] = 0.8
+    fusion: Literal["rrf", "minmax", "dbsf"] = "dbsf"
+    """How the meaning leg and the words leg are joined; dbsf was never below the better leg in any measured set."""
+    dense_weight: Annotated[float, Field(ge=0, le=1)] = 0.7
+    """Weight of the meaning leg; the words leg has the rest."""
+    evidence_threshold: Annotated[float, Field(ge=-1, le=1)] = 0.83
     """Cosine of question and best passage below which the answer is that the documents do not say."""
 
 
