@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
@@ -19,7 +20,6 @@ from services.chat_rendering import AnswerRecord, ChunkRenderer, Json, whole_ans
 from services.chat_types import ChatEvent, ChatRequest, KnowledgeOptions, ModelClient
 from services.config import ChatConfig
 from services.conversations import Conversations, MessageState
-from services.database import new_id
 from services.error_responses import error_event, is_expected, to_api_error
 from services.errors import ApiError
 from services.event_stream import DONE, ClientGone, EventStream, until_client_leaves
@@ -69,7 +69,7 @@ class Generation:
     async def complete(self, call: Call, request: CompletionRequest) -> Answer | None:
         self._pool.info(request.model)
         call.model = request.model
-        head = {"id": new_id("cmpl"), "model": request.model, "created": int(time.time())}
+        head = {"id": f"cmpl-{secrets.token_hex(12)}", "model": request.model, "created": int(time.time())}
         generation = GenerationRequest(call.request_id, sampling=request.sampling(), **request.prompt_field())
         if request.stream:
             render = {"kind": "completion", **head, "include_usage": request.includes_usage}
@@ -235,7 +235,7 @@ class _ChatAnswer:
     def __init__(self, call: Call, request: ChatCompletionRequest) -> None:
         self.call = call
         self.request = request
-        self.id = new_id("chatcmpl")
+        self.id = f"chatcmpl-{secrets.token_hex(12)}"
         self.created = int(time.time())
         self.record = AnswerRecord()
 

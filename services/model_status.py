@@ -35,6 +35,11 @@ class ApplicationState:
     deployments: tuple[DeploymentState, ...] = ()
 
     @property
+    def has_running_replica(self) -> bool:
+        """Also true while a new version is being rolled out beside the old one."""
+        return any(deployment.replicas.get("RUNNING", 0) for deployment in self.deployments)
+
+    @property
     def reason(self) -> str:
         """What Serve says, one sentence per deployment that does not run as it should."""
         reasons = [d.message for d in self.deployments if d.status != "HEALTHY" and d.message]

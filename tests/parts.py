@@ -38,8 +38,21 @@ def tmpfs() -> str | None:
 
 
 @functools.cache
+def postgres() -> str | None:
+    if shutil.which("postgres") and shutil.which("initdb"):
+        return None
+    return "no PostgreSQL server (`sudo apt-get install postgresql`)"
+
+
+@functools.cache
 def git() -> str | None:
     return None if shutil.which("git") else "no git"
 
 
-PARTS: dict[str, Callable[[], str | None]] = {"chromium": chromium, "vllm": vllm, "tmpfs": tmpfs, "git": git}
+PARTS: dict[str, Callable[[], str | None]] = {
+    "chromium": chromium,
+    "vllm": vllm,
+    "tmpfs": tmpfs,
+    "git": git,
+    "postgres": postgres,
+}

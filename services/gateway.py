@@ -1,0 +1,80 @@
+"""What Serve runs as the public endpoint: reads the surroundings, opens the port, and keeps the endpoint alive.
+
+The process imports no engine. Several replicas may share the port; each checks keys, relays and tells chats by itself.
+"""
+
+import asyncio
+import contextlib
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from services.calls import ServeCalls
+from services.chat import make_story
+from services.config import PlatformConfig
+from services.database import Database
+from services.discovery import Directory, RayBeatStore
+from services.endpoint import Endpoint, Surroundings
+from services.environment import public_address, read_environment
+from services.knowledge_calls import RemoteSearcher, RemoteSentenceEmbedder
+from services.listener import start_listener
+from services.model_status import ServeStates, read_serve
+from services.ray_adapter import close_replica_ports
+
+STORE_APP, STORE_DEPLOYMENT = "store", "Store"
+EMBED_APP, EMBED_DEPLOYMENT = "embed", "Embedding"
+_DRAIN_S = 4.0
+
+
+class Gateway:
+    """One replica of the public endpoint. `page` makes Serve start the page with it; they meet through discovery."""
+
+    async def __init__(self, config: PlatformConfig, page: DeploymentHandle) -> None:  # type: ignore[misc]
+        """Serve awaits this; the port is open when it returns."""
+        close_replica_ports()
+        environment = read_environment()
+        host, port = public_address(config.listen, environment)
+        self._directory = Directory(RayBeatStore())
+        self._states = ServeStates(read_serve)
+        self._database = Database(environment.database_url)
+        store, embedding = self._calls(STORE_APP, STORE_DEPLOYMENT), self._calls(EMBED_APP, EMBED_DEPLOYMENT)
+        self._endpoint = Endpoint(
+            Surroundings(
+                config=config,
+                home=environment.home,
+                secret=environment.internal_secret,
+                listen_host=host,
+                database=self._database,
+                replicas=self._directory,
+                states=self._states,
+                store=store,
+                embedding=embedding,
+                story=make_story(config, RemoteSearcher(store), RemoteSentenceEmbedder(embedding)),
+            )
+        )
+        await asyncio.gather(self._directory.start(), self._states.start())
+        self._listener = await start_listener(self._endpoint.app, host, port, reuse_port=True, websockets=True)
+        await self._endpoint.start()
+
+    async def check_health(self) -> None:
+        """Serve restarts the replica when this raises."""
+        if not self._listener.is_running:
+            raise RuntimeError("the public listener has ended")
+
+    async def __del__(self) -> None:
+        """Serve awaits this at a graceful shutdown. Parts are missing where the constructor failed."""
+        with contextlib.suppress(AttributeError):
+            await self._listener.stop(_DRAIN_S)
+            await self._endpoint.stop()
+            await self._states.stop()
+            await self._directory.stop()
+            self._database.close()
+
+    def _calls(self, app: str, deployment: str) -> ServeCalls:
+        def why_not_ready() -> str | None:
+            state = self._states.application(app)
+            if state is not None and state.has_running_replica:
+                return None
+            return self._states.why_application_not_ready(app, f"What '{app}' does")
+
+        return ServeCalls(serve.get_deployment_handle(deployment, app_name=app), why_not_ready)

@@ -1,0 +1,217 @@
+"""A running endpoint without Ray: real listener, database, relay and model services; what is not under test is small.
+
+`ScriptedEngine` does what a real model cannot do on demand: wait, fail in the middle, be busy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+
+from cluster.engine import Engine, GenerationChunk, GenerationRequest, ModelInfo, Usage
+from services.accounts import Accounts, ensure_owner
+from services.chat_types import ChatEvent, ChatRequest, ModelClient
+from services.config import PlatformConfig
+from services.database import Database
+from services.discovery import Directory
+from services.endpoint import Endpoint, Surroundings
+from services.listener import start_listener
+from services.model_service import ModelService
+from services.model_status import ApplicationState, ServeStates
+from services.schema import upgrade
+
+SECRET = "s3cret-of-this-start"
+
+
+class ScriptedEngine:
+    """Plays a script for every request: chunks, errors to raise, events to wait for."""
+
+    def __init__(self, *script: GenerationChunk | Exception | asyncio.Event, model: str = "tiny") -> None:
+        self.script = script
+        self.requests: list[GenerationRequest] = []
+        self.was_closed = asyncio.Event()
+        self.load = (0, 0)
+        self.info = ModelInfo(model, "scripted", max_context=64, max_concurrency=4)
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def check_health(self) -> None: ...
+
+    async def tokenize(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    async def count_prompt_tokens(self, request: GenerationRequest) -> int:
+        return 7
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
+        self.requests.append(request)
+        try:
+            for step in self.script:
+                if isinstance(step, asyncio.Event):
+                    await step.wait()
+                elif isinstance(step, Exception):
+                    raise step
+                else:
+                    yield step
+        finally:
+            self.was_closed.set()
+
+
+def words(*texts: str) -> tuple[GenerationChunk, ...]:
+    """A whole answer, one token per text."""
+    chunks = [GenerationChunk((index,), text) for index, text in enumerate(texts)]
+    return (*chunks, GenerationChunk(finish_reason="stop", usage=Usage(3, len(texts))))
+
+
+class Beats(dict[str, bytes]):
+    """Where replicas announce themselves, in memory."""
+
+    def put(self, key: str, value: bytes) -> None:
+        self[key] = value
+
+    def delete(self, key: str) -> None:
+        self.pop(key, None)
+
+    def read_all(self, prefix: str) -> dict[str, bytes]:
+        return dict(self)
+
+
+@dataclass
+class Vectors:
+    vectors: Any
+    num_tokens: list[int]
+    truncated: list[bool]
+    model: str = "embed"
+
+
+class EmbeddingCalls:
+    """Vectors of four numbers, made from the text's length."""
+
+    async def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
+        assert method == "embed"
+        texts, _kind = args
+        vectors = np.array([[len(text), 1, 0, 0] for text in texts], dtype=np.float32)
+        return Vectors(vectors, [len(text) for text in texts], [len(text) > 100 for text in texts])
+
+
+@dataclass
+class StoreCalls:
+    """Answers calls from a dictionary of method names; notes what was asked."""
+
+    answers: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    asked: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
+
+    async def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
+        self.asked.append((method, args))
+        return self.answers[method](*args, **kwargs)
+
+
+async def plain_story(request: ChatRequest, model: ModelClient) -> AsyncIterator[ChatEvent]:
+    """The model's own answer as events; for tests that are not about the story."""
+    from services.chat_types import Finished, TextDelta
+
+    generation = GenerationRequest(request.request_id, messages=request.messages, sampling=request.sampling)
+    text = ""
+    async for chunk in model.stream(generation):
+        text += chunk.text
+        if chunk.text:
+            yield TextDelta(chunk.text, chunk)
+        if chunk.usage is not None and chunk.finish_reason is not None:
+            yield Finished(chunk.finish_reason, chunk.usage, text)
+
+
+class Running:
+    """A started endpoint with everything a test looks at."""
+
+    def __init__(self, url: str, key: str, database: Database, directory: Directory, beats: Beats) -> None:
+        self.url = url
+        self.key = key
+        self.database = database
+        self.accounts = Accounts(database)
+        self.directory = directory
+        self.beats = beats
+        self.store = StoreCalls()
+        self.services: list[ModelService] = []
+        self.http = httpx.AsyncClient(
+            base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=60, trust_env=False
+        )
+        self.openai = openai.AsyncOpenAI(
+            base_url=f"{url}/v1", api_key=key, max_retries=0, http_client=httpx.AsyncClient(trust_env=False)
+        )
+
+    async def add_model(self, engine: Engine, *, replica_id: str = "r1") -> ModelService:
+        model = engine.info.model
+        service = ModelService(engine, SECRET, app=f"llm-{model}", replica_id=replica_id, beats=self.beats)
+        await service.start()
+        self.services.append(service)
+        await self.directory.refresh()
+        return service
+
+    async def chat(self, **fields: Any) -> httpx.Response:
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]} | fields
+        return await self.http.post("/v1/chat/completions", json=body)
+
+
+@asynccontextmanager
+async def running_endpoint(
+    home: Path,
+    *engines: Engine,
+    story: Callable[[ChatRequest, ModelClient], AsyncIterator[ChatEvent]] = plain_story,
+    config: PlatformConfig | None = None,
+    states: dict[str, ApplicationState] | None = None,
+) -> AsyncIterator[Running]:
+    url = f"sqlite:///{home}/windfarm.db"
+    upgrade(url)
+    database = Database(url)
+    owner = ensure_owner(Accounts(database), home)
+    beats = Beats()
+    async with AsyncExitStack() as stack:
+        directory = Directory(beats)
+        await directory.start()
+        stack.push_async_callback(directory.stop)
+        serve_states = ServeStates(lambda: states or {})
+        await serve_states.refresh()
+        store = StoreCalls()
+        endpoint = Endpoint(
+            Surroundings(
+                config=config or PlatformConfig(),
+                home=home,
+                secret=SECRET,
+                listen_host="127.0.0.1",
+                database=database,
+                replicas=directory,
+                states=serve_states,
+                store=store,
+                embedding=EmbeddingCalls(),
+                embedding_model="embed",
+                story=story,
+            )
+        )
+        listener = await start_listener(endpoint.app, websockets=True)
+        stack.push_async_callback(endpoint.stop)
+        stack.push_async_callback(listener.stop)
+        running = Running(listener.url, owner.key, database, directory, beats)
+        running.store = store
+        stack.push_async_callback(_stop_all, running)
+        for number, engine in enumerate(engines):
+            await running.add_model(engine, replica_id=f"r{number}")
+        await endpoint.start()
+        yield running
+
+
+async def _stop_all(running: Running) -> None:
+    await running.http.aclose()
+    await running.openai.close()
+    for service in running.services:
+        await service.stop(drain_s=0)
+    running.database.close()

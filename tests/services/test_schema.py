@@ -1,0 +1,128 @@
+"""Migrations lead to the tables that the models describe, on SQLite and PostgreSQL, whoever starts at the same time."""
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, inspect, text
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from services.accounts import Accounts
+from services.conversations import Conversations
+from services.database import Base, Database, normalized_url
+from services.schema import differences, upgrade
+from services.setup_errors import StartRefused
+
+
+def _sqlite(folder: Path) -> str:
+    return f"sqlite:///{folder}/windfarm.db"
+
+
+def test_migrations_and_models_agree(tmp_path: Path) -> None:
+    upgrade(_sqlite(tmp_path))
+    assert differences(_sqlite(tmp_path)) == []
+
+
+def test_a_second_upgrade_changes_nothing(tmp_path: Path) -> None:
+    upgrade(_sqlite(tmp_path))
+    Accounts(Database(_sqlite(tmp_path))).create_user("ada")
+    upgrade(_sqlite(tmp_path))
+    with create_engine(_sqlite(tmp_path)).connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM users")) == 1
+
+
+def test_starters_at_the_same_time_do_not_collide(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(lambda _: upgrade(_sqlite(tmp_path)), range(6)))
+    assert differences(_sqlite(tmp_path)) == []
+
+
+def test_a_database_of_newer_code_is_refused(tmp_path: Path) -> None:
+    upgrade(_sqlite(tmp_path))
+    with create_engine(_sqlite(tmp_path)).begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(StartRefused, match=r"written by newer code \(schema 9999"):
+        upgrade(_sqlite(tmp_path))
+
+
+def test_a_database_that_cannot_be_opened_is_refused_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "windfarm.db").mkdir()
+    with pytest.raises(StartRefused, match=r"windfarm\.db cannot be opened"):
+        upgrade(_sqlite(tmp_path))
+
+
+def test_a_database_in_memory_is_refused_because_processes_could_not_share_it() -> None:
+    with pytest.raises(StartRefused, match="several processes"):
+        upgrade("sqlite://")
+
+
+def test_all_tables_compile_for_postgresql() -> None:
+    dialect = postgresql.dialect()
+    for table in Base.metadata.sorted_tables:
+        assert str(CreateTable(table).compile(dialect=dialect))
+        for index in table.indexes:
+            assert str(CreateIndex(index).compile(dialect=dialect))
+
+
+def test_postgresql_urls_get_the_driver_that_is_installed() -> None:
+    assert normalized_url("postgresql://u:p@db/windfarm") == "postgresql+psycopg://u:p@db/windfarm"
+    assert normalized_url("sqlite:////data/windfarm.db") == "sqlite:////data/windfarm.db"
+
+
+@pytest.fixture(scope="module")
+def postgres_url() -> Iterator[str]:
+    """A PostgreSQL server of our own on a socket in a temporary folder; it refuses to run as root."""
+    folder = Path(tempfile.mkdtemp(prefix="windfarm-pg-"))
+    folder.chmod(0o777)
+    as_user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"] if os.geteuid() == 0 else []
+    data = folder / "data"
+    subprocess.run(
+        [*as_user, "initdb", "--no-sync", "-A", "trust", "-U", "windfarm", "-D", str(data)],
+        check=True,
+        capture_output=True,
+        cwd=folder,
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [*as_user, "postgres", "-D", str(data), "-k", str(folder), "-c", "listen_addresses=", "-p", str(port), "-F"],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stderr is not None
+    for line in server.stderr:
+        if "ready to accept connections" in line:
+            break
+    try:
+        yield f"postgresql://windfarm@/postgres?host={folder}&port={port}"
+    finally:
+        server.terminate()
+        server.wait(20)
+        server.stderr.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.integration
+@pytest.mark.requires("postgres")
+def test_postgresql_gets_the_same_tables_and_serves_the_same_code(postgres_url: str) -> None:
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(lambda _: upgrade(postgres_url), range(3)))
+    assert differences(postgres_url) == []
+    database = Database(postgres_url)
+    accounts, conversations = Accounts(database), Conversations(database)
+    actor = accounts.authenticate(accounts.create_key(accounts.create_user("ada"), "test"))
+    conversation = conversations.create(actor)
+    conversations.add_message(actor, conversation["id"], "user", "How high is the tower?")
+    (message,) = conversations.get(actor, conversation["id"])["messages"]
+    assert message["content"] == "How high is the tower?"
+    assert inspect(database.engine).has_table("versions")
+    database.close()
