@@ -27,3 +27,7 @@ class StoreMissing(StoreError):
 
 class EmbeddingMismatch(RagError):
     """A collection was built with another embedding model."""
+
+
+class EmbedderUnavailable(RagError):
+    """No embedding model answers right now; the same call may work later."""

@@ -1,0 +1,232 @@
+"""Changes that touch both database and vector store, each decided in one database transaction and then carried out.
+
+The deciding transaction writes a journal entry; carrying out may be repeated and ends with a second transaction that
+removes the entry. A crash in between leaves an entry, which is carried out at the next start: so the database is the
+truth, and the store follows it. Calls block and take turns.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from rag.vector_store import VectorStore
+from services.database import Collection, Database, Document, Job, JournalEntry, Version, utc_now
+from services.knowledge import ACTIVE_JOB_STATES
+
+Payload = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """A staged version that shall become its document's active one, and the job that brought it."""
+
+    job_id: str
+    collection_id: str
+    index_id: str
+    version: Version
+    document_name: str
+    owner_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What a deletion removed, for its receipt; `blob_paths` are the uploads that nobody waits for any more."""
+
+    num_documents: int = 0
+    num_versions: int = 0
+    num_passages: int = 0
+    blob_paths: tuple[str, ...] = ()
+
+
+class Journal:
+    """Carries out changes one after the other. `turn` is held while the store or the deciding rows change."""
+
+    def __init__(self, database: Database, store: VectorStore) -> None:
+        self._database = database
+        self._store = store
+        self.turn = threading.RLock()
+        self._operations: dict[str, Callable[[Payload], None]] = {
+            "activate": self._finish_activation,
+            "retire": self._finish_retirement,
+            "delete_document": self._finish_document_deletion,
+            "delete_collection": self._finish_collection_deletion,
+            "drop_index": self._finish_index_drop,
+        }
+
+    def replay(self) -> int:
+        """Carry out everything that was decided and not finished. Returns how many entries there were."""
+        num_entries = 0
+        with self.turn:
+            while (entry := self._first_entry()) is not None:
+                self._carry_out(entry)
+                num_entries += 1
+        return num_entries
+
+    def activate(self, change: Replacement) -> bool:
+        """Make a staged version the active one and remove what it replaces. False where its collection or job was
+        deleted or cancelled meanwhile: nothing has changed then."""
+        with self.turn:
+            with self._database.write() as session:
+                if not _is_wanted(session, change):
+                    return False
+                document = session.get(Document, change.version.document_id)
+                if document is None:
+                    document = Document(
+                        id=change.version.document_id,
+                        collection_id=change.collection_id,
+                        name=change.document_name,
+                        owner_id=change.owner_id,
+                    )
+                    session.add(document)
+                    session.flush()
+                session.add(change.version)
+                payload = {
+                    "index_id": change.index_id,
+                    "document_id": document.id,
+                    "version_id": change.version.id,
+                    "replaces": document.active_version_id,
+                    "job_id": change.job_id,
+                }
+                session.add(JournalEntry(operation="activate", payload=payload))
+            self.replay()
+            return True
+
+    def delete_document(self, document: Document, index_id: str) -> Removal:
+        """Remove a document with all its versions, passages and jobs. Returns what was removed."""
+        with self.turn:
+            num_passages = self._store.count(index_id, document_id=document.id)
+            with self._database.write() as session:
+                row = session.get(Document, document.id)
+                if row is None or row.deleted_at is not None:
+                    return Removal()
+                row.deleted_at = utc_now()
+                row.active_version_id = None
+                versions = session.scalars(select(Version.id).where(Version.document_id == document.id)).all()
+                blob_paths = _forget_jobs(session, document.collection_id, document.name)
+                payload = {"index_id": index_id, "document_id": document.id}
+                session.add(JournalEntry(operation="delete_document", payload=payload))
+            self.replay()
+            return Removal(1, len(versions), num_passages, blob_paths)
+
+    def delete_collection(self, collection: Collection) -> Removal:
+        with self.turn:
+            num_passages = self._store.count(collection.index_id)
+            with self._database.write() as session:
+                row = session.get(Collection, collection.id)
+                if row is None or row.deleted_at is not None:
+                    return Removal()
+                row.deleted_at = utc_now()
+                documents = session.scalars(select(Document.id).where(Document.collection_id == row.id)).all()
+                versions = session.scalars(select(Version.id).where(Version.document_id.in_(documents))).all()
+                blob_paths = _forget_jobs(session, row.id)
+                payload = {"index_id": row.index_id, "collection_id": row.id}
+                session.add(JournalEntry(operation="delete_collection", payload=payload))
+            self.replay()
+            return Removal(len(documents), len(versions), num_passages, blob_paths)
+
+    def switch_index(self, session: Session, collection: Collection, index_id: str) -> None:
+        """Let a collection use another, complete index; part of the caller's transaction. `replay` drops the old."""
+        session.add(JournalEntry(operation="drop_index", payload={"index_id": collection.index_id}))
+        collection.index_id = index_id
+
+    def _first_entry(self) -> JournalEntry | None:
+        with self._database.read() as session:
+            return session.scalars(select(JournalEntry).order_by(JournalEntry.id).limit(1)).first()
+
+    def _carry_out(self, entry: JournalEntry) -> None:
+        self._operations[entry.operation](entry.payload | {"entry_id": entry.id})
+
+    def _finish_activation(self, payload: Payload) -> None:
+        index_id, version_id, replaces = payload["index_id"], payload["version_id"], payload["replaces"]
+        with self._database.read() as session:
+            version = session.get(Version, version_id)
+            num_expected = version.num_chunks if version is not None else None
+        if num_expected is None or self._store.count(index_id, version_id=version_id) != num_expected:
+            self._undo_activation(payload)
+            return
+        self._store.activate_version(index_id, version_id, replaces=replaces)
+        with self._database.write() as session:
+            document = session.get_one(Document, payload["document_id"])
+            document.active_version_id = version_id
+            session.get_one(Version, version_id).state = "active"
+            _end_job(session, payload["job_id"], document.id, version_id, num_expected)
+            if replaces is not None:
+                session.get_one(Version, replaces).state = "retired"
+                retirement = {"index_id": index_id, "version_id": replaces}
+                session.add(JournalEntry(operation="retire", payload=retirement))
+            _close(session, payload)
+
+    def _undo_activation(self, payload: Payload) -> None:
+        """The staged passages are not all there (a crash of the machine can lose them): start this job anew."""
+        self._store.delete_version(payload["index_id"], payload["version_id"])
+        with self._database.write() as session:
+            session.execute(delete(Version).where(Version.id == payload["version_id"]))
+            session.execute(
+                delete(Document).where(Document.id == payload["document_id"], Document.active_version_id.is_(None))
+            )
+            job = session.get(Job, payload["job_id"])
+            if job is not None:
+                job.state = "queued"
+            _close(session, payload)
+
+    def _finish_retirement(self, payload: Payload) -> None:
+        self._store.delete_version(payload["index_id"], payload["version_id"])
+        with self._database.write() as session:
+            session.execute(delete(Version).where(Version.id == payload["version_id"]))
+            _close(session, payload)
+
+    def _finish_document_deletion(self, payload: Payload) -> None:
+        self._store.delete_document(payload["index_id"], payload["document_id"])
+        with self._database.write() as session:
+            session.execute(delete(Version).where(Version.document_id == payload["document_id"]))
+            session.execute(delete(Document).where(Document.id == payload["document_id"]))
+            _close(session, payload)
+
+    def _finish_collection_deletion(self, payload: Payload) -> None:
+        self._store.delete_collection(payload["index_id"])
+        with self._database.write() as session:
+            session.execute(delete(Collection).where(Collection.id == payload["collection_id"]))
+            _close(session, payload)
+
+    def _finish_index_drop(self, payload: Payload) -> None:
+        self._store.delete_collection(payload["index_id"])
+        with self._database.write() as session:
+            _close(session, payload)
+
+
+def _is_wanted(session: Session, change: Replacement) -> bool:
+    collection = session.get(Collection, change.collection_id)
+    job = session.get(Job, change.job_id)
+    if collection is None or collection.deleted_at is not None or collection.index_id != change.index_id:
+        return False
+    return job is not None and job.state in ACTIVE_JOB_STATES
+
+
+def _forget_jobs(session: Session, collection_id: str, filename: str | None = None) -> tuple[str, ...]:
+    """End the unfinished jobs of a file or a whole collection, so that what is deleted does not come back; remove the
+    ended ones. Returns the uploads of the unfinished."""
+    concerned = [Job.collection_id == collection_id]
+    if filename is not None:
+        concerned.append(Job.filename == filename)
+    session.execute(delete(Job).where(*concerned, Job.state.not_in(ACTIVE_JOB_STATES)))
+    unfinished = session.scalars(select(Job).where(*concerned)).all()
+    for job in unfinished:
+        job.state = "cancelled"
+    return tuple(job.blob_path for job in unfinished if job.blob_path is not None)
+
+
+def _end_job(session: Session, job_id: str, document_id: str, version_id: str, num_chunks: int) -> None:
+    job = session.get(Job, job_id)
+    if job is not None:
+        job.state, job.progress = "done", 1.0
+        job.document_id, job.version_id, job.num_chunks = document_id, version_id, num_chunks
+
+
+def _close(session: Session, payload: Payload) -> None:
+    session.execute(delete(JournalEntry).where(JournalEntry.id == payload["entry_id"]))
