@@ -138,7 +138,7 @@ def _first_model(annotation: Any) -> type[BaseModel] | None:
 
 
 def _is_branch(part: int | str) -> bool:
-    return isinstance(part, str) and (not part.isidentifier() or part in _BRANCHES or part[:1].isupper())
+    return isinstance(part, str) and (part in _BRANCHES or part[:1].isupper() or any(sign in part for sign in "[(-"))
 
 
 _BRANCHES = {"str", "int", "float", "bool"}
