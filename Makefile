@@ -10,7 +10,7 @@ BIN := .venv/bin
 SETUP := $(PYTHON) -m infra.setup
 ARGS ?=
 
-.PHONY: help setup setup-dev up down test test-unit lint format bench-laptop lock clean
+.PHONY: help setup setup-dev up down test test-unit lint format bench-laptop lock map clean
 
 help: ## List all targets
 	@echo "windfarm: make up starts everything and prints the address of the page."
@@ -38,6 +38,7 @@ test-unit: setup-dev ## Only the tests that start nothing: seconds
 lint: setup-dev ## Style, format and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
+	@rm -f ui/*.pyi  # Gradio writes them beside its components; mypy would read them instead of the code
 	@$(BIN)/mypy
 
 format: setup-dev ## Rewrite the code in the project's format
@@ -49,6 +50,9 @@ bench-laptop: setup-dev ## Speed of one chat stream against the bare llama.cpp s
 
 lock: setup-dev ## Resolve requirements/*.in again (ARGS=--upgrade: newest versions)
 	@$(BIN)/python -m infra.setup.lock $(ARGS)
+
+map: setup-dev ## Write the code map of README.md from the docstrings
+	@$(BIN)/python -m infra.setup.code_map
 
 clean: ## Remove the environment and caches; the data folder stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build *.egg-info

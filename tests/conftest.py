@@ -11,6 +11,9 @@ import pytest
 
 from tests.parts import why_missing
 
+# The fixture `product`: the whole product, started once for all tests that ask for it.
+pytest_plugins = ["tests.product"]
+
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 
 
