@@ -27,17 +27,21 @@ Handler = Callable[..., Awaitable[Any]]
 ReceivedFile = tuple[Path, str]
 
 
-class DocumentFiles(gr.File):
-    """Gradio's file field, handing over (temporary path, name in the browser) for each file."""
+def file_field(**options: Any) -> Any:
+    """Gradio's file field, handing over (temporary path, name in the browser) for each file.
 
-    def get_block_name(self) -> str:
-        return "file"  # the browser part is Gradio's own
+    The instance is changed, not subclassed: Gradio writes a stub file beside every module that subclasses a component.
+    """
+    field = gr.File(file_count="multiple", **options)
+    field.preprocess = _received
+    return field
 
-    def preprocess(self, payload: ListFiles | FileData | None) -> list[ReceivedFile]:  # type: ignore[override]
-        if payload is None:
-            return []
-        files = payload.root if isinstance(payload, ListFiles) else [payload]
-        return [(Path(file.path), file.orig_name or Path(file.path).name) for file in files]
+
+def _received(payload: ListFiles | FileData | None) -> list[ReceivedFile]:
+    if payload is None:
+        return []
+    files = payload.root if isinstance(payload, ListFiles) else [payload]
+    return [(Path(file.path), file.orig_name or Path(file.path).name) for file in files]
 
 
 def make_add_files(connect: Connect) -> Callable[..., AsyncGenerator[tuple[Any, ...]]]:

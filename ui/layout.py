@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from ui.documents import DocumentFiles
+from ui.documents import file_field
 from ui.panels import brand, icon_button, source_list
 from ui.signing_in import splash
 
@@ -218,7 +218,7 @@ def _panel() -> tuple[Any, ...]:
             )
         with gr.Column(elem_id="wf-panel-documents", min_width=0):
             target = gr.Dropdown(label="Collection", interactive=True, elem_id="wf-target", min_width=0)
-            files = DocumentFiles(label="Add files", file_count="multiple", elem_id="wf-files", height=120)
+            files = file_field(label="Add files", elem_id="wf-files", height=120)
             uploads = gr.HTML(elem_id="wf-uploads", apply_default_css=False)
             documents = gr.HTML(js_on_load=_LIST_SCRIPT, elem_id="wf-documents", apply_default_css=False)
             with gr.Accordion("Manage collections", open=False, elem_id="wf-manage"):
