@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
@@ -18,7 +20,20 @@ from pydantic import ConfigDict
 
 from rag.fusion import FusionMethod, fuse
 from rag.types import Embedder, Passage
-from rag.vector_store import ScoredChunk, VectorStore
+from rag.vector_store import ScoredChunk
+
+
+class Searches(Protocol):
+    """The part of a `VectorStore` that retrieval needs."""
+
+    def search(
+        self,
+        collection_ids: Sequence[str],
+        *,
+        vector: npt.NDArray[np.float32] | None,
+        text: str | None,
+        limit: int,
+    ) -> list[ScoredChunk]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +51,7 @@ async def retrieve(
     collection_ids: Sequence[str],
     *,
     embedder: Embedder,
-    store: VectorStore,
+    store: Searches,
     settings: RetrievalSettings,
 ) -> list[Passage]:
     """The best passages for a question, best first."""

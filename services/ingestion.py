@@ -142,6 +142,11 @@ class IngestionService:
     async def delete_collection(self, name: str, actor: str) -> dict[str, Any]:
         return await asyncio.to_thread(self._delete_collection, name, actor)
 
+    def require_embedding(self, collection: Collection) -> None:
+        """`check_embedding` for callers over the handle: a 409 that says what to do."""
+        with _as_api_errors():
+            self.check_embedding(collection)
+
     def check_embedding(self, collection: Collection) -> None:
         """Raise `EmbeddingMismatch` where a collection's vectors are of another model than the one that runs."""
         have = (collection.embedding_model, collection.embedding_dimension)
@@ -156,8 +161,8 @@ class IngestionService:
 
     def _submit(self, collection_name: str, filename: str, source: Path | bytes, actor: str) -> dict[str, Any]:
         collection = self._knowledge.collection(collection_name, actor)
+        self.require_embedding(collection)
         with _as_api_errors():
-            self.check_embedding(collection)
             name = clean_filename(filename)
         job_id = new_id("job")
         blob = self._blobs.keep(job_id, source, int(self._config.max_file_mib * (1 << 20)))

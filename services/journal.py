@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from rag.read_write_lock import ReadWriteLock
 from rag.vector_store import VectorStore
 from services.database import Collection, Database, Document, Job, JournalEntry, Version, utc_now
 from services.knowledge import ACTIVE_JOB_STATES
@@ -45,11 +46,13 @@ class Removal:
 
 
 class Journal:
-    """Carries out changes one after the other. `turn` is held while the store or the deciding rows change."""
+    """Carries out changes one after the other. `turn` is held while the store or the deciding rows change; `visible` is
+    held alone while both change what searches see."""
 
-    def __init__(self, database: Database, store: VectorStore) -> None:
+    def __init__(self, database: Database, store: VectorStore, visible: ReadWriteLock) -> None:
         self._database = database
         self._store = store
+        self._visible = visible
         self.turn = threading.RLock()
         self._operations: dict[str, Callable[[Payload], None]] = {
             "activate": self._finish_activation,
@@ -150,8 +153,8 @@ class Journal:
         if num_expected is None or self._store.count(index_id, version_id=version_id) != num_expected:
             self._undo_activation(payload)
             return
-        self._store.activate_version(index_id, version_id, replaces=replaces)
-        with self._database.write() as session:
+        with self._visible.exclusive(), self._database.write() as session:
+            self._store.activate_version(index_id, version_id, replaces=replaces)
             document = session.get_one(Document, payload["document_id"])
             document.active_version_id = version_id
             session.get_one(Version, version_id).state = "active"

@@ -10,6 +10,7 @@ import difflib
 import re
 import unicodedata
 import zlib
+from collections.abc import Collection as AnyCollection
 from collections.abc import Sequence
 from typing import Any
 
@@ -121,7 +122,7 @@ class Knowledge:
         with self._database.read() as session:
             return [job_json(job, collection.name) for job in session.scalars(newest.limit(_MAX_JOBS_LISTED))]
 
-    def active_versions(self, version_ids: Sequence[str]) -> set[str]:
+    def active_versions(self, version_ids: AnyCollection[str]) -> set[str]:
         """Those of the versions that are their document's active one right now."""
         with self._database.read() as session:
             found = select(Document.active_version_id).where(

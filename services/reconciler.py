@@ -48,13 +48,16 @@ class _Expected:
     num_chunks: int
 
 
-def reconcile(database: Database, store: VectorStore, journal: Journal, blobs: Blobs) -> ReconcileReport:
+def reconcile(
+    database: Database, store: VectorStore, journal: Journal, blobs: Blobs, *, owns_all: bool = True
+) -> ReconcileReport:
+    """`owns_all`: no other windfarm keeps its indexes in this vector store, so unknown ones are leftovers."""
     num_replayed = journal.replay()
     num_requeued = _requeue_interrupted_jobs(database)
-    num_removed_indexes = _remove_unknown_indexes(database, store)
+    num_removed_indexes = _remove_unknown_indexes(database, store) if owns_all else 0
     expected = _expected_versions(database)
     found = store.list_versions()
-    num_removed_versions = _remove_unknown_versions(store, expected, found)
+    num_removed_versions = _remove_unknown_versions(store, _known_indexes(database), expected, found)
     num_repairs = _repair(database, store, expected, found)
     return ReconcileReport(
         num_replayed=num_replayed,
@@ -78,12 +81,16 @@ def _requeue_interrupted_jobs(database: Database) -> int:
 
 def _remove_unknown_indexes(database: Database, store: VectorStore) -> int:
     """Indexes of deleted collections and of embeddings that did not come to their end."""
-    with database.read() as session:
-        known = set(session.scalars(select(Collection.index_id)))
+    known = _known_indexes(database)
     strays = [name for name in store.list_collections() if name.startswith(_OUR_INDEX) and name not in known]
     for name in strays:
         store.delete_collection(name)
     return len(strays)
+
+
+def _known_indexes(database: Database) -> set[str]:
+    with database.read() as session:
+        return set(session.scalars(select(Collection.index_id)))
 
 
 def _expected_versions(database: Database) -> dict[str, _Expected]:
@@ -97,11 +104,13 @@ def _expected_versions(database: Database) -> dict[str, _Expected]:
         return {row[0]: _Expected(*row[1:]) for row in session.execute(rows)}
 
 
-def _remove_unknown_versions(store: VectorStore, expected: dict[str, _Expected], found: dict[str, VersionState]) -> int:
+def _remove_unknown_versions(
+    store: VectorStore, indexes: set[str], expected: dict[str, _Expected], found: dict[str, VersionState]
+) -> int:
     strays = [
         (state.collection_id, version_id)
         for version_id, state in found.items()
-        if state.collection_id.startswith(_OUR_INDEX) and version_id not in expected
+        if state.collection_id in indexes and version_id not in expected
     ]
     for index_id, version_id in strays:
         store.delete_version(index_id, version_id)

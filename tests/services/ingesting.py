@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from rag.parsing import ParseLimits
+from rag.read_write_lock import ReadWriteLock
 from rag.types import Vectors
 from rag.vector_store import VectorStore, open_vector_store
 from services.blobs import Blobs
@@ -106,7 +107,7 @@ async def running(
     database = Database(url)
     _ensure_owner(database)
     store = open_vector_store(home / "qdrant", lock_timeout_s=10)
-    journal, blobs = Journal(database, store), Blobs(home / "blobs", home)
+    journal, blobs = Journal(database, store, ReadWriteLock()), Blobs(home / "blobs", home)
     report = reconcile(database, store, journal, blobs)
     limits = ParseLimits(timeout_s=config.parse_timeout_s, memory_bytes=config.parse_memory_mib << 20)
     parsers = ParserPool(limits, config.parallel_parsers)

@@ -1,0 +1,116 @@
+"""The embedding deployment as an `Embedder`, and the collections as what the retriever searches in.
+
+Model and dimension are asked from the deployment; where an answer comes from another model than before (the
+configuration was changed), the call fails and the next one knows the new model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+
+from rag.chunking import TokenSpans
+from rag.errors import EmbedderUnavailable, EmbeddingMismatch
+from rag.read_write_lock import ReadWriteLock
+from rag.tokens import load_token_spans
+from rag.types import Vectors
+from rag.vector_store import ScoredChunk, VectorStore
+from services.database import Collection
+from services.knowledge import Knowledge
+
+_GONE = (RayActorError, BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError)
+
+
+class HandleEmbedder:
+    """See `rag.types.Embedder`. Knows its model after `connect`."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+        self._token_spans: TokenSpans | None = None
+        self._described: dict[str, Any] = {}
+
+    @property
+    def model_name(self) -> str:
+        return str(self._described["model"])
+
+    @property
+    def dimension(self) -> int:
+        return int(self._described["dimension"])
+
+    @property
+    def max_tokens(self) -> int:
+        return int(self._described["max_tokens"])
+
+    async def connect(self) -> None:
+        """Wait until the model answers and learn what it is."""
+        described: dict[str, Any] = await self._call("describe")
+        tokenizer_file = Path(described["tokenizer_file"])
+        self._token_spans = await asyncio.to_thread(load_token_spans, tokenizer_file)
+        self._described = described
+
+    def token_spans(self, text: str) -> Sequence[tuple[int, int]]:
+        assert self._token_spans is not None, "connected"
+        return self._token_spans(text)
+
+    async def embed_queries(self, texts: Sequence[str]) -> Vectors:
+        return await self._embed(texts, "query")
+
+    async def embed_passages(self, texts: Sequence[str]) -> Vectors:
+        return await self._embed(texts, "passage")
+
+    async def _embed(self, texts: Sequence[str], kind: str) -> Vectors:
+        result = await self._call("embed", list(texts), kind)
+        if result.model != self.model_name:
+            before = self.model_name
+            await self.connect()
+            raise EmbeddingMismatch(f"The embedding model changed from {before} to {self.model_name}. Try again.")
+        vectors: Vectors = result.vectors
+        return vectors
+
+    async def _call(self, method: str, *args: Any) -> Any:
+        try:
+            return await getattr(self._handle, method).remote(*args)
+        except _GONE as error:
+            raise EmbedderUnavailable("The embedding model is not running right now.") from error
+
+
+class SearchableCollections:
+    """What the retriever sees as its store: collections by name, and of them only what the database says is active.
+
+    `visible` is shared by searches and held alone while a version takes another's place, so that no search sees both
+    or neither.
+    """
+
+    def __init__(
+        self,
+        knowledge: Knowledge,
+        store: VectorStore,
+        visible: ReadWriteLock,
+        actor: str,
+        check_embedding: Callable[[Collection], None],
+    ) -> None:
+        self._knowledge = knowledge
+        self._store = store
+        self._visible = visible
+        self._actor = actor
+        self._check_embedding = check_embedding
+        self.names_by_index: dict[str, str] = {}
+
+    def search(
+        self, collection_ids: Sequence[str], *, vector: npt.NDArray[Any] | None, text: str | None, limit: int
+    ) -> list[ScoredChunk]:
+        """`collection_ids` are names here. Raises where the actor may not read one."""
+        with self._visible.shared():
+            collections = [self._knowledge.collection(name, self._actor) for name in collection_ids]
+            for collection in collections:
+                self._check_embedding(collection)
+            self.names_by_index = {collection.index_id: collection.name for collection in collections}
+            found = self._store.search(list(self.names_by_index), vector=vector, text=text, limit=limit)
+            active = self._knowledge.active_versions({hit.chunk.version_id for hit in found})
+            return [hit for hit in found if hit.chunk.version_id in active]

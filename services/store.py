@@ -1,0 +1,28 @@
+"""What Serve runs for the knowledge base: one replica that owns database migration, vectors and ingestion."""
+
+import asyncio
+
+from ray import serve
+
+from services.config import StoreConfig
+from services.environment import read_environment
+from services.retrieval import HandleEmbedder
+from services.store_service import StoreService, open_store
+
+_EMBED_APP, _EMBED_DEPLOYMENT = "embed", "Embedding"
+
+
+class Store(StoreService):
+    """A `StoreService` with its life given by Serve. Callers use its methods through the handle."""
+
+    async def __init__(self, config: StoreConfig) -> None:  # type: ignore[misc]
+        """Serve awaits this. It ends when the folder is ours and everything agrees; it does not wait for the model."""
+        parts = await asyncio.to_thread(open_store, config, read_environment())
+        handle = serve.get_deployment_handle(_EMBED_DEPLOYMENT, app_name=_EMBED_APP)
+        super().__init__(parts, HandleEmbedder(handle))
+        await self.start()
+
+    async def __del__(self) -> None:
+        """Serve awaits this at a graceful shutdown; after a kill the next start puts things right."""
+        if hasattr(self, "_parts"):
+            await self.close()

@@ -1,0 +1,294 @@
+"""Everything behind the store's handle, without Ray: collections, documents, jobs, search, on one data folder.
+
+Opening migrates the database, waits for the vector store's folder (a predecessor may still hold it), refuses an empty
+folder where the database knows passages, and brings both to agreement. `actor` is a user id everywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from sqlalchemy import select
+
+from rag.chunking import TokenSpans
+from rag.errors import EmbedderUnavailable, StoreMissing
+from rag.fusion import FusionMethod
+from rag.parsing import ParseLimits
+from rag.read_write_lock import ReadWriteLock
+from rag.retriever import RetrievalSettings, retrieve
+from rag.types import Embedder
+from rag.vector_store import VectorStore, open_vector_store
+from services.blobs import Blobs
+from services.chat_types import SearchResult
+from services.config import Environment, IngestionConfig, StoreConfig
+from services.database import Collection, Database, Document, Version
+from services.errors import conflict, invalid, unavailable
+from services.ingestion import IngestionService
+from services.journal import Journal
+from services.knowledge import Knowledge
+from services.parser_pool import ParserPool
+from services.reconciler import ReconcileReport, reconcile
+from services.retrieval import SearchableCollections
+from services.schema import upgrade
+
+_log = logging.getLogger(__name__)
+
+REBUILD_FILE = "REBUILD"
+_LOCK_TIMEOUT_S = 60.0
+_EMBEDDER_WAIT_S = 60.0
+_MAX_COLLECTIONS_PER_SEARCH = 32
+
+
+class ConnectedEmbedder(Embedder, Protocol):
+    """An embedder that has to be reached first and knows its model's tokens."""
+
+    async def connect(self) -> None: ...
+
+    @property
+    def max_tokens(self) -> int: ...
+
+    @property
+    def token_spans(self) -> TokenSpans: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoreParts:
+    """What belongs to one opened data folder."""
+
+    config: StoreConfig
+    database: Database
+    vectors: VectorStore
+    visible: ReadWriteLock
+    journal: Journal
+    blobs: Blobs
+    report: ReconcileReport
+
+
+def open_store(config: StoreConfig, environment: Environment) -> StoreParts:
+    """Blocks. Raises `StartRefused`, `StoreLocked` or `StoreMissing` with the next step."""
+    upgrade(environment.database_url)
+    database = Database(environment.database_url)
+    folder = environment.home / "qdrant"
+    if config.qdrant.url is None:
+        _refuse_lost_folder(database, folder)
+    vectors = open_vector_store(folder, url=config.qdrant.url, api_key=_api_key(config), lock_timeout_s=_LOCK_TIMEOUT_S)
+    visible = ReadWriteLock()
+    journal = Journal(database, vectors, visible)
+    blobs = Blobs(environment.home / "blobs", environment.home)
+    report = reconcile(database, vectors, journal, blobs, owns_all=config.qdrant.url is None)
+    _log.info("Database and vector store agree: %s", asdict(report))
+    return StoreParts(config, database, vectors, visible, journal, blobs, report)
+
+
+class StoreService:
+    def __init__(self, parts: StoreParts, embedder: ConnectedEmbedder) -> None:
+        self._parts = parts
+        self._knowledge = Knowledge(parts.database)
+        self._embedder = embedder
+        ingestion = parts.config.ingestion
+        self._parsers = ParserPool(_limits(ingestion), ingestion.parallel_parsers)
+        self._ingestion = IngestionService(
+            database=parts.database,
+            store=parts.vectors,
+            journal=parts.journal,
+            embedder=embedder,
+            token_spans=lambda text: embedder.token_spans(text),
+            parsers=self._parsers,
+            blobs=parts.blobs,
+            config=ingestion,
+        )
+        self._starting: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Serve what needs no model at once; jobs and searches begin when the embedding model answers."""
+        self._starting = asyncio.create_task(self._connect())
+
+    async def close(self) -> None:
+        """Stop working, give the folder back. Jobs that run start anew at the next start."""
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.wait([self._starting])
+        await self._ingestion.stop()
+        self._parsers.close()
+        await asyncio.to_thread(self._close_parts)
+
+    def check_health(self) -> None:
+        """Raise where this replica cannot work any more."""
+        if self._starting is not None and self._starting.done() and not self._starting.cancelled():
+            self._starting.result()
+        self._ingestion.check_health()
+        self._parts.vectors.list_collections()
+
+    # Collections and documents
+
+    async def create_collection(self, name: str, description: str, actor: str) -> dict[str, Any]:
+        await self._embedder_is_there()
+        return await asyncio.to_thread(
+            self._knowledge.create_collection,
+            name,
+            description,
+            actor,
+            embedding_model=self._embedder.model_name,
+            dimension=self._embedder.dimension,
+        )
+
+    async def list_collections(self, actor: str) -> list[dict[str, Any]]:
+        return await asyncio.to_thread(self._knowledge.list_collections, actor)
+
+    async def collection(self, name: str, actor: str) -> dict[str, Any]:
+        return await asyncio.to_thread(self._knowledge.describe_collection, name, actor)
+
+    async def delete_collection(self, name: str, actor: str) -> dict[str, Any]:
+        return await self._ingestion.delete_collection(name, actor)
+
+    async def submit_document(self, collection: str, filename: str, source: Path | bytes, actor: str) -> dict[str, Any]:
+        """The job of a file. A path inside the data folder is taken over, any other copied."""
+        await self._embedder_is_there()
+        return await self._ingestion.submit(collection, filename, source, actor)
+
+    async def list_documents(self, collection: str, actor: str) -> list[dict[str, Any]]:
+        return await asyncio.to_thread(self._knowledge.list_documents, collection, actor)
+
+    async def document(self, document_id: str, actor: str) -> dict[str, Any]:
+        return await asyncio.to_thread(self._knowledge.document, document_id, actor)
+
+    async def delete_document(self, collection: str, document_id: str, actor: str) -> dict[str, Any]:
+        return await self._ingestion.delete_document(collection, document_id, actor)
+
+    async def reembed(self, collection: str, actor: str) -> dict[str, Any]:
+        await self._embedder_is_there()
+        return await self._ingestion.reembed(collection, actor)
+
+    async def job(self, job_id: str, actor: str) -> dict[str, Any]:
+        return await self._ingestion.job(job_id, actor)
+
+    async def jobs(self, collection: str, actor: str) -> list[dict[str, Any]]:
+        return await self._ingestion.jobs(collection, actor)
+
+    async def wait_for_job(self, job_id: str, actor: str, timeout_s: float = 100.0) -> dict[str, Any]:
+        return await self._ingestion.wait_for_job(job_id, actor, timeout_s)
+
+    # Search
+
+    async def search(
+        self,
+        collections: Sequence[str],
+        query: str,
+        top_k: int,
+        actor: str,
+        candidates: int = 50,
+        fusion: FusionMethod = "minmax",
+        dense_weight: float = 0.5,
+    ) -> SearchResult:
+        """The best passages for a question, with the names of the collections whose ids they carry."""
+        names = list(dict.fromkeys(collections))
+        if not 1 <= len(names) <= _MAX_COLLECTIONS_PER_SEARCH:
+            raise invalid(f"Name 1 to {_MAX_COLLECTIONS_PER_SEARCH} collections.", param="collections")
+        await self._embedder_is_there()
+        await asyncio.to_thread(self._check_readable, names, actor)
+        readable = SearchableCollections(
+            self._knowledge, self._parts.vectors, self._parts.visible, actor, self._ingestion.require_embedding
+        )
+        settings = RetrievalSettings(top_k, candidates, fusion, dense_weight)
+        try:
+            passages = await retrieve(query, names, embedder=self._embedder, store=readable, settings=settings)
+        except EmbedderUnavailable as error:
+            raise unavailable(f"{error} Try again.", code="embedding_unavailable", retry_after_s=2) from error
+        return SearchResult(passages, readable.names_by_index)
+
+    def _check_readable(self, names: Sequence[str], actor: str) -> None:
+        """Before any work: unknown collections and other embedding models."""
+        for name in names:
+            self._ingestion.require_embedding(self._knowledge.collection(name, actor))
+
+    async def describe(self) -> dict[str, Any]:
+        return {
+            "vector_store": "server" if self._parts.config.qdrant.url else "embedded",
+            "embedding_ready": self._starting is not None and self._starting.done(),
+            "reconciled": asdict(self._parts.report),
+        }
+
+    async def _connect(self) -> None:
+        while True:
+            try:
+                await self._embedder.connect()
+                break
+            except EmbedderUnavailable as error:
+                _log.info("Waiting for the embedding model: %s", error)
+                await asyncio.sleep(1.0)
+        _check_chunk_size(self._parts.config.ingestion, self._embedder)
+        await self._ingestion.start()
+
+    async def _embedder_is_there(self) -> None:
+        assert self._starting is not None, "started"
+        try:
+            await asyncio.wait_for(asyncio.shield(self._starting), _EMBEDDER_WAIT_S)
+        except TimeoutError as error:
+            raise unavailable(
+                "The embedding model is not ready. Try again; `windfarm status` says what it waits for.",
+                code="embedding_unavailable",
+                retry_after_s=5,
+            ) from error
+
+    def _close_parts(self) -> None:
+        with self._parts.journal.turn:
+            self._parts.vectors.close()
+        self._parts.database.close()
+
+
+def _limits(config: IngestionConfig) -> ParseLimits:
+    return ParseLimits(
+        max_file_bytes=int(config.max_file_mib * (1 << 20)),
+        timeout_s=config.parse_timeout_s,
+        memory_bytes=config.parse_memory_mib << 20,
+    )
+
+
+def _check_chunk_size(config: IngestionConfig, embedder: ConnectedEmbedder) -> None:
+    # Prefix, special tokens and the headings above a passage are embedded with it.
+    if config.chunk_tokens > embedder.max_tokens - 16:
+        raise conflict(
+            f"ingestion.chunk_tokens is {config.chunk_tokens}, but the embedding model {embedder.model_name} reads at "
+            f"most {embedder.max_tokens} tokens with its prefix. Set it to {embedder.max_tokens - 16} or less.",
+            code="chunk_tokens_too_large",
+        )
+
+
+def _refuse_lost_folder(database: Database, folder: Path) -> None:
+    """A vanished vector store must not look like an empty knowledge base."""
+    with_passages = (
+        select(Collection.name)
+        .join(Document, Document.collection_id == Collection.id)
+        .join(Version, Version.id == Document.active_version_id)
+        .where(Collection.deleted_at.is_(None), Document.deleted_at.is_(None), Version.num_chunks > 0)
+        .limit(1)
+    )
+    with database.read() as session:
+        name = session.scalars(with_passages).first()
+    rebuild = folder / REBUILD_FILE
+    if name is None or (folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir())):
+        rebuild.unlink(missing_ok=True)
+        return
+    if rebuild.exists():
+        return
+    raise StoreMissing(
+        f"The vector store in {folder} is gone, but the database knows documents (such as those of the collection "
+        f"{name!r}). Restore that folder from a backup. To make all vectors anew from the stored texts instead, create "
+        f"an empty file {rebuild} and start again."
+    )
+
+
+def _api_key(config: StoreConfig) -> str | None:
+    name = config.qdrant.api_key_env
+    if name is None:
+        return None
+    key = os.environ.get(name)
+    if not key:
+        raise invalid(f"qdrant.api_key_env names the variable {name}, which is not set. Set it before `windfarm up`.")
+    return key
