@@ -43,3 +43,15 @@ class ModelDamaged(ClusterError):
 
 class HomeError(ClusterError):
     """The data folder cannot be used: not writable, full, or written by newer code."""
+
+
+class TopologyError(ClusterError):
+    """The description of the nodes is wrong."""
+
+
+class PlanError(ClusterError):
+    """What was asked for cannot be planned on any nodes."""
+
+
+class NoFit(PlanError):
+    """The nodes at hand do not hold what was asked for; the message says what would."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from services.cli import knowledge, machine, running, talking
+from services.cli import knowledge, machine, planning, running, talking
 
 app = typer.Typer(
     name="windfarm",
@@ -23,6 +23,7 @@ for _command in (
     machine.doctor,
     machine.env,
     machine.key,
+    planning.plan,
     talking.ask,
     talking.chat,
     knowledge.ingest,

@@ -1,0 +1,419 @@
+"""From nodes, a model and measured expert load to a plan: sizes, replicas, and which rank holds which experts where.
+
+Pure: nothing is started or asked. `plan` tries the ways to cut a replica from the cheapest on, places its ranks (a
+tensor-parallel group never leaves its node, a gang stays as close together as it can, replicas go to different nodes
+and zones where there is a choice), and never gives a rank more than its memory holds. Where nothing fits, `NoFit` says
+what is short and what would do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from cluster.errors import NoFit, PlanError
+from cluster.expert_balance import Partition, balanced_partition, linear_partition, redundant_placement
+from cluster.sizing import ModelShape, Parallelism, RankBytes, Workload, rank_bytes
+from cluster.topology import Node, Topology
+
+# Shares of a device that the planner uses; the rest is for the runtime, fragmentation and the system.
+GPU_MEMORY_SHARE = 0.9
+NODE_MEMORY_SHARE = 0.8
+# Most stages that a replica is cut into, one after the other.
+MAX_PIPELINE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertLoads:
+    """Tokens routed to each expert: `tokens[layer][expert]`, measured on the model named `model`."""
+
+    model: str
+    tokens: tuple[tuple[int, ...], ...]
+
+    def check(self, shape: ModelShape) -> None:
+        """Refuse a trace of another model."""
+        if self.model != shape.name:
+            raise PlanError(f"This routing trace is of the model {self.model!r}, not {shape.name!r}; record one of it.")
+        widths = {len(layer) for layer in self.tokens}
+        if len(self.tokens) != shape.num_layers or widths != {shape.num_experts}:
+            raise PlanError(
+                f"This routing trace has {len(self.tokens)} layers of {sorted(widths)} experts; {shape.name} has "
+                f"{shape.num_layers} layers of {shape.num_experts}. Record one of this model."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """What to plan. `None` for a size lets the planner choose it."""
+
+    shape: ModelShape
+    work: Workload
+    replicas: int = 1
+    tensor: int | None = None
+    pipeline: int | None = None
+    data: int | None = None
+    loads: ExpertLoads | None = None
+    redundant_experts: int = 0
+    cores_per_rank: float = 1.0
+    """CPU cores that a rank needs where it runs on a CPU node."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankPlan:
+    """One rank of a replica. `experts[layer]` are the experts it holds; empty for a dense model."""
+
+    node: str
+    accelerator: int | None
+    tensor_rank: int
+    pipeline_rank: int
+    data_rank: int
+    needs: RankBytes
+    capacity: int
+    experts: Partition = ()
+
+    @property
+    def free(self) -> int:
+        return self.capacity - self.needs.total
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaPlan:
+    ranks: tuple[RankPlan, ...]
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(rank.node for rank in self.ranks))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`reasons` are sentences for people. `free_slots[node]` are accelerators (or CPU ranks) that nothing uses."""
+
+    shape: ModelShape
+    parallel: Parallelism
+    replicas: tuple[ReplicaPlan, ...]
+    free_slots: Mapping[str, int]
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Slot:
+    """One place for a rank: an accelerator, or a share of a CPU node."""
+
+    node: Node
+    accelerator: int | None
+    capacity: int
+
+
+@dataclass(slots=True)
+class _Space:
+    """What is still free while replicas are placed."""
+
+    slots: dict[str, list[_Slot]]
+    nodes: dict[str, Node]
+    used: dict[str, int] = field(default_factory=dict)
+    zones_used: dict[str | None, int] = field(default_factory=dict)
+
+    def take(self, slots: Sequence[_Slot]) -> None:
+        for slot in slots:
+            self.slots[slot.node.name].remove(slot)
+        for name in {slot.node.name for slot in slots}:
+            self.used[name] = self.used.get(name, 0) + 1
+            zone = self.nodes[name].zone
+            self.zones_used[zone] = self.zones_used.get(zone, 0) + 1
+
+
+def plan(topology: Topology, request: PlanRequest) -> Plan:
+    """The cheapest plan that fits; raises `NoFit` or `PlanError` with the cause and what would do."""
+    _check_request(request)
+    shortfalls: list[_Shortfall] = []
+    for parallel in _candidates(topology, request):
+        needs = _needs(request, parallel)
+        space = _free_space(topology, request, parallel, needs)
+        replicas = _place_replicas(space, request, parallel, needs)
+        if len(replicas) == request.replicas:
+            experts = expert_partitions(request, parallel)
+            placed = tuple(_finish(replica, parallel, needs, experts) for replica in replicas)
+            free = {name: len(slots) for name, slots in space.slots.items()}
+            return Plan(request.shape, parallel, placed, free, _reasons(topology, request, parallel, needs))
+        shortfalls.append(_shortfall(topology, request, parallel, needs, len(replicas)))
+    raise NoFit(_nothing_fits(request, shortfalls))
+
+
+def expert_partitions(request: PlanRequest, parallel: Parallelism) -> tuple[Partition, ...]:
+    """For each layer which rank holds which experts: planned from the load where it was measured, else linear."""
+    shape = request.shape
+    ranks = parallel.num_expert_ranks
+    if not shape.is_sparse or ranks == 1:
+        return ()
+    if request.loads is None:
+        return (linear_partition(shape.num_experts, ranks),) * shape.num_layers
+    if request.redundant_experts:
+        return tuple(
+            redundant_placement(layer, ranks, request.redundant_experts).slots for layer in request.loads.tokens
+        )
+    return tuple(balanced_partition(layer, ranks) for layer in request.loads.tokens)
+
+
+def _check_request(request: PlanRequest) -> None:
+    shape = request.shape
+    if request.replicas < 1:
+        raise PlanError(f"At least one replica is needed, not {request.replicas}.")
+    if request.work.context > shape.max_context:
+        raise PlanError(
+            f"{shape.name} takes at most {shape.max_context} tokens of context; {request.work.context} were asked for."
+        )
+    tensor = request.tensor or 1
+    if shape.num_heads % tensor:
+        divisors = [size for size in range(1, shape.num_heads + 1) if shape.num_heads % size == 0]
+        raise PlanError(
+            f"{tensor} tensor-parallel ranks do not divide the {shape.num_heads} attention heads of {shape.name}; "
+            f"use one of {', '.join(map(str, divisors))}."
+        )
+    _check_kv_heads(shape, tensor)
+    ranks = tensor * (request.data or 1)
+    if shape.is_sparse and ranks > shape.num_experts + request.redundant_experts:
+        raise PlanError(
+            f"{ranks} ranks are more than the {shape.num_experts} experts of {shape.name}; "
+            f"use at most {shape.num_experts}."
+        )
+    if request.data and request.data > 1 and not shape.is_sparse:
+        raise PlanError(f"{shape.name} is dense: use replicas instead of {request.data} data-parallel ranks.")
+    if request.loads is not None:
+        if not shape.is_sparse:
+            raise PlanError(f"{shape.name} has no experts, so there is no expert load to plan with.")
+        request.loads.check(shape)
+    if request.redundant_experts and request.loads is None:
+        raise PlanError("Redundant experts are chosen by their load: give a routing trace as well.")
+
+
+def _check_kv_heads(shape: ModelShape, tensor: int) -> None:
+    if shape.num_kv_heads % tensor and tensor % shape.num_kv_heads:
+        raise PlanError(
+            f"{tensor} tensor-parallel ranks and the {shape.num_kv_heads} key-value heads of {shape.name} do not "
+            "divide each other."
+        )
+
+
+def _candidates(topology: Topology, request: PlanRequest) -> Iterator[Parallelism]:
+    """Ways to cut a replica. A pipeline only where nothing else fits (its stages wait for each other), then the fewest
+    ranks, then data-parallel attention with expert parallelism before tensor parallelism (less communication)."""
+    shape = request.shape
+    tensors = [request.tensor] if request.tensor else _tensor_sizes(topology, shape)
+    pipelines = [request.pipeline] if request.pipeline else list(range(1, min(MAX_PIPELINE, shape.num_layers) + 1))
+    datas = [request.data] if request.data else _data_sizes(topology, request)
+    found = [
+        Parallelism(tensor, pipeline, data, is_expert_parallel=shape.is_sparse and tensor * data > 1)
+        for tensor in tensors
+        for pipeline in pipelines
+        for data in datas
+        if _is_sensible(shape, tensor, pipeline, data, request)
+    ]
+    places = _num_places(topology, request)
+    fitting = [parallel for parallel in found if parallel.num_ranks <= places]
+    return iter(sorted(fitting or found[:1], key=lambda p: (p.pipeline, p.num_ranks, -p.data, p.tensor)))
+
+
+def _num_places(topology: Topology, request: PlanRequest) -> int:
+    if topology.has_accelerators:
+        return sum(len(node.accelerators) for node in topology.nodes)
+    return sum(int(node.num_cores // request.cores_per_rank) for node in topology.nodes)
+
+
+def _is_sensible(shape: ModelShape, tensor: int, pipeline: int, data: int, request: PlanRequest) -> bool:
+    if pipeline > 1 and data > 1:
+        return False  # vLLM runs expert parallelism over data-parallel ranks within one stage
+    if not shape.is_sparse:
+        return data == 1
+    slots = shape.num_experts + request.redundant_experts
+    return tensor * data <= slots and slots % (tensor * data) == 0
+
+
+def _tensor_sizes(topology: Topology, shape: ModelShape) -> list[int]:
+    most = max((len(node.accelerators) for node in topology.nodes), default=0)
+    if not topology.has_accelerators:
+        most = 1  # on CPU nodes sockets of one node share memory bandwidth: ranks go to other nodes
+    divides = [size for size in range(1, max(1, most) + 1) if shape.num_heads % size == 0]
+    return [size for size in divides if shape.num_kv_heads % size == 0 or size % shape.num_kv_heads == 0]
+
+
+def _data_sizes(topology: Topology, request: PlanRequest) -> list[int]:
+    if not request.shape.is_sparse:
+        return [1]
+    places = sum(len(node.accelerators) for node in topology.nodes) or len(topology.nodes)
+    return list(range(1, min(request.shape.num_experts, max(1, places)) + 1))
+
+
+def _needs(request: PlanRequest, parallel: Parallelism) -> RankBytes:
+    slots = request.shape.num_experts + (request.redundant_experts if parallel.is_expert_parallel else 0)
+    return rank_bytes(request.shape, parallel, request.work, num_experts_here=-(-slots // parallel.num_expert_ranks))
+
+
+def _free_space(topology: Topology, request: PlanRequest, parallel: Parallelism, needs: RankBytes) -> _Space:
+    slots: dict[str, list[_Slot]] = {}
+    for node in topology.nodes:
+        if topology.has_accelerators:
+            slots[node.name] = [
+                _Slot(node, index, int(card.memory_bytes * GPU_MEMORY_SHARE))
+                for index, card in enumerate(node.accelerators)
+                if int(card.memory_bytes * GPU_MEMORY_SHARE) >= needs.total
+            ]
+        else:
+            slots[node.name] = _cpu_slots(node, request, needs)
+    return _Space(slots, {node.name: node for node in topology.nodes})
+
+
+def _cpu_slots(node: Node, request: PlanRequest, needs: RankBytes) -> list[_Slot]:
+    usable = int(node.memory_bytes * NODE_MEMORY_SHARE)
+    by_memory = usable // needs.total if needs.total else 0
+    by_cores = int(node.num_cores // request.cores_per_rank)
+    count = min(by_memory, by_cores)
+    return [_Slot(node, None, usable // count) for _ in range(count)]
+
+
+def _place_replicas(space: _Space, request: PlanRequest, parallel: Parallelism, needs: RankBytes) -> list[list[_Slot]]:
+    placed: list[list[_Slot]] = []
+    while len(placed) < request.replicas:
+        chosen = _place_one(space, parallel)
+        if chosen is None:
+            break
+        space.take(chosen)
+        placed.append(chosen)
+    return placed
+
+
+def _place_one(space: _Space, parallel: Parallelism) -> list[_Slot] | None:
+    """Slots for one replica, in rank order: (data, pipeline) groups of `tensor` slots, each group on one node."""
+    groups = parallel.data * parallel.pipeline
+    on_one = [name for name, free in space.slots.items() if len(free) >= groups * parallel.tensor]
+    if on_one and (space.nodes[on_one[0]].has_accelerators or groups == 1):
+        name = min(on_one, key=lambda n: _preference(space, n))
+        return space.slots[name][: groups * parallel.tensor]
+    return _spread_over_nodes(space, parallel.tensor, groups)
+
+
+def _preference(space: _Space, name: str) -> tuple[int, int, int, str]:
+    """Nodes without a replica of this model first, then zones without one, then the fullest that still holds it."""
+    node = space.nodes[name]
+    return (space.used.get(name, 0), space.zones_used.get(node.zone, 0), len(space.slots[name]), name)
+
+
+def _spread_over_nodes(space: _Space, tensor: int, groups: int) -> list[_Slot] | None:
+    """A gang over several nodes: within one zone if one has room, on as few nodes as possible (GPUs), evenly (CPU)."""
+    zones = {node.zone for node in space.nodes.values()}
+    for allowed in [*sorted(({zone} for zone in zones), key=lambda z: _zone_order(space, z)), zones]:
+        names = [name for name, node in space.nodes.items() if node.zone in allowed]
+        chosen = _fill(space, names, tensor, groups)
+        if chosen is not None:
+            return chosen
+    return None
+
+
+def _zone_order(space: _Space, zone: set[str | None]) -> tuple[int, str]:
+    (name,) = zone
+    return (space.zones_used.get(name, 0), name or "")
+
+
+def _fill(space: _Space, names: Sequence[str], tensor: int, groups: int) -> list[_Slot] | None:
+    room = {name: len(space.slots[name]) // tensor for name in names}
+    if sum(room.values()) < groups:
+        return None
+    per_node: dict[str, int] = {}
+    if any(space.nodes[name].has_accelerators for name in names):
+        for name in sorted(names, key=lambda n: (space.used.get(n, 0), -room[n], n)):
+            per_node[name] = min(room[name], groups - sum(per_node.values()))
+    else:
+        while sum(per_node.values()) < groups:
+            open_names = [name for name in names if per_node.get(name, 0) < room[name]]
+            name = min(open_names, key=lambda n: (per_node.get(n, 0), space.used.get(n, 0), n))
+            per_node[name] = per_node.get(name, 0) + 1
+    return [slot for name, count in per_node.items() for slot in space.slots[name][: count * tensor]]
+
+
+def _finish(
+    slots: Sequence[_Slot], parallel: Parallelism, needs: RankBytes, experts: Sequence[Partition]
+) -> ReplicaPlan:
+    ranks = []
+    for index, slot in enumerate(slots):
+        group, tensor_rank = divmod(index, parallel.tensor)
+        data_rank, pipeline_rank = divmod(group, parallel.pipeline)
+        rank = RankPlan(
+            node=slot.node.name,
+            accelerator=slot.accelerator,
+            tensor_rank=tensor_rank,
+            pipeline_rank=pipeline_rank,
+            data_rank=data_rank,
+            needs=needs,
+            capacity=slot.capacity,
+        )
+        expert_rank = data_rank * parallel.tensor + tensor_rank
+        ranks.append(replace(rank, experts=tuple(layer[expert_rank] for layer in experts)))
+    return ReplicaPlan(tuple(ranks))
+
+
+def _reasons(topology: Topology, request: PlanRequest, parallel: Parallelism, needs: RankBytes) -> tuple[str, ...]:
+    where = "accelerator" if topology.has_accelerators else "process on a CPU node"
+    reasons = [
+        f"Each rank is one {where} and needs {_gb(needs.total)}: weights {_gb(needs.weights)}, KV cache "
+        f"{_gb(needs.kv_cache)}, activations {_gb(needs.activations)}."
+    ]
+    if parallel.num_ranks == 1:
+        reasons.append(f"{request.shape.name} fits one {where}, so replicas need no communication.")
+    if parallel.tensor > 1:
+        reasons.append(f"{parallel.tensor} tensor-parallel ranks, since fewer do not hold it; they share one node.")
+    if parallel.is_expert_parallel:
+        share = request.shape.num_experts // parallel.num_expert_ranks
+        reasons.append(f"Experts are spread: {share} of {request.shape.num_experts} per rank and layer.")
+        how = "by measured load" if request.loads else "linearly, since no load was measured"
+        reasons.append(f"Experts are assigned {how}.")
+    if parallel.pipeline > 1:
+        reasons.append(f"{parallel.pipeline} pipeline stages, since no node holds the whole model.")
+    return tuple(reasons)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Shortfall:
+    """Why one way to cut a replica does not fit; sorted, the nearest to fitting comes first."""
+
+    missing_bytes: int
+    num_ranks: int
+    sentence: str
+
+
+def _shortfall(
+    topology: Topology, request: PlanRequest, parallel: Parallelism, needs: RankBytes, num_placed: int
+) -> _Shortfall:
+    if topology.has_accelerators:
+        most = max(int(card.memory_bytes * GPU_MEMORY_SHARE) for node in topology.nodes for card in node.accelerators)
+    else:
+        most = max(int(node.memory_bytes * NODE_MEMORY_SHARE) for node in topology.nodes)
+    cut = f"tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {parallel.data}"
+    if needs.total > most:
+        short = needs.total - most
+        text = (
+            f"{cut}: a rank needs {needs.total} bytes ({_gb(needs.total)}), the largest device offers {most} "
+            f"({_gb(most)}): {short} bytes short"
+        )
+        return _Shortfall(short, parallel.num_ranks, text)
+    text = f"{cut}: room for {num_placed} of {request.replicas} replicas of {parallel.num_ranks} ranks"
+    return _Shortfall(0, parallel.num_ranks, text)
+
+
+def _nothing_fits(request: PlanRequest, shortfalls: Sequence[_Shortfall]) -> str:
+    shown = "\n".join(f"  {item.sentence}" for item in sorted(shortfalls)[:3])
+    replicas = "one replica" if request.replicas == 1 else f"{request.replicas} replicas"
+    remedies = ["more or larger devices", "quantized weights"]
+    if request.replicas > 1:
+        remedies.append("fewer replicas")
+    if request.work.context > 1024:
+        remedies.append(f"a shorter context (for example {request.work.context // 2} tokens)")
+    if request.work.num_sequences > 1:
+        remedies.append("fewer sequences at once")
+    return (
+        f"{request.shape.name} does not fit ({replicas}, {request.work.num_sequences} sequences of "
+        f"{request.work.context} tokens each):\n{shown}\nWhat would do: {', '.join(remedies)}."
+    )
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB"

@@ -1,0 +1,93 @@
+"""`plan`: how a model would be cut and placed, before anything starts."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cluster.errors import TopologyError
+from services.cli.options import JsonOption
+from services.cli.output import put_json, say
+
+if TYPE_CHECKING:
+    from cluster.topology import Topology
+
+NodesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--nodes",
+        help="YAML file that describes the nodes; infra/nodes has examples.",
+        show_default="this machine",
+        exists=True,
+        dir_okay=False,
+    ),
+]
+
+
+def plan(
+    model: Annotated[str, typer.Argument(help="A known model (mixtral-8x7b, ...) or a checkpoint folder.")],
+    nodes: NodesOption = None,
+    replicas: Annotated[int, typer.Option(help="Replicas to place.")] = 1,
+    context: Annotated[int | None, typer.Option(help="Tokens per sequence.", show_default="at most 8192")] = None,
+    sequences: Annotated[int, typer.Option(help="Sequences that one replica holds at once.")] = 8,
+    tensor: Annotated[int | None, typer.Option(help="Tensor-parallel ranks.", show_default="chosen")] = None,
+    pipeline: Annotated[int | None, typer.Option(help="Pipeline stages.", show_default="chosen")] = None,
+    data: Annotated[int | None, typer.Option(help="Data-parallel ranks of a gang.", show_default="chosen")] = None,
+    cores_per_rank: Annotated[float, typer.Option(help="CPU cores of a rank on CPU nodes.")] = 1.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how a model would be placed: ranks, experts and memory per node, and why. Nothing is started."""
+    from rich.console import Console
+
+    from cluster.expert_placement import PlanRequest
+    from cluster.expert_placement import plan as make_plan
+    from cluster.known_shapes import find_shape
+    from cluster.sizing import Workload
+    from cluster.topology import read_topology
+    from services.plan_view import plan_data, print_plan
+
+    shape = find_shape(model)
+    topology = read_topology(nodes) if nodes is not None else _this_machine()
+    request = PlanRequest(
+        shape=shape,
+        work=Workload(context or min(shape.max_context, 8192), sequences),
+        replicas=replicas,
+        tensor=tensor,
+        pipeline=pipeline,
+        data=data,
+        cores_per_rank=cores_per_rank,
+    )
+    made = make_plan(topology, request)
+    if as_json:
+        put_json(plan_data(made))
+        return
+    print_plan(Console(), topology, made)
+    say("Nothing was started. Other machines: --nodes FILE; data for scripts: --json.")
+
+
+def _this_machine() -> Topology:
+    """The machine that this runs on, as a topology of one node."""
+    from cluster.topology import Accelerator, Node, Topology
+    from services.preflight import read_machine
+
+    machine = read_machine()
+    cards = tuple(Accelerator(name, size) for name, size in _gpus(machine.num_gpus))
+    return Topology((Node("this machine", machine.num_cpus, machine.total_memory, cards),))
+
+
+def _gpus(count: int) -> list[tuple[str, int]]:
+    """Name and memory in bytes of each GPU, as the driver's own tool tells them."""
+    if not count:
+        return []
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        listed = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise TopologyError(
+            f"The memory of this machine's {count} GPUs cannot be read ({error}). Describe the machine with --nodes."
+        ) from error
+    rows = [line.rsplit(",", 1) for line in listed.splitlines() if line.strip()]
+    return [(name.strip(), int(memory) * 2**20) for name, memory in rows]

@@ -1,0 +1,170 @@
+"""Shows a placement plan: a table of ranks, a picture of the nodes with memory bars, or plain data for programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from cluster.expert_balance import imbalance, imbalance_bound, linear_partition
+from cluster.expert_placement import ExpertLoads, Plan, RankPlan
+from cluster.topology import Node, Topology
+
+BAR_WIDTH = 32
+_PARTS = (("weights", "cyan"), ("kv_cache", "magenta"), ("activations", "yellow"))
+
+
+def plan_data(plan: Plan, loads: ExpertLoads | None = None) -> dict[str, Any]:
+    """The plan as JSON-ready data. Bytes are whole numbers; `experts` has one list per layer."""
+    parallel = plan.parallel
+    return {
+        "model": plan.shape.name,
+        "parallel": {
+            "tensor": parallel.tensor,
+            "pipeline": parallel.pipeline,
+            "data": parallel.data,
+            "expert": parallel.num_expert_ranks,
+        },
+        "replicas": [{"ranks": [_rank_data(rank) for rank in replica.ranks]} for replica in plan.replicas],
+        "free_slots": dict(plan.free_slots),
+        "reasons": list(plan.reasons),
+        "balance": _balance(plan, loads),
+    }
+
+
+def _rank_data(rank: RankPlan) -> dict[str, Any]:
+    return {
+        "node": rank.node,
+        "accelerator": rank.accelerator,
+        "tensor_rank": rank.tensor_rank,
+        "pipeline_rank": rank.pipeline_rank,
+        "data_rank": rank.data_rank,
+        "bytes": {
+            "weights": rank.needs.weights,
+            "kv_cache": rank.needs.kv_cache,
+            "activations": rank.needs.activations,
+            "capacity": rank.capacity,
+            "free": rank.free,
+        },
+        "experts": [list(layer) for layer in rank.experts],
+    }
+
+
+def _balance(plan: Plan, loads: ExpertLoads | None) -> dict[str, float] | None:
+    """Mean imbalance over the layers: linear placement, this plan, and what no placement can beat."""
+    ranks = plan.parallel.num_expert_ranks
+    if loads is None or ranks == 1 or not plan.replicas:
+        return None
+    layers = range(len(loads.tokens))
+    held = [tuple(rank.experts[layer] for rank in plan.replicas[0].ranks) for layer in layers]
+    linear = linear_partition(plan.shape.num_experts, ranks)
+    mean = 1 / len(loads.tokens)
+    return {
+        "linear": mean * sum(imbalance(loads.tokens[layer], linear) for layer in layers),
+        "planned": mean * sum(imbalance(loads.tokens[layer], held[layer]) for layer in layers),
+        "bound": mean * sum(imbalance_bound(loads.tokens[layer], ranks) for layer in layers),
+    }
+
+
+def print_plan(console: Console, topology: Topology, plan: Plan, loads: ExpertLoads | None = None) -> None:
+    """The plan for people: a heading, the ranks, the nodes as a picture, and why it is so."""
+    parallel = plan.parallel
+    console.print(
+        Text.assemble(
+            (plan.shape.name, "bold"),
+            f": {len(plan.replicas)} x {parallel.num_ranks} ranks",
+            f" (tensor {parallel.tensor}, pipeline {parallel.pipeline}, data {parallel.data}, "
+            f"expert {parallel.num_expert_ranks})",
+        )
+    )
+    console.print(_ranks_table(plan))
+    console.print(_picture(topology, plan))
+    for reason in plan.reasons:
+        console.print(f"- {reason}")
+    balance = _balance(plan, loads)
+    if balance is not None:
+        console.print(
+            f"- Busiest rank against the mean: linear {balance['linear']:.3f}, this plan {balance['planned']:.3f}, "
+            f"no placement below {balance['bound']:.3f}."
+        )
+
+
+def _ranks_table(plan: Plan) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("replica", "rank", "node", "device", "experts", "weights", "KV cache", "activations", "free"):
+        table.add_column(heading, justify="left" if heading in ("node", "device", "experts") else "right")
+    for number, replica in enumerate(plan.replicas):
+        for index, rank in enumerate(replica.ranks):
+            sizes = (rank.needs.weights, rank.needs.kv_cache, rank.needs.activations, rank.free)
+            table.add_row(
+                str(number), str(index), rank.node, _device(rank), _experts(rank), *(f"{s / 1e9:.1f} GB" for s in sizes)
+            )
+    return table
+
+
+def _device(rank: RankPlan) -> str:
+    return "CPU" if rank.accelerator is None else f"GPU {rank.accelerator}"
+
+
+def _experts(rank: RankPlan) -> str:
+    """Experts of the first layer; marked where layers differ."""
+    if not rank.experts:
+        return "-"
+    first = ",".join(map(str, rank.experts[0]))
+    return first if all(layer == rank.experts[0] for layer in rank.experts) else f"{first} (layer 0)"
+
+
+def _picture(topology: Topology, plan: Plan) -> Group:
+    """One panel per node that has ranks, each rank with its memory bar; nodes without are counted below."""
+    panels: list[RenderableType] = []
+    idle = []
+    for node in topology.nodes:
+        held = [
+            (number, rank)
+            for number, replica in enumerate(plan.replicas)
+            for rank in replica.ranks
+            if rank.node == node.name
+        ]
+        if not held:
+            idle.append(node.name)
+            continue
+        lines = [_rank_line(number, rank) for number, rank in held]
+        lines.append(Text(f"free: {plan.free_slots.get(node.name, 0)} of {_num_places(node, plan)}", style="dim"))
+        panels.append(Panel(Group(*lines), title=_node_title(node), title_align="left", expand=False))
+    legend = Text.assemble(
+        *[part for name, colour in _PARTS for part in (("█ ", colour), f"{name.replace('_', ' ')}  ")], "░ free"
+    )
+    if idle:
+        panels.append(Text(f"Nothing on: {', '.join(idle)}", style="dim"))
+    return Group(*panels, legend)
+
+
+def _num_places(node: Node, plan: Plan) -> int:
+    used = sum(rank.node == node.name for replica in plan.replicas for rank in replica.ranks)
+    return len(node.accelerators) or used + plan.free_slots.get(node.name, 0)
+
+
+def _node_title(node: Node) -> str:
+    hardware = (
+        f"{len(node.accelerators)} x {node.accelerators[0].kind}" if node.accelerators else f"{node.num_cores:g} cores"
+    )
+    zone = f", zone {node.zone}" if node.zone else ""
+    return f"{node.name} ({hardware}, {node.memory_bytes / 2**30:.0f} GiB{zone})"
+
+
+def _rank_line(number: int, rank: RankPlan) -> Text:
+    line = Text(f"replica {number} {_device(rank):6} ")
+    drawn = 0
+    for name, colour in _PARTS:
+        width = round(BAR_WIDTH * getattr(rank.needs, name) / rank.capacity)
+        width = min(width, BAR_WIDTH - drawn)
+        line.append("█" * width, style=colour)
+        drawn += width
+    line.append("░" * (BAR_WIDTH - drawn), style="dim")
+    line.append(f" {rank.needs.total / 1e9:.1f} of {rank.capacity / 1e9:.1f} GB")
+    if rank.experts:
+        line.append(f"  experts {_experts(rank)}", style="green")
+    return line
