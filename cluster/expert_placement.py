@@ -353,10 +353,8 @@ def _finish(
 
 def _reasons(topology: Topology, request: PlanRequest, parallel: Parallelism, needs: RankBytes) -> tuple[str, ...]:
     where = "accelerator" if topology.has_accelerators else "process on a CPU node"
-    reasons = [
-        f"Each rank is one {where} and needs {_gb(needs.total)}: weights {_gb(needs.weights)}, KV cache "
-        f"{_gb(needs.kv_cache)}, activations {_gb(needs.activations)}."
-    ]
+    sizes = f"weights {_gb(needs.weights)}, KV cache {_gb(needs.kv_cache)}, activations {_gb(needs.activations)}"
+    reasons = [f"Each rank is one {where} and needs {_gb(needs.total)}: {sizes}."]
     if parallel.num_ranks == 1:
         reasons.append(f"{request.shape.name} fits one {where}, so replicas need no communication.")
     if parallel.tensor > 1:
