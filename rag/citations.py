@@ -23,7 +23,7 @@ from rag.types import Citation, Passage
 _MARK = re.compile(r"[ \t]*[\[【](\d{1,3}(?:\s*[,;]\s*\d{1,3})*)[\]】]")
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 _NUMBER = re.compile(r"\d+(?:[.,\u00a0\u202f'’]\d+)*")
-_NAME = re.compile(r"(?<![.!?:]\s)(?<!^)(?<=\s)[A-ZÀ-Þ][\w'’-]*\w")
+_NAME = re.compile(r"(?<!:\s)(?<=\s)[A-ZÀ-Þ][\w'’-]*\w")
 
 _SUPPORTED = 0.6
 """Share of a sentence's content words that a passage must hold to be cited for it."""
@@ -134,11 +134,12 @@ class _IndexedPassage:
     def __init__(self, passage: Passage) -> None:
         text = passage.chunk.text
         self.sentences = split_sentences(text)
-        self.words = [_spelled(text[span.start : span.end]) for span in self.sentences]
+        self.words = [_held_by(text[span.start : span.end]) for span in self.sentences]
         self.all_words = set().union(*self.words) if self.words else set()
         for heading in (*passage.chunk.headings, passage.chunk.title or ""):
             self.all_words |= _spelled(heading)
         self.numbers = set(_numbers(text)) | {n for heading in passage.chunk.headings for n in _numbers(heading)}
+        self.all_words |= {_as_word(number) for number in self.numbers}
 
     def best_window(self, wanted: Sequence[set[str]]) -> tuple[float, Span]:
         """The run of up to three sentences that holds the most wanted words with the fewest sentences."""
@@ -161,10 +162,10 @@ def _choose(
     meaning: npt.NDArray[np.float32] | None,
 ) -> list[_Support]:
     """The model's own marks as far as they hold; otherwise the one passage that supports the sentence best."""
-    wanted = [spellings(word) for word in content_words(sentence)]
+    wanted = _wanted(sentence)
     if not wanted:
         return []
-    asked = [spellings(word) for word in content_words(question)]
+    asked = _wanted(question)
     candidates: list[tuple[float, _Support]] = []
     for index, passage in enumerate(passages):
         overlap = _share(wanted, passage.all_words)
@@ -189,6 +190,21 @@ def _is_supported(overlap: float, cosine: float, num_words: int) -> bool:
     return overlap >= _SUPPORTED or (overlap >= _SUPPORTED_WITH_MEANING and cosine >= _SAME_MEANING)
 
 
+def _wanted(text: str) -> list[set[str]]:
+    """What a passage should hold of a text: each content word in its spellings, each number without separators."""
+    by_words = [spellings(word) for word in content_words(_NUMBER.sub(" ", text))]
+    return by_words + [{_as_word(number)} for number in _numbers(text)]
+
+
+def _held_by(text: str) -> set[str]:
+    return _spelled(text) | {_as_word(number) for number in _numbers(text)}
+
+
+def _as_word(number: str) -> str:
+    """Kept apart from words: `1200` may be part of a word such as `F-1200`."""
+    return f"#{number}"
+
+
 def _spelled(text: str) -> set[str]:
     return {form for word in words(text) for form in spellings(word)}
 
@@ -198,13 +214,13 @@ def _share(wanted: Sequence[set[str]], held: set[str]) -> float:
 
 
 def _numbers(text: str) -> list[str]:
-    """Numbers without their separators: `1,000`, `1.000` and `1000` are one; so are `3.5` and `3,5`."""
-    return [re.sub(r"\D", "", number) for number in _NUMBER.findall(text)]
+    """Numbers without their separators: `1,000`, `1.000` and `1000` are one; so are `3.5` and `3,5`. The number of a
+    list item is none."""
+    return [re.sub(r"\D", "", number) for number in _NUMBER.findall(re.sub(r"^\s*\d+[.)]\s", "", text))]
 
 
 def _numbers_agree(sentence: str, passage: _IndexedPassage) -> bool:
-    numbers = _numbers(re.sub(r"^\s*\d+[.)]\s", "", sentence))
-    return all(number in passage.numbers for number in numbers)
+    return all(number in passage.numbers for number in _numbers(sentence))
 
 
 def _names_agree(sentence: str, passage: _IndexedPassage) -> bool:

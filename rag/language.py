@@ -21,7 +21,8 @@ _SNOWBALL = {"en": "english", "fr": "french", "it": "italian", "de": "german", "
 _STOP_WORD_LISTS: dict[Language, str] = {
     "en": """
         a about after all also an and any are as at be because been before being between both but by can could did
-        do does doing each few for from further had has have having he her here hers him his how i if in into is it
+        do does doing during each few for from further had has have having he her here hers him his how i if in into is
+        it
         its itself just me more most my no nor not now of off on once only or other our out over own same she should
         so some such than that the their them then there these they this those through to too under until up very
         was we were what when where which while who whom whose why will with would you your
