@@ -22,6 +22,7 @@ from services.gateway_app import GatewayApp
 from services.generation import ChatStory, Generation
 from services.host_check import HostCheck
 from services.inference_routes import InferenceRoutes
+from services.knowledge_calls import RemoteSearcher
 from services.knowledge_routes import KnowledgeRoutes
 from services.metrics import Metrics
 from services.model_status import MODEL_APP_PREFIX, ApplicationState
@@ -101,7 +102,12 @@ class Endpoint:
                 config.max_body_mib,
             ).routes(),
             *ConversationRoutes(conversations).routes(),
-            *KnowledgeRoutes(around.store, around.home / UPLOADS_FOLDER, config.max_body_mib).routes(),
+            *KnowledgeRoutes(
+                around.store,
+                RemoteSearcher(around.store, config.retrieval),
+                around.home / UPLOADS_FOLDER,
+                config.max_body_mib,
+            ).routes(),
             *StatusRoutes(self._readiness, metrics, around.states.applications, around.replicas.endpoints).routes(),
         ]
         page = UiProxy(self._ui_session, lambda: around.replicas.endpoints(PLATFORM_APP), around.secret)

@@ -49,7 +49,7 @@ class Gateway:
                 states=self._states,
                 store=store,
                 embedding=embedding,
-                story=make_story(config, RemoteSearcher(store), RemoteSentenceEmbedder(embedding)),
+                story=make_story(config, RemoteSearcher(store, config.retrieval), RemoteSentenceEmbedder(embedding)),
             )
         )
         await asyncio.gather(self._directory.start(), self._states.start())

@@ -5,20 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rag.types import Passage
 from services.calls import Calls
+from services.chat_types import SearchResult
+from services.config import RetrievalConfig
 
 
 class RemoteSearcher:
-    def __init__(self, store: Calls) -> None:
+    """Searches as the configuration says; the store knows nothing of this part of it."""
+
+    def __init__(self, store: Calls, retrieval: RetrievalConfig) -> None:
         self._store = store
+        self._retrieval = retrieval
 
     async def search(
         self, collections: Sequence[str], query: str, *, top_k: int | None, actor: str | None
-    ) -> Sequence[Passage]:
-        result = await self._store.call("search", list(collections), query, top_k, actor)
-        passages: Sequence[Passage] = result.passages
-        return passages
+    ) -> SearchResult:
+        settings = self._retrieval
+        found: SearchResult = await self._store.call(
+            "search",
+            list(collections),
+            query,
+            top_k or settings.top_k,
+            actor,
+            candidates=settings.candidates,
+            fusion=settings.fusion,
+            dense_weight=settings.dense_weight,
+        )
+        return found
 
 
 class RemoteSentenceEmbedder:

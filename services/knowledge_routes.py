@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from rag.types import Passage
 from services.calls import Calls
-from services.errors import not_found
 from services.event_stream import until_client_leaves
+from services.knowledge import ACTIVE_JOB_STATES
+from services.knowledge_calls import RemoteSearcher
 from services.routing import Answer, Call, Route, flag, json_answer, list_answer
 from services.uploads import receive_upload
 from services.validation import RequestBody
@@ -31,8 +32,9 @@ class SearchBody(RequestBody):
 class KnowledgeRoutes:
     """`uploads` is a folder on the store's own disk, where a file waits until the store takes it over."""
 
-    def __init__(self, store: Calls, uploads: Path, max_file_mib: float) -> None:
+    def __init__(self, store: Calls, searcher: RemoteSearcher, uploads: Path, max_file_mib: float) -> None:
         self._store = store
+        self._searcher = searcher
         self._uploads = uploads
         self._max_file_mib = max_file_mib
 
@@ -54,78 +56,78 @@ class KnowledgeRoutes:
         ]
 
     async def list_collections(self, call: Call) -> Answer:
-        return list_answer(_plain(await self._store.call("list_collections", call.actor.user_id)))
+        return list_answer(await self._store.call("list_collections", call.actor.user_id))
 
     async def create_collection(self, call: Call) -> Answer:
         new = await call.parse(NewCollection, _MAX_MIB)
         made = await self._store.call("create_collection", new.name, new.description, call.actor.user_id)
-        return json_answer(_plain(made), 201)
+        return json_answer(made, 201)
 
     async def get_collection(self, call: Call) -> Answer:
-        name = call.parameters["name"]
-        for collection in _plain(await self._store.call("list_collections", call.actor.user_id)):
-            if collection["name"] == name:
-                return json_answer(collection)
-        raise not_found(
-            f"There is no collection '{name}'. GET /v1/collections lists yours.", code="collection_not_found"
-        )
+        return json_answer(await self._store.call("collection", call.parameters["name"], call.actor.user_id))
 
     async def delete_collection(self, call: Call) -> Answer:
-        receipt = await self._store.call("delete_collection", call.parameters["name"], call.actor.user_id)
-        return json_answer({"deleted": True, **(_plain(receipt) or {})})
+        return json_answer(await self._store.call("delete_collection", call.parameters["name"], call.actor.user_id))
 
     async def list_documents(self, call: Call) -> Answer:
-        return list_answer(_plain(await self._store.call("list_documents", call.parameters["name"])))
+        return list_answer(await self._store.call("list_documents", call.parameters["name"], call.actor.user_id))
 
     async def upload(self, call: Call) -> Answer:
         """202 with a job that runs; with `?wait=true` the finished job."""
         wait = flag(call, "wait")
         content_type = call.headers.get("content-type", "")
         async with receive_upload(call.receive, content_type, self._uploads, self._max_file_mib) as upload:
-            job = _plain(
-                await self._store.call(
-                    "submit_document", call.parameters["name"], upload.filename, upload.path, call.actor.user_id
-                )
+            job = await self._store.call(
+                "submit_document", call.parameters["name"], upload.filename, upload.path, call.actor.user_id
             )
         if not wait:
             return json_answer({"job": job}, 202)
-        done = await until_client_leaves(call.receive, self._store.call("wait_for_job", job["id"]))
-        return json_answer({"job": _plain(done)})
+        ended = until_client_leaves(call.receive, self._until_ended(job, call.actor.user_id))
+        return json_answer({"job": await ended})
 
     async def get_document(self, call: Call) -> Answer:
-        return json_answer(_plain(await self._store.call("document", call.parameters["id"])))
+        return json_answer(await self._store.call("document", call.parameters["id"], call.actor.user_id))
 
     async def delete_document(self, call: Call) -> Answer:
-        receipt = await self._store.call("delete_document", call.parameters["name"], call.parameters["id"])
-        return json_answer({"id": call.parameters["id"], "deleted": True, **(_plain(receipt) or {})})
+        name, document_id = call.parameters["name"], call.parameters["id"]
+        return json_answer(await self._store.call("delete_document", name, document_id, call.actor.user_id))
 
     async def list_jobs(self, call: Call) -> Answer:
-        return list_answer(_plain(await self._store.call("jobs", call.parameters["name"])))
+        return list_answer(await self._store.call("jobs", call.parameters["name"], call.actor.user_id))
 
     async def get_job(self, call: Call) -> Answer:
-        return json_answer(_plain(await self._store.call("job", call.parameters["id"])))
+        return json_answer(await self._store.call("job", call.parameters["id"], call.actor.user_id))
 
     async def search(self, call: Call) -> Answer:
         wanted = await call.parse(SearchBody, _MAX_MIB)
-        result = await self._store.call(
-            "search", [call.parameters["name"]], wanted.query, wanted.top_k, call.actor.user_id
-        )
-        return json_answer({"object": "list", "passages": [_passage(entry) for entry in _plain(result)["passages"]]})
+        name = call.parameters["name"]
+        found = await self._searcher.search([name], wanted.query, top_k=wanted.top_k, actor=call.actor.user_id)
+        return json_answer({"object": "list", "passages": [_passage(passage, name) for passage in found.passages]})
 
     async def reembed(self, call: Call) -> Answer:
-        return json_answer(_plain(await self._store.call("reembed", call.parameters["name"])), 202)
+        job = await self._store.call("reembed", call.parameters["name"], call.actor.user_id)
+        return json_answer({"job": job}, 202)
+
+    async def _until_ended(self, job: dict[str, Any], actor: str) -> dict[str, Any]:
+        """One call waits for less than calls may take; long jobs need several."""
+        while job["state"] in ACTIVE_JOB_STATES:
+            job = await self._store.call("wait_for_job", job["id"], actor)
+        return job
 
 
-def _plain(value: Any) -> Any:
-    """Records as dictionaries."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return value
-
-
-def _passage(entry: dict[str, Any]) -> dict[str, Any]:
-    """A found passage, flat."""
-    chunk = entry.get("chunk")
-    return {**chunk, **{name: value for name, value in entry.items() if name != "chunk"}} if chunk else entry
+def _passage(passage: Passage, collection: str) -> dict[str, Any]:
+    chunk = passage.chunk
+    return {
+        "collection": collection,
+        "document_id": chunk.document_id,
+        "version_id": chunk.version_id,
+        "document": chunk.document_name,
+        "title": chunk.title,
+        "headings": list(chunk.headings),
+        "page": chunk.page,
+        "start": chunk.start,
+        "end": chunk.end,
+        "text": chunk.text,
+        "score": passage.score,
+        "scores": passage.leg_scores,
+    }
