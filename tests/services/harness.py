@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -116,6 +117,16 @@ class StoreCalls:
         return self.answers[method](*args, **kwargs)
 
 
+async def wait_until(condition: Callable[[], Any]) -> None:
+    """For states that nothing announces; fails after ten seconds."""
+    for _ in range(1000):
+        result = condition()
+        if await result if inspect.isawaitable(result) else result:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not happen within ten seconds")
+
+
 async def plain_story(request: ChatRequest, model: ModelClient) -> AsyncIterator[ChatEvent]:
     """The model's own answer as events; for tests that are not about the story."""
     from services.chat_types import Finished, TextDelta
@@ -169,7 +180,9 @@ async def running_endpoint(
     story: Callable[[ChatRequest, ModelClient], AsyncIterator[ChatEvent]] = plain_story,
     config: PlatformConfig | None = None,
     states: dict[str, ApplicationState] | None = None,
+    proves: bool = False,
 ) -> AsyncIterator[Running]:
+    """`proves`: also run the proof behind `/ready`, which sends a request of its own to the model."""
     url = f"sqlite:///{home}/windfarm.db"
     upgrade(url)
     database = Database(url)
@@ -205,7 +218,8 @@ async def running_endpoint(
         stack.push_async_callback(_stop_all, running)
         for number, engine in enumerate(engines):
             await running.add_model(engine, replica_id=f"r{number}")
-        await endpoint.start()
+        if proves:
+            await endpoint.start()
         yield running
 
 
