@@ -218,7 +218,7 @@ async def _raise_for_error(response: httpx.Response) -> None:
     except (ValueError, KeyError, TypeError, AttributeError):
         message, code = _plain_reason(response), ""
     if response.status_code == HTTPStatus.UNAUTHORIZED:
-        message = "This key is not valid. Run `windfarm key` on the machine that runs windfarm to see yours."
+        message = "This key is not valid. Type “windfarm key” on the machine that runs windfarm to see yours."
     raise ApiError(message, code=code, status=response.status_code)
 
 

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from ui import look
 from ui.api_client import ApiClient, open_http
-from ui.chatting import Connect, make_ask, make_retry, stop
+from ui.chatting import Connect, make_ask, make_retry, make_show_stopped
 from ui.conversations import fresh, make_delete, make_open, make_refresh, make_rename
 from ui.documents import (
     make_add_files,
@@ -107,10 +107,9 @@ def _wire_chat(page: Page, connect: Connect) -> None:
     retrying = page.chat.retry(make_retry(connect), [page.key, page.conversation_id, *options], answer, **_QUIET)
     for event in (asking, asking_example, retrying):
         event.then(**refresh)
-    stopping = page.question.stop(
-        stop, page.chat, [page.chat, page.question], cancels=[asking, asking_example, retrying], **_QUIET
-    )
-    stopping.then(**refresh)
+    stopping = page.question.stop(None, None, None, cancels=[asking, asking_example, retrying], **_QUIET)
+    stopped = stopping.then(make_show_stopped(connect), [page.key, page.conversation_id, page.chat], answer, **_QUIET)
+    stopped.then(**refresh)
     page.sources.cite(make_show_source(connect), [page.key, page.conversation_id], page.sources, **_QUIET)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -36,6 +36,8 @@ TOOLS = ("calculator", "datetime", "knowledge_search")
 _TITLE_LENGTH = 60
 # The browser redraws the answer at each update; more often than this costs it more than a reader sees.
 _UPDATE_INTERVAL_S = 0.06
+_STOP_CHECKS = 15
+_STOP_CHECK_INTERVAL_S = 0.2
 
 Connect = Callable[[str], ApiClient]
 Outputs = tuple[Any, ...]
@@ -112,11 +114,29 @@ def make_retry(connect: Connect) -> Callable[..., AsyncGenerator[Outputs]]:
     return retry
 
 
-def stop(shown: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Any]:
-    """What the chat shows once its stream was closed: the text so far, marked as stopped."""
-    marker = bubbles([Message("assistant", "", state="stopped")])
-    kept = [bubble for bubble in shown if not _is_running(bubble)]
-    return [*kept, *marker], idle_box()
+def make_show_stopped(connect: Connect) -> Callable[..., Awaitable[Outputs]]:
+    async def show_stopped(key: str, conversation_id: str, shown: list[Bubble]) -> Outputs:
+        """After a stop: what the server kept of the answer, which it writes down once it notices the closed stream."""
+        if not conversation_id:
+            return _marked_stopped(shown), idle_box(), gr.skip(), gr.skip()
+        client = connect(key)
+        try:
+            for _ in range(_STOP_CHECKS):
+                conversation = await client.conversation(conversation_id)
+                if conversation.messages and conversation.messages[-1].role == "assistant":
+                    sources = newest_sources(conversation)
+                    return bubbles(conversation.messages), idle_box(), gr.skip(), sources
+                await asyncio.sleep(_STOP_CHECK_INTERVAL_S)
+        except ApiError as error:
+            warn(error.message)
+        return _marked_stopped(shown), idle_box(), gr.skip(), gr.skip()
+
+    return show_stopped
+
+
+def _marked_stopped(shown: list[Bubble]) -> list[Bubble]:
+    finished = [bubble for bubble in shown if (bubble.get("metadata") or {}).get("status") != "pending"]
+    return [*finished, *bubbles([Message("assistant", "", state="stopped")])]
 
 
 def idle_box() -> Any:
@@ -156,8 +176,9 @@ async def _answer(
                 yield [*before, *draft.bubbles()], gr.skip(), gr.skip(), gr.skip()
         conversation = await client.conversation(conversation_id)
     except ApiError as error:
-        shown = [*bubbles([*history, asked]), *_without_doing(draft), error_bubble(error.message)]
-        yield shown, _box_after_error(question, draft), conversation_id, gr.skip()
+        shown = [*bubbles([*history, asked]), *bubbles([draft.message]), error_bubble(error.message)]
+        box = idle_box() if await _is_kept(client, conversation_id, question) else _returned_box(question)
+        yield shown, box, conversation_id, gr.skip()
         return
     yield bubbles(conversation.messages), idle_box(), conversation_id, newest_sources(conversation)
 
@@ -188,8 +209,31 @@ async def _paced(stream: AsyncGenerator[ChatEvent], draft: Draft) -> AsyncGenera
 
 
 def _told(history: tuple[Message, ...]) -> list[Message]:
-    """What the model is told of earlier turns: text alone, no empty answers."""
-    return [message for message in history if message.content and message.role in ("user", "assistant")]
+    """What the model is told of earlier turns: questions that got an answer, and these answers.
+
+    Some models' templates refuse two questions in a row, so one that failed is left out.
+    """
+    told: list[Message] = []
+    for message in history:
+        if told and told[-1].role == message.role == "user":
+            told.pop()
+        if message.content and message.role in ("user", "assistant"):
+            told.append(message)
+    if told and told[-1].role == "user":
+        told.pop()
+    return told
+
+
+async def _is_kept(client: ApiClient, conversation_id: str, question: str) -> bool:
+    """Whether the conversation holds this question as its last one, so that the retry button can ask it again."""
+    if not conversation_id:
+        return False
+    try:
+        messages = (await client.conversation(conversation_id)).messages
+    except ApiError:
+        return False  # nothing is known; the question goes back into its box
+    last = next((message for message in reversed(messages) if message.role == "user"), None)
+    return last is not None and last.content == question
 
 
 def _answered(steps: tuple[ToolStep, ...], name: str, result: str, is_error: bool) -> tuple[ToolStep, ...]:
@@ -200,16 +244,6 @@ def _answered(steps: tuple[ToolStep, ...], name: str, result: str, is_error: boo
     return steps
 
 
-def _without_doing(draft: Draft) -> list[Bubble]:
-    return bubbles([draft.message]) if draft.message.content or draft.message.steps else []
-
-
-def _box_after_error(question: str, draft: Draft) -> Any:
-    """A question that got no answer at all comes back into the box, so that it need not be typed again."""
-    if draft.message.content:
-        return idle_box()
+def _returned_box(question: str) -> Any:
+    """A question that the server did not take comes back, so that it need not be typed again."""
     return gr.Textbox(value=question, submit_btn=True, stop_btn=False)
-
-
-def _is_running(bubble: dict[str, Any]) -> bool:
-    return (bubble.get("metadata") or {}).get("status") == "pending"

@@ -119,7 +119,7 @@ def build_page() -> Page:
 
 def _sign_in() -> tuple[Any, ...]:
     with gr.Column(visible=False, elem_id="wf-sign-in") as card:
-        gr.HTML(f"{brand()}<p>Chat with the models and the documents of this machine.</p>")
+        gr.HTML(f"{brand()}<p>Chat with the models and the documents of this machine.</p>", apply_default_css=False)
         key_box = gr.Textbox(
             label="Your key",
             type="password",
@@ -128,18 +128,22 @@ def _sign_in() -> tuple[Any, ...]:
             autofocus=True,
             html_attributes=gr.InputHTMLAttributes(autocomplete="current-password", spellcheck=False),
         )
-        notice = gr.HTML(elem_id="wf-sign-in-notice")
+        notice = gr.HTML(elem_id="wf-sign-in-notice", apply_default_css=False)
         button = gr.Button("Sign in", variant="primary", elem_id="wf-sign-in-button")
         gr.HTML(
             '<p class="wf-hint">The key was printed when windfarm started for the first time; '
-            "<code>windfarm key</code> shows it again. It is kept in this browser until you sign out.</p>"
+            "<code>windfarm key</code> shows it again. It is kept in this browser until you sign out.</p>",
+            apply_default_css=False,
         )
     return card, key_box, button, notice
 
 
 def _side() -> tuple[Any, ...]:
     with gr.Column(elem_id="wf-side", min_width=0):
-        gr.HTML(f'<div class="wf-side-head">{brand()}{icon_button("close", "Close the side bar", "side")}</div>')
+        gr.HTML(
+            f'<div class="wf-side-head">{brand()}{icon_button("close", "Close the side bar", "side")}</div>',
+            apply_default_css=False,
+        )
         new_chat = gr.Button("New chat", elem_id="wf-new-chat", size="md")
         conversations = gr.HTML(js_on_load=_LIST_SCRIPT, elem_id="wf-conversations", apply_default_css=False)
         account = gr.HTML(js_on_load=_LIST_SCRIPT, elem_id="wf-account", apply_default_css=False)
@@ -149,15 +153,13 @@ def _side() -> tuple[Any, ...]:
 def _main() -> tuple[Any, ...]:
     with gr.Column(elem_id="wf-main", min_width=0):
         with gr.Row(elem_id="wf-top"):
-            gr.HTML(icon_button("menu", "Conversations", "side"), elem_classes="wf-tools", min_width=0)
+            _tools(icon_button("menu", "Conversations", "side"))
             model = gr.Dropdown(
                 label="Model", show_label=False, container=False, elem_id="wf-model", interactive=True, min_width=0
             )
-            gr.HTML(
+            _tools(
                 icon_button("documents", "Documents", "panel", panel="documents")
-                + icon_button("sources", "Sources", "panel", panel="sources"),
-                elem_classes="wf-tools",
-                min_width=0,
+                + icon_button("sources", "Sources", "panel", panel="sources")
             )
         chat = gr.Chatbot(
             elem_id="wf-chat",
@@ -189,7 +191,7 @@ def _main() -> tuple[Any, ...]:
                 html_attributes=gr.InputHTMLAttributes(enterkeyhint="send"),
             )
             with gr.Row(elem_id="wf-options"):
-                gr.HTML(icon_button("attach", "Add documents", "attach"), elem_classes="wf-tools", min_width=0)
+                _tools(icon_button("attach", "Add documents", "attach"))
                 collections = gr.Dropdown(
                     label="Answer from collections",
                     show_label=False,
@@ -210,7 +212,8 @@ def _panel() -> tuple[Any, ...]:
         gr.HTML(
             '<div class="wf-panel-head"><h2 class="wf-for-sources">Sources</h2>'
             '<h2 class="wf-for-documents">Documents</h2>'
-            f"{icon_button('close', 'Close the panel', 'panel', panel='')}</div>"
+            f"{icon_button('close', 'Close the panel', 'panel', panel='')}</div>",
+            apply_default_css=False,
         )
         with gr.Column(elem_id="wf-panel-sources", min_width=0):
             sources = gr.HTML(
@@ -218,7 +221,7 @@ def _panel() -> tuple[Any, ...]:
             )
         with gr.Column(elem_id="wf-panel-documents", min_width=0):
             target = gr.Dropdown(label="Collection", interactive=True, elem_id="wf-target", min_width=0)
-            files = file_field(label="Add files", elem_id="wf-files", height=120)
+            files = file_field(label="Add files", show_label=False, elem_id="wf-files", height=120)
             uploads = gr.HTML(elem_id="wf-uploads", apply_default_css=False)
             documents = gr.HTML(js_on_load=_LIST_SCRIPT, elem_id="wf-documents", apply_default_css=False)
             with gr.Accordion("Manage collections", open=False, elem_id="wf-manage"):
@@ -229,3 +232,7 @@ def _panel() -> tuple[Any, ...]:
                     create = gr.Button("Create", elem_id="wf-create", min_width=0, scale=1)
                 delete = gr.Button("Delete this collection and its documents", variant="stop", elem_id="wf-delete")
     return sources, files, uploads, target, documents, new_name, create, delete
+
+
+def _tools(buttons: str) -> None:
+    gr.HTML(buttons, elem_classes="wf-tools", min_width=0, apply_default_css=False)

@@ -81,7 +81,7 @@ def make_come_back(connect: Connect) -> Enter:
                     return
                 yield View(splash=splash(error.message)).outputs()
             await asyncio.sleep(_RETRY_INTERVAL_S)
-        yield View(splash=splash("windfarm does not answer. Check it with `windfarm status`, then reload.")).outputs()
+        yield View(splash=splash("windfarm does not answer. “windfarm status” says why; then reload.")).outputs()
 
     return come_back
 
