@@ -1,0 +1,96 @@
+"""What the README tells people to type works: targets and options exist, and its examples run on the real product."""
+
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.product import WINDFARM, Product
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", "BENCHMARKS.md", "CONTRIBUTING.md")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(info: str) -> list[str]:
+    """Contents of the fenced blocks with this info string."""
+    return re.findall(rf"^```{info}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(program: str) -> list[str]:
+    """Every line of a shell block and every inline code that starts with the program, in any document."""
+    found = set()
+    for document in DOCUMENTS:
+        text = (ROOT / document).read_text(encoding="utf-8")
+        shell = "".join(re.findall(r"^```sh[^\n]*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)).splitlines()
+        inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+        found |= {line.strip() for line in (*shell, *inline) if re.match(rf"(?:\w+=\S+ )*{program} ", line.strip())}
+    return sorted(found)
+
+
+@pytest.mark.parametrize("command", commands("make"))
+def test_the_make_target_exists(command: str) -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    words = command.split("make ", 1)[1].split()
+    assert [word for word in words if "=" not in word and word not in targets] == []
+
+
+@cache
+def help_of(command: str) -> str:
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+    answer = subprocess.run(
+        [WINDFARM, command, "--help"], capture_output=True, text=True, check=False, env=environment, cwd=ROOT
+    )
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    return answer.stdout
+
+
+@pytest.mark.parametrize("command", commands("windfarm"))
+def test_the_windfarm_command_and_its_options_exist(command: str) -> None:
+    words = command.split()
+    text = help_of(words[1])
+    assert [word for word in words if word.startswith("--") and word.split("=")[0] not in text] == []
+
+
+def test_files_that_the_documents_link_to_exist() -> None:
+    missing = [
+        f"{document}: {target}"
+        for document in DOCUMENTS
+        for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / document).read_text(encoding="utf-8"))
+        if not (ROOT / target).exists()
+    ]
+    assert not missing
+
+
+def test_modules_that_the_readme_names_exist() -> None:
+    named = set(re.findall(r"`((?:services|cluster|rag|ui)/[\w/.]+)`", README))
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.e2e
+def test_the_shell_examples_run(product: Product) -> None:
+    script = "set -e\n" + "".join(blocks("sh run"))
+    environment = {**os.environ, "WINDFARM_HOME": str(product.home), "PATH": f"{WINDFARM.parent}:{os.environ['PATH']}"}
+    answer = subprocess.run(
+        ["bash", "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "[1]" in answer.stdout
+
+
+@pytest.mark.e2e
+def test_the_python_example_runs_and_cites(product: Product) -> None:
+    product.run(
+        "ingest", "tests/data/company-kb/gds-way-en/standards/storing-credentials.md", "--collection", "handbook"
+    )
+    (example,) = blocks("python")
+    example = example.replace("http://127.0.0.1:8000/v1", product.api).replace(
+        "the key that make up printed", product.key
+    )
+    answer = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert "storing-credentials.md" in answer.stdout
