@@ -9,6 +9,7 @@ from pydantic import Field
 
 from rag.types import Passage
 from services.calls import Calls
+from services.errors import not_found
 from services.event_stream import until_client_leaves
 from services.knowledge import ACTIVE_JOB_STATES
 from services.knowledge_calls import RemoteSearcher
@@ -86,7 +87,13 @@ class KnowledgeRoutes:
         return json_answer({"job": await ended})
 
     async def get_document(self, call: Call) -> Answer:
-        return json_answer(await self._store.call("document", call.parameters["id"], call.actor.user_id))
+        document = await self._store.call("document", call.parameters["id"], call.actor.user_id)
+        if document["collection"] != call.parameters["name"]:
+            raise not_found(
+                f"The document {document['id']} lies in another collection: '{document['collection']}'.",
+                code="unknown_document",
+            )
+        return json_answer(document)
 
     async def delete_document(self, call: Call) -> Answer:
         name, document_id = call.parameters["name"], call.parameters["id"]

@@ -37,7 +37,7 @@ class Ui:
         guarded = demand_secret(page, environment.internal_secret)
         self._listener = await start_listener(guarded, websockets=True, lifespan=True)
         replica_id = serve.get_replica_context().replica_id.unique_id
-        endpoint = ReplicaEndpoint(replica_id, "platform", self._listener.url, os.getpid(), model="ui")
+        endpoint = ReplicaEndpoint(replica_id, "platform", self._listener.url, os.getpid())
         self._beacon = Beacon(RayBeatStore(), endpoint)
         await self._beacon.start()
 
