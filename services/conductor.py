@@ -52,6 +52,7 @@ class Conductor:
 
     def run(self) -> int:
         """Start everything, then watch it; returns the exit code."""
+        importlib.import_module("ray")  # two threads must not be the first to import it
         preload = threading.Thread(target=_import_serve, name="preload", daemon=True)
         preload.start()
         # In the main thread: the kernel ends the head's processes with the thread that started them.
@@ -59,6 +60,7 @@ class Conductor:
         preload.join()
         self._phase, self._address = "starting Serve", node.address
         self._client = ray_adapter.start_serve(node.address)
+        self.end_on_signals()  # again: Ray put its own handlers in their place
         self._phase = "ready"
         while not self.should_end.wait(CHECK_EVERY_S):
             if dead := ray_adapter.dead_processes(node):
@@ -67,6 +69,10 @@ class Conductor:
         self._stop_serve()
         ray_adapter.stop_head(node)
         return 0
+
+    def end_on_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.should_end.set())
 
     def _status(self) -> dict[str, Any]:
         base = {"phase": self._phase, "ray_address": self._address}
@@ -105,8 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     _end_with_parent()
     conductor = Conductor(ray_adapter.HeadOptions(**options.head))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: conductor.should_end.set())
+    conductor.end_on_signals()
     control = ControlServer(options.control, conductor.handle)
     try:
         return conductor.run()

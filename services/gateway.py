@@ -79,4 +79,6 @@ class Gateway:
                 return None
             return self._states.why_application_not_ready(app, f"What '{app}' does")
 
-        return ServeCalls(serve.get_deployment_handle(deployment, app_name=app), why_not_ready)
+        # Applications start side by side, so the other one may not be known yet; calls say so until it is.
+        handle = serve.get_deployment_handle(deployment, app_name=app, _check_exists=False)
+        return ServeCalls(handle, why_not_ready)

@@ -43,9 +43,9 @@ class HeadOptions:
 
 def start_head(options: HeadOptions) -> Node:
     """Start GCS and raylet as children that end with this process; returns when both answer."""
-    from ray._private import utils
     from ray._private.node import Node
     from ray._private.parameter import RayParams
+    from ray._private import utils  # isort: skip  # cannot be the first to be imported
 
     class HeadNode(Node):
         def start_api_server(self, *, include_dashboard: bool | None, raise_on_failure: bool) -> None:

@@ -29,17 +29,16 @@ def _application(value: Mapping[str, Any]) -> dict[str, Any]:
     deployments = value.get("deployments", {})
     return {
         "status": _text(value.get("status")),
-        "message": value.get("message") or _first_message(deployments),
+        "message": _message(value, deployments),
         "deployments": {name: _deployment(item) for name, item in deployments.items()},
     }
 
 
-def _first_message(deployments: Mapping[str, Any]) -> str:
-    """A deployment that has trouble says why in its own message; healthy ones have nothing to say."""
-    for item in deployments.values():
-        if _text(item.get("status")) != "HEALTHY" and item.get("message"):
-            return str(item["message"])
-    return ""
+def _message(app: Mapping[str, Any], deployments: Mapping[str, Any]) -> str:
+    """What Serve says of the application and of its deployments that are not healthy: the reason stands there."""
+    troubled = [item for item in deployments.values() if _text(item.get("status")) != "HEALTHY"]
+    messages = [app.get("message"), *(item.get("message") for item in troubled)]
+    return "\n".join(dict.fromkeys(message.strip() for message in messages if message))
 
 
 def _deployment(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ REMOTE = Resources(num_cpus=0.1, memory=300 * MIB)
 # Python with the engine's libraries, without weights.
 _PROCESS_BYTES = {"llamacpp": 500 * MIB, "vllm": 2 * GIB}
 # Key-value cache, scratch space of the computation.
-_WORK_BYTES = {"llamacpp": 400 * MIB, "vllm": 4 * GIB}
+_WORK_BYTES = {"llamacpp": 800 * MIB, "vllm": 4 * GIB}
 
 
 def count_gpus() -> int:
