@@ -56,9 +56,10 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Natural logarithm of one token's probability, with the alternatives asked for, best first."""
+    """Natural logarithm of one token's probability, with the alternatives asked for, best first. Remote engines do not
+    tell token ids."""
 
-    token_id: int
+    token_id: int | None
     token: str
     logprob: float
     top: tuple[tuple[str, float], ...] = ()

@@ -17,7 +17,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import aiohttp
@@ -34,6 +33,7 @@ from cluster.engine import (
     Usage,
 )
 from cluster.engines.admission import Admission
+from cluster.engines.health_probe import HealthProbe
 from cluster.engines.request_checks import answer_limit, check_request, check_token_ids
 from cluster.engines.settings import EngineSettings
 from cluster.engines.stop_strings import StopMatcher
@@ -42,9 +42,6 @@ from cluster.engines.vocabulary import Vocabulary, hidden_token_ids
 from cluster.errors import ClusterError, ContextTooLong, EngineDead, EngineFailed, InvalidRequest, ModelDamaged
 from cluster.gguf_metadata import GgufMetadata, read_gguf_metadata
 
-HEALTH_LIMIT_S = 10.0
-# A long prompt on a slow machine keeps the engine's loop busy between two signs of life.
-STALL_LIMIT_S = 120.0
 # Tokens computed between two looks at whether the client still wants the answer.
 PROMPT_BATCH = 512
 PROMPT_CACHE_MIB = 256
@@ -69,8 +66,7 @@ class LlamaCppEngine:
         self._http: aiohttp.ClientSession | None = None
         self._mailbox: _Mailbox | None = None
         self._workers: ThreadPoolExecutor | None = None
-        self._health: asyncio.Future[Any] | None = None
-        self._last_sign_of_life = monotonic()
+        self._probe = HealthProbe("llama.cpp", self._ask)
 
     @property
     def info(self) -> ModelInfo:
@@ -119,19 +115,14 @@ class LlamaCppEngine:
             await asyncio.to_thread(holder.clear)  # its destructor waits for the engine's loop
 
     async def check_health(self) -> None:
-        """Asks the engine's own loop, which answers between two computations."""
-        if self._server is None or self._workers is None:
+        if self._server is None:
             raise EngineDead("llama.cpp is not running.")
-        if self._health is None or self._health.done():
-            loop = asyncio.get_running_loop()
-            self._health = loop.run_in_executor(self._workers, self._server.handle_metrics)
-        done, _ = await asyncio.wait([self._health], timeout=HEALTH_LIMIT_S)
-        if done:
-            if error := self._health.exception():
-                raise EngineDead(f"llama.cpp does not answer: {error}") from error
-            self._last_sign_of_life = monotonic()
-        elif (silence := monotonic() - self._last_sign_of_life) > STALL_LIMIT_S:
-            raise EngineDead(f"llama.cpp gave no sign of life for {silence:.0f} seconds.")
+        await self._probe.check()
+
+    async def _ask(self) -> None:
+        """A question that the engine's own loop answers between two computations."""
+        assert self._server is not None and self._workers is not None
+        await asyncio.get_running_loop().run_in_executor(self._workers, self._server.handle_metrics)
 
     async def tokenize(self, text: str) -> list[int]:
         return await self._tokenize(text, add_special=False, parse_special=False)
@@ -162,15 +153,12 @@ class LlamaCppEngine:
         if self._server is None or self._mailbox is None or self._workers is None:
             self._admission.release()
             raise EngineDead("llama.cpp is not running.")
-        call = _Call(self._mailbox, self._note_life)
+        call = _Call(self._mailbox, self._probe.note_life)
         self._mailbox.open(call)
         loop = asyncio.get_running_loop()
         future: Future[None] = self._workers.submit(call.run, self._server.handle_completions, body)
         future.add_done_callback(lambda _: _soon(loop, self._admission.release))
         return call
-
-    def _note_life(self) -> None:
-        self._last_sign_of_life = monotonic()
 
     async def _prompt_ids(self, request: GenerationRequest) -> list[int]:
         if request.prompt_token_ids is not None:

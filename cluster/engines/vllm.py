@@ -1,0 +1,349 @@
+"""vLLM's asynchronous engine (version 0.29); everything private to vLLM is in this file and the plugin.
+
+The engine runs in processes of its own. They are started by a thread that lives as long as the engine, because they are
+told to end with it; stopping kills what is left of them. vLLM is imported at the start, after the environment that it
+reads at import is set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, cast
+
+import psutil
+
+from cluster.chat_template import ChatTemplate, template_from_folder
+from cluster.engine import FinishReason, GenerationChunk, GenerationRequest, ModelInfo, TokenLogprob, Usage
+from cluster.engines.admission import Admission
+from cluster.engines.health_probe import HealthProbe
+from cluster.engines.request_checks import MAX_LOGPROBS, answer_limit, check_request, check_token_ids
+from cluster.engines.settings import EngineSettings
+from cluster.engines.structured_output import compact_schema, json_schema_grammar
+from cluster.errors import ClusterError, EngineDead, EngineFailed, InvalidRequest, ModelDamaged
+from cluster.vllm_plugin import PARENT_VARIABLE
+
+STOP_LIMIT_S = 10.0
+# vLLM measures free GPU memory itself; on a CPU it would take most of the machine.
+_CPU_CACHE_SHARE = 0.25
+
+_OWNED_OPTIONS = {"model", "served_model_name", "max_model_len", "max_num_seqs", "tokenizer", "worker_extension_cls"}
+
+
+class VllmEngine:
+    """One Hugging Face checkpoint, up to `parallel_requests` generations in one batch."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
+        self._folder = Path(settings.location)
+        self._config = _read_config(self._folder)
+        self._template: ChatTemplate = template_from_folder(self._folder, model=settings.model)
+        self._max_context = _max_context(settings, self._config)
+        self._admission = Admission(settings.parallel_requests, settings.max_queued_requests)
+        self._engine: Any = None
+        self._starter: _Starter | None = None
+        self._tokenizer_thread: ThreadPoolExecutor | None = None
+        self._probe: HealthProbe | None = None
+        self._processes: list[psutil.Process] = []
+        self._default_sampling: dict[str, Any] = {}
+
+    @property
+    def info(self) -> ModelInfo:
+        return ModelInfo(
+            model=self._settings.model,
+            engine="vllm",
+            max_context=self._max_context,
+            max_concurrency=self._settings.parallel_requests,
+            template_knows_tools=self._template.knows_tools,
+        )
+
+    @property
+    def load(self) -> tuple[int, int]:
+        return self._admission.num_running, self._admission.num_queued
+
+    async def start(self) -> None:
+        others = {process.pid for process in _descendants()}
+        self._starter = _Starter(self._load)
+        try:
+            self._engine = await asyncio.wrap_future(self._starter.result)
+        except (RuntimeError, ValueError, OSError) as error:
+            await self.stop()
+            raise ModelDamaged(
+                f"vLLM cannot load {self._folder}: {error}. Its log above says more; check the files, the memory and "
+                "engine_options."
+            ) from error
+        finally:
+            self._processes = [process for process in _descendants() if process.pid not in others]
+        self._default_sampling = dict(self._engine.model_config.get_diff_sampling_param())
+        self._tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+        # A question that travels through the engine process's own loop and back.
+        self._probe = HealthProbe("vLLM", self._engine.is_sleeping)
+
+    async def stop(self) -> None:
+        engine, self._engine = self._engine, None
+        starter, self._starter = self._starter, None
+        tokenizer_thread, self._tokenizer_thread = self._tokenizer_thread, None
+        processes, self._processes = self._processes, []
+        if self._probe is not None:
+            self._probe.close()
+        if engine is not None:
+            await asyncio.to_thread(engine.shutdown, timeout=STOP_LIMIT_S)
+        await asyncio.to_thread(_end_processes, processes)
+        if starter is not None:
+            starter.release()
+        if tokenizer_thread is not None:
+            tokenizer_thread.shutdown(wait=False)
+
+    async def check_health(self) -> None:
+        if self._engine is None or self._probe is None:
+            raise EngineDead("vLLM is not running.")
+        if self._engine.errored:
+            raise EngineDead("vLLM's engine process has ended.")
+        await self._probe.check()
+
+    async def tokenize(self, text: str) -> list[int]:
+        return await self._tokenize(text, add_special=False)
+
+    async def count_prompt_tokens(self, request: GenerationRequest) -> int:
+        check_request(request)
+        return len(await self._prompt_ids(request))
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
+        """See the contract. Closing the iterator aborts the request in the engine."""
+        check_request(request)
+        prompt_ids = await self._prompt_ids(request)
+        check_token_ids(list(request.sampling.logit_bias or ()), self._vocabulary_size, param="logit_bias")
+        max_tokens = answer_limit(len(prompt_ids), request.sampling.max_tokens, self._max_context)
+        params = _sampling_params(request, max_tokens, self._default_sampling)
+        await self._admission.acquire()
+        try:
+            async for chunk in self._stream(prompt_ids, params, request):
+                yield chunk
+        finally:
+            self._admission.release()
+
+    async def _stream(
+        self, prompt_ids: list[int], params: Any, request: GenerationRequest
+    ) -> AsyncIterator[GenerationChunk]:
+        from vllm.exceptions import VLLMClientError
+        from vllm.inputs import tokens_input
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        if self._engine is None or self._probe is None:
+            raise EngineDead("vLLM is not running.")
+        # Clients choose request ids; vLLM takes each only once at a time.
+        outputs = self._engine.generate(
+            tokens_input(prompt_ids), params, request_id=f"{request.request_id}-{os.urandom(6).hex()}"
+        )
+        num_tokens = 0
+        try:
+            async for output in outputs:
+                self._probe.note_life()
+                completion = output.outputs[0]
+                num_tokens += len(completion.token_ids)
+                yield _chunk(completion, request.sampling.logprobs)
+                if completion.finish_reason is not None:
+                    usage = Usage(len(prompt_ids), num_tokens, output.num_cached_tokens or 0)
+                    yield GenerationChunk(finish_reason=_finish_reason(completion.finish_reason), usage=usage)
+                    return
+            raise EngineFailed("vLLM ended the answer without saying why.")
+        except EngineDeadError as error:
+            raise EngineDead("vLLM's engine process has ended.") from error
+        except EngineGenerateError as error:
+            raise EngineFailed(f"vLLM failed: {error.__cause__ or error}") from error
+        except (VLLMClientError, ValueError) as error:
+            raise InvalidRequest(f"vLLM refuses the request: {error}") from error
+        finally:
+            await outputs.aclose()
+
+    @property
+    def _vocabulary_size(self) -> int:
+        return int(self._config["vocab_size"])
+
+    async def _prompt_ids(self, request: GenerationRequest) -> list[int]:
+        if request.prompt_token_ids is not None:
+            ids = list(request.prompt_token_ids)
+            check_token_ids(ids, self._vocabulary_size, param="prompt")
+            return ids
+        if request.messages is not None:
+            return await self._tokenize(self._template.render(request.messages, request.tools), add_special=False)
+        return await self._tokenize(request.prompt_text or "", add_special=True)
+
+    async def _tokenize(self, text: str, *, add_special: bool) -> list[int]:
+        """In one thread: tokenizers may not be used from several at once."""
+        if self._engine is None or self._tokenizer_thread is None:
+            raise EngineDead("vLLM is not running.")
+        tokenizer = self._engine.get_tokenizer()
+        return await asyncio.get_running_loop().run_in_executor(
+            self._tokenizer_thread, lambda: list(tokenizer.encode(text, add_special_tokens=add_special))
+        )
+
+    def _load(self) -> Any:
+        """In the starter thread: returns when vLLM can generate."""
+        _set_environment(self._settings)
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        options: dict[str, Any] = {
+            "model": str(self._folder),
+            "served_model_name": [self._settings.model],
+            "max_model_len": self._max_context,
+            "max_num_seqs": self._settings.parallel_requests,
+            "max_logprobs": MAX_LOGPROBS,
+            "structured_outputs_config": {"backend": "guidance"},
+            "disable_log_stats": True,
+        }
+        if current_platform.is_cpu():
+            options["kv_cache_memory_bytes"] = _cpu_cache_bytes(self._settings, self._config, self._max_context)
+            # Compiling takes longer than loading the model, and parts of the sampler would compile at their first use.
+            options["enforce_eager"] = True
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+        known = {field.name for field in dataclasses.fields(AsyncEngineArgs)} - _OWNED_OPTIONS
+        for name, value in self._settings.options.items():
+            if name not in known:
+                raise ValueError(f"engine_options: vLLM has no option {name!r} that can be set here")
+            options[name] = value
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**options))
+
+
+class _Starter:
+    """A thread that makes the engine and lives until it is released: the engine's processes end with it."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.result: Future[Any] = Future()
+        self._make = make
+        self._released = threading.Event()
+        threading.Thread(target=self._run, name="vllm starter", daemon=True).start()
+
+    def release(self) -> None:
+        self._released.set()
+
+    def _run(self) -> None:
+        try:
+            self.result.set_result(self._make())
+        except BaseException as error:  # noqa: BLE001  # whoever awaits the result gets it
+            self.result.set_exception(error)
+        self._released.wait()
+
+
+def _chunk(completion: Any, num_alternatives: int | None) -> GenerationChunk:
+    token_ids = tuple(completion.token_ids)
+    logprobs = None
+    if num_alternatives is not None and completion.logprobs is not None:
+        pairs = zip(token_ids, completion.logprobs, strict=False)
+        logprobs = tuple(_logprob(token_id, entry, num_alternatives) for token_id, entry in pairs)
+    return GenerationChunk(token_ids, completion.text, logprobs)
+
+
+def _logprob(token_id: int, entry: Mapping[int, Any], num_alternatives: int) -> TokenLogprob:
+    """vLLM gives the chosen token and the best ones in one dictionary."""
+    best = sorted(entry.values(), key=lambda alternative: -alternative.logprob)[:num_alternatives]
+    chosen = entry[token_id]
+    top = tuple((alternative.decoded_token or "", alternative.logprob) for alternative in best)
+    return TokenLogprob(token_id, chosen.decoded_token or "", chosen.logprob, top)
+
+
+def _finish_reason(reason: str) -> FinishReason:
+    if reason not in ("stop", "length"):
+        raise EngineFailed(f"vLLM ended the answer: {reason}.")
+    return cast(FinishReason, reason)
+
+
+def _sampling_params(request: GenerationRequest, max_tokens: int, defaults: Mapping[str, Any]) -> Any:
+    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+
+    sampling = request.sampling
+    values = dict(defaults)
+    names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "seed", "logprobs")
+    values |= {name: value for name in names if (value := getattr(sampling, name)) is not None}
+    values["top_p"] = max(values.get("top_p", 1.0), 1e-6)  # vLLM refuses 0
+    if sampling.json_schema is not None:
+        json_schema_grammar(sampling.json_schema)  # the same errors as with the other engines
+        values["structured_outputs"] = StructuredOutputsParams(json=compact_schema(sampling.json_schema))
+    if sampling.grammar is not None:
+        values["structured_outputs"] = StructuredOutputsParams(grammar=sampling.grammar)
+    try:
+        return SamplingParams(
+            **values,
+            max_tokens=max_tokens,
+            stop=list(sampling.stop),
+            logit_bias=dict(sampling.logit_bias) if sampling.logit_bias else None,
+            ignore_eos=sampling.ignore_eos,
+            output_kind=RequestOutputKind.DELTA,
+        )
+    except ValueError as error:
+        raise InvalidRequest(f"vLLM refuses the request: {error}") from error
+
+
+def _set_environment(settings: EngineSettings) -> None:
+    """What vLLM and its processes read from the environment; only one engine runs in a process."""
+    os.environ[PARENT_VARIABLE] = str(os.getpid())
+    os.environ |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    # Ray sets one thread per CPU that the replica asked for, which may be a fraction.
+    os.environ["OMP_NUM_THREADS"] = str(settings.threads or os.cpu_count() or 1)
+    # Other engines and the endpoint share these cores; a thread bound to a busy core holds up all others.
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+
+def _read_config(folder: Path) -> Mapping[str, Any]:
+    file = folder / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelDamaged(f"{file} cannot be read ({error}). Prepare or copy the model again.") from error
+    return {**config, **config.get("text_config", {})}
+
+
+def _max_context(settings: EngineSettings, config: Mapping[str, Any]) -> int:
+    trained = config.get("max_position_embeddings")
+    wanted = settings.max_context or trained
+    if wanted is None:
+        raise ClusterError(f"The config.json of {settings.model} names no context length. Set max_context.")
+    if trained is not None and wanted > trained:
+        raise ClusterError(
+            f"max_context of {settings.model} is {wanted}, but the model was trained for {trained} tokens. "
+            f"Set max_context to {trained} or less."
+        )
+    return int(wanted)
+
+
+def _cpu_cache_bytes(settings: EngineSettings, config: Mapping[str, Any], max_context: int) -> int:
+    """Room for half of all contexts at their full length, within a share of the machine, but for one in any case."""
+    heads = config["num_attention_heads"]
+    head_width = config.get("head_dim") or config["hidden_size"] // heads
+    values = 2 * config["num_hidden_layers"] * (config.get("num_key_value_heads") or heads) * head_width
+    # One block more than the context: vLLM rounds up.
+    one_context = (max_context + 256) * values * (4 if config.get("torch_dtype") == "float32" else 2)
+    share = int(psutil.virtual_memory().total * _CPU_CACHE_SHARE)
+    return max(one_context, min(one_context * ((settings.parallel_requests + 1) // 2), share))
+
+
+def _descendants() -> list[psutil.Process]:
+    """All but Python's own helper, which serves the whole process."""
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if not _is_resource_tracker(child)]
+
+
+def _is_resource_tracker(process: psutil.Process) -> bool:
+    try:
+        return any("resource_tracker" in part for part in process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _end_processes(processes: list[psutil.Process]) -> None:
+    """vLLM's own shutdown leaves processes behind now and then."""
+    for process in processes:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(processes, timeout=STOP_LIMIT_S)
