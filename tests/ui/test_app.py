@@ -1,0 +1,56 @@
+"""The page as an application: it builds, serves itself, loads nothing from elsewhere, imports nothing of ours."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from ui.app import create_app
+
+UI = Path(__file__).resolve().parents[2] / "ui"
+
+
+@pytest.fixture(scope="module")
+def app() -> FastAPI:
+    return create_app("http://127.0.0.1:9")
+
+
+async def fetch(app: FastAPI, path: str) -> httpx.Response:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://page") as browser:
+        return await browser.get(path)
+
+
+async def test_the_page_comes_without_a_key_and_without_foreign_fonts_or_scripts(app: FastAPI) -> None:
+    html = (await fetch(app, "/")).text
+    assert "windfarm" in html
+    loaded = re.findall(r'(?:<script[^>]+src|<link[^>]+href|url\()\s*=?\s*["\']?(https?://[^"\')]+)', html)
+    assert loaded == []
+    assert "fonts.googleapis" not in html
+
+
+async def test_events_are_no_public_endpoints(app: FastAPI) -> None:
+    info = (await fetch(app, "/gradio_api/info")).json()
+    assert info["named_endpoints"] == {}
+
+
+async def test_the_page_keeps_no_key_and_records_no_runs(app: FastAPI) -> None:
+    config = json.loads((await fetch(app, "/config")).text)
+    states = [c["props"]["default_value"] for c in config["components"] if c["type"] == "browserstate"]
+    assert states == [""]
+    assert not config.get("run_history")
+
+
+def test_the_page_imports_nothing_of_the_other_packages() -> None:
+    code = "import sys, ui.app; print([m for m in sys.modules if m.split('.')[0] in ('services', 'rag', 'cluster')])"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=UI.parent)
+    assert printed.stdout.strip() == "[]"
+
+
+def test_importing_the_page_writes_no_files() -> None:
+    """Gradio writes stub files beside modules that subclass its components."""
+    assert list(UI.rglob("*.pyi")) == []

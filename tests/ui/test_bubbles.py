@@ -1,0 +1,56 @@
+"""What a reader sees of each kind of message."""
+
+from typing import Any
+
+from ui.bubbles import bubbles
+from ui.records import Citation, Message, ToolStep, Trimmed
+
+CITATION = Citation(1, "doc_1", "memo.pdf", "memos", 2, 0, 4, "text", 0.9)
+
+
+def titles(message: Message) -> list[str]:
+    return [bubble["metadata"]["title"] for bubble in bubbles([message]) if "metadata" in bubble]
+
+
+def text_of(drawn: list[dict[str, Any]]) -> str:
+    return "\n".join(bubble["content"] for bubble in drawn)
+
+
+def test_an_answer_links_its_citations() -> None:
+    drawn = bubbles([Message("assistant", "So it is [1].", "msg_1", citations=(CITATION,))])
+    assert "#cite-msg_1-1" in drawn[-1]["content"]
+
+
+def test_tool_steps_are_folded_with_what_was_asked_and_answered() -> None:
+    drawn = bubbles([Message("assistant", "2", steps=(ToolStep("calculator", '{"expression":"1+1"}', "2"),))])
+    assert drawn[0]["metadata"] == {"title": "Tool: calculator", "status": "done"}
+    assert '{"expression":"1+1"}' in drawn[0]["content"]
+
+
+def test_a_running_tool_is_pending() -> None:
+    drawn = bubbles([Message("assistant", "", steps=(ToolStep("calculator", "{}"),))])
+    assert drawn[0]["metadata"]["status"] == "pending"
+
+
+def test_a_failed_tool_says_so() -> None:
+    assert titles(Message("assistant", "", steps=(ToolStep("calculator", "{}", "bad", True),))) == [
+        "Tool: calculator failed"
+    ]
+
+
+def test_missing_evidence_and_trimmed_context_are_told() -> None:
+    message = Message("assistant", "No.", trimmed=Trimmed(2, 1, "full"), evidence="none")
+    assert titles(message) == ["Left out: 2 older messages and 1 passage", "The documents do not say"]
+
+
+def test_a_stopped_answer_says_so_after_its_text() -> None:
+    drawn = bubbles([Message("assistant", "half", state="stopped")])
+    assert [drawn[0]["content"], drawn[1]["metadata"]["title"]] == ["half", "Stopped"]
+
+
+def test_no_part_of_a_message_can_carry_tags() -> None:
+    evil = "<img src=x onerror=alert(1)>"
+    message = Message("assistant", evil, steps=(ToolStep(evil, "{}", "x"),), trimmed=Trimmed(1, 0, evil))
+    drawn = bubbles([Message("user", evil), message])
+    assert "<img" not in text_of(drawn)
+    assert all("<img" not in bubble.get("metadata", {}).get("title", "") for bubble in drawn)
