@@ -1,0 +1,76 @@
+"""What the machine lacks is said before anything starts: what is needed, what is there, what to do."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from cluster.home import open_home
+from services import supervisor
+from services.preflight import Demand, Machine, check_disk, check_port, check_resources, explain, read_machine
+from services.ray_config import load_ray_config
+from services.resources import GIB, Resources
+from services.setup_errors import StartRefused
+
+FILE = Path(__file__).resolve().parents[2] / "ray_config.yaml"
+LAPTOP = Machine(num_cpus=2, num_gpus=0, total_memory=8 * GIB, free_memory=6 * GIB)
+
+
+def demand(replicas: int = 1, *, cpus: float = 0.5, memory: int = GIB, gpus: float = 0.0) -> list[Demand]:
+    return [Demand("llm-tiny", "ModelServer", replicas, Resources(cpus, memory, gpus))]
+
+
+def failed(wanted: list[Demand], machine: Machine = LAPTOP) -> str:
+    return explain(check_resources(wanted, machine))
+
+
+def test_what_fits_is_no_finding() -> None:
+    assert failed(demand()) == ""
+
+
+def test_too_few_cpus_says_needed_and_there() -> None:
+    text = failed(demand(6))
+    assert "cpu: 3 CPUs are asked for (llm-tiny/ModelServer 3), the machine has 2" in text
+
+
+def test_too_little_memory_says_needed_and_there() -> None:
+    text = failed(demand(memory=7 * GIB))
+    assert "memory: 8.0 GiB are asked for" in text
+    assert "6.0 of 8.0 GiB are free" in text
+
+
+def test_a_missing_gpu_is_said() -> None:
+    assert "1 GPUs are asked for, the machine has 0" in failed(demand(gpus=1))
+
+
+def test_a_taken_port_is_said_with_a_free_one() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        finding = check_port(("127.0.0.1", other.getsockname()[1]))
+    assert not finding.is_ok
+    assert "windfarm up --port" in finding.fix
+
+
+def test_disk_is_looked_at_where_the_folder_will_be(tmp_path: Path) -> None:
+    assert check_disk(tmp_path / "not" / "yet").is_ok
+
+
+def test_this_machine_has_cpus_and_memory() -> None:
+    machine = read_machine()
+    assert machine.num_cpus >= 1
+    assert 0 < machine.free_memory <= machine.total_memory
+
+
+def test_up_refuses_a_machine_that_is_too_small(tmp_path: Path) -> None:
+    options = supervisor.UpOptions(tmp_path, load_ray_config(FILE))
+    with pytest.raises(StartRefused, match=r"memory: .* are asked for"):
+        supervisor.refuse_unless_fit(options, Machine(1, 0, GIB, GIB))
+
+
+def test_a_second_start_on_a_data_folder_is_refused(tmp_path: Path) -> None:
+    home = open_home(tmp_path)
+    lock = supervisor._lock(home)
+    assert lock > 0
+    with pytest.raises(StartRefused, match=r"runs on .* already"):
+        supervisor._lock(home)

@@ -1,0 +1,40 @@
+"""Every process gets the same variables: secrets that only their owner can read, no telemetry, no foreign Ray."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from services.process_environment import full_environment, load_secrets, process_variables
+from services.ray_config import load_ray_config, parse_ray_config
+
+FILE = Path(__file__).resolve().parents[2] / "ray_config.yaml"
+
+
+def test_secrets_are_made_once_and_renewed_at_a_start(tmp_path: Path) -> None:
+    first = load_secrets(tmp_path, renew=False)
+    assert load_secrets(tmp_path, renew=False) == first
+    renewed = load_secrets(tmp_path, renew=True)
+    assert renewed.internal != first.internal
+    assert renewed.ray_token != first.ray_token
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o600}
+
+
+def test_nothing_reports_home(tmp_path: Path) -> None:
+    variables = process_variables(tmp_path, load_secrets(tmp_path, renew=True), load_ray_config(FILE), {})
+    assert variables["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert variables["GRADIO_ANALYTICS_ENABLED"] == "False"
+    assert variables["VLLM_NO_USAGE_STATS"] == "1"
+    assert variables["HF_HUB_OFFLINE"] == "1"
+    assert variables["RAY_AUTH_MODE"] == "token"
+
+
+def test_a_model_of_a_hub_may_be_fetched(tmp_path: Path) -> None:
+    text = FILE.read_text(encoding="utf-8").replace("source: tiny ", "source: hf:owner/name ")
+    config = parse_ray_config(text, FILE)
+    assert "HF_HUB_OFFLINE" not in process_variables(tmp_path, load_secrets(tmp_path, renew=True), config, {})
+
+
+def test_another_ray_of_the_callers_shell_is_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert "RAY_ADDRESS" not in full_environment({"A": "b"})

@@ -1,0 +1,132 @@
+"""`ray_config.yaml` is checked as a whole: every problem is named with line, place and the nearest valid key."""
+
+from pathlib import Path
+
+import pytest
+
+from services.ray_config import RayConfig, load_ray_config, parse_ray_config
+from services.setup_errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = (ROOT / "ray_config.yaml").read_text(encoding="utf-8")
+
+
+def parse(text: str) -> RayConfig:
+    return parse_ray_config(text, Path("ray_config.yaml"))
+
+
+def problems(text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    return str(caught.value)
+
+
+def line_of(text: str, part: str) -> int:
+    return next(number for number, line in enumerate(text.splitlines(), 1) if part in line)
+
+
+def edited(before: str, after: str) -> str:
+    assert SHIPPED.count(before) >= 1, before
+    return SHIPPED.replace(before, after, 1)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "place", "advice"),
+    [
+        ("proxy_location: Disabled", "aplications: []\nproxy_location: Disabled", "", "did you mean `applications`"),
+        (
+            "    route_prefix: null",
+            "    routeprefix: null\n    route_prefix: null",
+            "applications[0]",
+            "`route_prefix`",
+        ),
+        ("        top_k:", "        topk: 3\n        top_k:", "applications[3].args.retrieval", "did you mean `top_k`"),
+        ("num_replicas: 1\n", "num_replica: 1\n", "applications[0].deployments[0]", "did you mean `num_replicas`"),
+    ],
+)
+def test_unknown_keys_are_refused_at_every_level(before: str, after: str, place: str, advice: str) -> None:
+    message = problems(edited(before, after))
+    assert f", {place}: unknown key" in message if place else ": unknown key" in message
+    assert advice in message
+
+
+def test_a_problem_names_its_line() -> None:
+    text = edited("port: 8000", "port: 99999")
+    assert f"line {line_of(text, 'port: 99999')}, applications[3].args.listen.port" in problems(text)
+
+
+def test_several_problems_are_reported_at_once() -> None:
+    text = edited("max_batch: 32", "max_batch: many").replace("parallel_parsers: 1", "paralel_parsers: 1")
+    message = problems(text)
+    assert "2 problems" in message
+    assert "max_batch" in message
+    assert "did you mean `parallel_parsers`" in message
+
+
+def test_a_key_that_stands_twice_is_refused() -> None:
+    assert "stands twice" in problems(
+        edited("proxy_location: Disabled", "proxy_location: Disabled\nproxy_location: Disabled")
+    )
+
+
+def test_a_model_id_that_stands_twice_is_refused() -> None:
+    model = "  - {name: llm-tiny, route_prefix: null, import_path: 'services.app:build_model', args: {id: tiny}}\n"
+    assert "stands 2 times" in problems(edited("applications:\n", "applications:\n" + model))
+
+
+def test_an_application_has_the_name_that_its_model_gives() -> None:
+    assert "must be named `llm-tiny`" in problems(edited("name: llm-tiny", "name: tiny"))
+
+
+def test_an_unknown_builder_is_refused_with_the_nearest_one() -> None:
+    message = problems(edited("services.app:build_store", "services.app:build_stores"))
+    assert "did you mean `services.app:build_store`" in message
+
+
+def test_an_unknown_deployment_is_refused_with_the_nearest_one() -> None:
+    assert "did you mean `Gateway`" in problems(edited("name: Gateway", "name: Gatway"))
+
+
+def test_the_owner_of_a_folder_has_one_replica() -> None:
+    assert "exactly one replica" in problems(
+        edited("num_replicas: 1             # always 1: it owns", "num_replicas: 2 # ")
+    )
+
+
+def test_a_missing_application_is_named() -> None:
+    start = SHIPPED.index("  - name: store")
+    end = SHIPPED.index("  # ---- Public endpoint")
+    assert "application `store`" in problems(SHIPPED[:start] + SHIPPED[end:])
+
+
+def test_the_default_model_must_be_configured() -> None:
+    assert "configured are: tiny" in problems(edited("default_model: tiny", "default_model: huge"))
+
+
+def test_the_proxy_of_serve_stays_off() -> None:
+    assert "proxy_location" in problems(edited("proxy_location: Disabled", "proxy_location: EveryNode"))
+
+
+def test_an_override_of_resources_names_cpu_and_memory() -> None:
+    text = edited("      - name: Gateway\n", "      - name: Gateway\n        ray_actor_options: {num_cpus: 1}\n")
+    assert "key `memory` is missing" in problems(text)
+
+
+def test_broken_yaml_is_an_error_with_its_place() -> None:
+    assert "line 2" in problems("proxy_location: Disabled\n  applications: [\n")
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words"])
+def test_a_file_without_keys_is_refused(text: str) -> None:
+    assert "holds no configuration" in problems(text)
+
+
+def test_a_missing_file_is_an_error_with_the_next_step(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--config"):
+        load_ray_config(tmp_path / "nowhere.yaml")
+
+
+def test_another_model_is_one_line() -> None:
+    line = next(line for line in SHIPPED.splitlines() if "{name: llm-mistral" in line).replace("#   -", "  -", 1)
+    config = parse(edited("  - name: llm-tiny", line.strip().join(["  ", "\n  - name: llm-tiny"])))
+    assert sorted(config.app.models) == ["mistral", "tiny"]
