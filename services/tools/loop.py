@@ -29,6 +29,8 @@ from services.tools.registry import Tool, ToolContext, ToolError, run_tool
 
 FORCED_CALL_TOKENS = 384
 """Room for the arguments of a forced call where the client names none."""
+_ANSWER_NOW = "No more functions can be called. Answer now with what you know."
+_NO_ANSWER = "I could not finish this with the tools that I have."
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,8 @@ class ToolLoop:
         for round_number in range(self._limits.max_rounds + 1):
             is_last = round_number == self._limits.max_rounds or state.num_repeats > self._limits.max_repeats
             choice = "none" if is_last or not self._schemas else self._choice if round_number == 0 else "auto"
+            if is_last:
+                state.messages = add_to_last(state.messages, _ANSWER_NOW)
             turn = _Turn()
             hold = self._hold_first_text and round_number == 0
             async with aclosing(self._generate(state, choice, turn, hold=hold)) as deltas:
@@ -109,6 +113,9 @@ class ToolLoop:
                     yield delta
             if choice == "none" or not (turn.calls or turn.fault):
                 self.is_held = hold
+                if is_last and not state.text:
+                    state.text = _NO_ANSWER
+                    yield TextDelta(_NO_ANSWER)
                 break
             client_calls = [call for call in turn.calls if call.name in self._client_schemas]
             if client_calls:
