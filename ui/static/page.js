@@ -25,7 +25,13 @@ window.windfarm = (() => {
 
   /* The side bar and the panel on the right. */
   const isPhone = () => window.matchMedia("(max-width: 820px)").matches;
-  const setPanel = (name) => (name ? (root.dataset.panel = name) : delete root.dataset.panel);
+  let isSourcesClosed = false;
+  const setPanel = (name) => {
+    /* Sources come up by themselves until somebody closes them. */
+    if (root.dataset.panel === "sources" && !name) isSourcesClosed = true;
+    if (name === "sources") isSourcesClosed = false;
+    name ? (root.dataset.panel = name) : delete root.dataset.panel;
+  };
   const togglePanel = (name) => setPanel(root.dataset.panel === name ? "" : name);
   const toggleSide = () => {
     const shown = isPhone() ? "open" : "closed";
@@ -174,7 +180,9 @@ window.windfarm = (() => {
     },
     true,
   );
-  const showMarked = (element) =>
+  const showMarked = (element) => {
+    const isWide = window.matchMedia("(min-width: 1100px)").matches;
+    if (isWide && !isSourcesClosed && element.querySelector(".wf-source")) setPanel("sources");
     requestAnimationFrame(() => {
       const mark = element.querySelector(".wf-source.is-open mark");
       if (!mark) return;
@@ -182,6 +190,7 @@ window.windfarm = (() => {
       box.scrollTop = mark.offsetTop - box.offsetTop - box.clientHeight / 4;
       mark.closest(".wf-source").scrollIntoView({ block: "nearest" });
     });
+  };
 
   return { setKey, closeOnPhone, conversationInAddress, conversationToAddress, listClick, confirmed, showMarked };
 })();
