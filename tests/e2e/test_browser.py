@@ -1,0 +1,138 @@
+"""A real Chromium on the real product: sign in, add a document, ask, open a citation, stop, reload, go on."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Playwright, expect, sync_playwright
+
+from tests.e2e.visitor import Visitor, visitor
+from tests.product import ROOT, Product
+
+pytestmark = [pytest.mark.e2e, pytest.mark.requires("chromium")]
+
+DOCUMENTS = ROOT / "tests" / "data" / "documents"
+
+
+@pytest.fixture(scope="module")
+def playwright() -> Iterator[Playwright]:
+    with sync_playwright() as running:
+        yield running
+
+
+@pytest.fixture
+def person(playwright: Playwright, product: Product) -> Iterator[Visitor]:
+    """Somebody with a new browser. In the end: nothing was asked of another host, no script complained."""
+    with visitor(playwright, product.address) as somebody:
+        yield somebody
+        assert somebody.foreign == []
+        assert somebody.faults == []
+
+
+def test_a_wrong_key_is_told_in_words(person: Visitor) -> None:
+    person.open()
+    person.page.get_by_label("Your key").fill("wf-wrong")
+    person.page.get_by_role("button", name="Sign in").click()
+    expect(person.page.get_by_role("alert")).to_contain_text("This key is not valid")
+    assert "wf-wrong" not in person.page.url
+
+
+def test_a_newcomer_adds_a_pdf_asks_and_opens_the_citation(person: Visitor, product: Product) -> None:
+    person.sign_in(product.key)
+    person.upload(DOCUMENTS / "fake-memo.pdf", DOCUMENTS / "empty.txt")
+    uploads = person.page.locator("#wf-uploads")
+    expect(uploads.locator(".is-done")).to_contain_text("fake-memo.pdf")
+    expect(uploads.locator(".is-failed")).to_contain_text("empty.txt")
+    expect(uploads.locator(".is-failed p")).not_to_be_empty()
+    expect(person.page.locator("#wf-collections .token")).to_have_count(1)
+
+    person.ask("How many laptops were delivered on January 23?")
+    mark = person.page.locator('#wf-chat a[href^="#cite-msg"]').first
+    expect(mark).to_be_visible()
+    person.wait_until_answered()
+    mark.click()
+    opened = person.page.locator(".wf-source.is-open")
+    expect(opened).to_contain_text("fake-memo.pdf")
+    expect(opened.locator("mark")).to_contain_text("laptops")
+    person.picture("citation")
+
+
+def test_text_streams_can_be_stopped_and_the_conversation_goes_on_after_a_reload(
+    person: Visitor, product: Product
+) -> None:
+    person.sign_in(product.key)
+    person.choose_no_collection()
+    person.ask("Write a very long story about a windmill, a miller and the sea.")
+    lengths = person.page.evaluate(
+        """async () => {
+            const seen = new Set(), text = () => document.querySelector('#wf-chat .bot.message')?.innerText.length ?? 0;
+            while (seen.size < 5) {
+                if (text()) seen.add(text());
+                await new Promise(requestAnimationFrame);
+            }
+            return [...seen];
+        }"""
+    )
+    assert lengths == sorted(lengths), "the text grows"
+    person.page.locator("#wf-question .stop-button").click()
+    expect(person.page.locator("#wf-chat")).to_contain_text("Stopped")
+    kept = person.answers.first.inner_text()
+    address = person.page.url
+    assert re.search(r"[?&]c=conv_", address)
+
+    person.page.reload()
+    expect(person.page.locator("#wf-chat")).to_contain_text("Stopped")
+    assert person.page.url == address
+    assert person.answers.first.inner_text() == kept
+    person.ask("Say hello.")
+    expect(person.page.locator("#wf-chat .user.message")).to_have_count(2)
+    person.wait_until_answered()
+    expect(person.page.locator("#wf-chat .message-row.bot-row")).to_have_count(2)
+
+
+def test_an_answer_can_be_asked_for_again_and_replaces_the_first(person: Visitor, product: Product) -> None:
+    person.sign_in(product.key)
+    person.choose_no_collection()
+    person.ask("Name one colour.")
+    person.wait_until_answered()
+    person.page.get_by_role("button", name="Retry").click()
+    person.wait_until_answered()
+    expect(person.page.locator("#wf-chat .user.message")).to_have_count(1)
+    expect(person.page.locator("#wf-chat .message-row.bot-row")).to_have_count(1)
+
+
+def test_conversations_are_renamed_deleted_and_left(person: Visitor, product: Product) -> None:
+    person.sign_in(product.key)
+    person.ask("A question about renaming")
+    person.wait_until_answered()
+    row = person.page.locator(".wf-conversation.is-current")
+    row.hover()
+    row.get_by_role("button", name="Rename").click()
+    person.page.get_by_label("New title").fill("Called otherwise")
+    person.page.get_by_label("New title").press("Enter")
+    expect(person.page.locator(".wf-conversation.is-current")).to_contain_text("Called otherwise")
+    person.page.reload()
+    row = person.page.locator(".wf-conversation", has_text="Called otherwise")
+    row.hover()
+    row.get_by_role("button", name="Delete").click()
+    row.get_by_role("button", name="Delete").click()
+    expect(row).to_have_count(0)
+    expect(person.page.locator("#wf-chat .user.message")).to_have_count(0)
+
+
+def test_signing_out_forgets_the_key(person: Visitor, product: Product) -> None:
+    person.sign_in(product.key)
+    person.page.get_by_role("button", name="Sign out").click()
+    expect(person.page.get_by_label("Your key")).to_be_visible()
+    person.page.reload()
+    expect(person.page.get_by_label("Your key")).to_be_visible()
+    assert product.key not in str(person.page.evaluate("JSON.stringify({...localStorage})"))
+
+
+def test_the_key_stands_in_no_log(person: Visitor, product: Product) -> None:
+    person.sign_in(product.key)
+    person.ask("Hello")
+    person.wait_until_answered()
+    logs = [path for path in product.home.rglob("*") if path.is_file() and path.suffix in (".log", ".out", ".err")]
+    assert logs
+    assert [path for path in logs if product.key in path.read_text(errors="replace")] == []

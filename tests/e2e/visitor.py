@@ -1,0 +1,103 @@
+"""A person at a browser: one Chromium with an empty profile, and the few things that people do on the page."""
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import BrowserContext, Page, Playwright, expect
+
+from infra.setup.chromium import find_chromium
+
+ARTIFACTS = Path(__file__).resolve().parents[1] / "artifacts"
+ARGUMENTS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+# Two cores serve the browser, the page, the model and the embedding model at once.
+PATIENCE_MS = 60_000
+
+
+class Visitor:
+    """`foreign`: requests that went to another host; `faults`: what the page's scripts complained of."""
+
+    def __init__(self, context: BrowserContext, address: str) -> None:
+        self.page: Page = context.pages[0]
+        self.address = address
+        self.foreign: list[str] = []
+        self.faults: list[str] = []
+        self.page.set_default_timeout(PATIENCE_MS)
+        expect.set_options(timeout=PATIENCE_MS)
+        context.on("request", lambda request: self._note(request.url))
+        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
+
+    def _note(self, url: str) -> None:
+        if not re.match(r"(http://127\.0\.0\.1[:/]|data:|blob:)", url):
+            self.foreign.append(url)
+
+    def open(self) -> None:
+        self.page.goto(self.address)
+
+    def sign_in(self, key: str) -> None:
+        self.open()
+        self.page.get_by_label("Your key").fill(key)
+        self.page.get_by_role("button", name="Sign in").click()
+        expect(self.question).to_be_visible()
+
+    @property
+    def question(self):  # type: ignore[no-untyped-def]
+        return self.page.get_by_label("Question", exact=True)
+
+    @property
+    def answers(self):  # type: ignore[no-untyped-def]
+        return self.page.locator("#wf-chat .bot.message")
+
+    def ask(self, question: str) -> None:
+        self.question.fill(question)
+        self.question.press("Enter")
+
+    def wait_until_answered(self) -> None:
+        expect(self.page.locator("#wf-question .submit-button")).to_be_visible()
+
+    def panel(self, name: str) -> None:
+        """Open the panel `documents` or `sources`."""
+        if self.page.evaluate("document.documentElement.dataset.panel") != name:
+            self.page.get_by_role("button", name=name.capitalize(), exact=True).click()
+
+    def choose_no_collection(self) -> None:
+        remove = self.page.locator("#wf-collections .token-remove")
+        while remove.count():
+            remove.first.click()
+
+    def upload(self, *files: Path) -> None:
+        self.panel("documents")
+        self.page.locator("#wf-files input[type=file]").set_input_files([str(file) for file in files])
+
+    def picture(self, name: str, folder: Path = ARTIFACTS) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{name}.png"
+        self.page.screenshot(path=path)
+        return path
+
+
+@contextmanager
+def visitor(playwright: Playwright, address: str, *, width: int = 1280, height: int = 800) -> Iterator[Visitor]:
+    with tempfile.TemporaryDirectory() as profile:
+        context = playwright.chromium.launch_persistent_context(
+            profile,
+            executable_path=find_chromium(),
+            headless=True,
+            args=ARGUMENTS,
+            viewport={"width": width, "height": height},
+        )
+        try:
+            yield Visitor(context, address)
+        finally:
+            context.close()
