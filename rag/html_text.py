@@ -100,7 +100,7 @@ class _Reader(HTMLParser):
         elif tag in _CODE and not self._preformatted:
             self._pieces.append("`")
         elif tag == "br":
-            self._pieces.append(" ") if self._row_depth else self._end_line()
+            self._pieces.append(" ") if self._row_depth or self._prefix.startswith("#") else self._end_line()
 
     def _close(self, tag: str) -> None:
         if tag == "tr":
@@ -123,7 +123,8 @@ class _Reader(HTMLParser):
         self._prefix = prefix
 
     def _end_line(self) -> None:
-        line = _collapse("".join(self._pieces)).strip()
+        raw = "".join(self._pieces)
+        line = raw.rstrip() if self._preformatted else _collapse(raw).strip()
         if self._row_depth:
             line = line.removesuffix("|").rstrip()
         if line:

@@ -43,7 +43,7 @@ def parse_file(path: Path, filename: str, limits: ParseLimits | None = None) -> 
     """Text of the file at `path`, which its owner calls `filename` (a label, never used as a path).
 
     Raises `ParseError` with code `bad_filename`, `empty_file`, `encrypted`, `damaged`, `unknown_type`,
-    `type_mismatch`, `too_large`, `timeout` or `out_of_memory`.
+    `type_mismatch`, `too_large`, `timeout`, `out_of_memory` or `parser_failed`.
     """
     with DocumentParser(limits or ParseLimits()) as parser:
         return parser.parse_file(path, filename)
@@ -70,7 +70,14 @@ class DocumentParser:
             return _read_answer(self._ask(self._request(path, name), name))
 
     def close(self) -> None:
-        """End the parser process, also in the middle of a file."""
+        """End the parser process, also in the middle of a file that another thread waits for."""
+        process = self._process
+        if process is not None:
+            process.kill()
+        with self._turn:
+            self._discard()
+
+    def _discard(self) -> None:
         if self._process is not None:
             _end(self._process)
             self._process = None
@@ -105,11 +112,11 @@ class DocumentParser:
         try:
             return _exchange(process, request, deadline)
         except (BrokenPipeError, EOFError, TimeoutError, ValueError) as error:
-            self.close()
+            self._discard()
             raise ParseError(
                 f"{name} could not be read: the parser process ended or hung ({error}). Try again; if it happens "
                 "again, the file cannot be read here.",
-                code="damaged",
+                code="parser_failed",
             ) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -31,7 +32,9 @@ class Blobs:
             os.replace(part, target)
             _sync_folder(self._folder)
         except OSError as error:
-            part.unlink(missing_ok=True)
+            # On a read-only disk there is nothing to clean up, and nothing that could.
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
             raise _as_api_error(error, self._folder) from error
         return target
 

@@ -24,7 +24,7 @@ class ParserPool:
         try:
             return await asyncio.shield(reading)
         except asyncio.CancelledError:
-            parser.close()
+            await asyncio.shield(asyncio.to_thread(parser.close))
             await asyncio.wait([reading])
             reading.exception()
             raise

@@ -1,0 +1,88 @@
+"""Fills and empties a small disk under a running ingestion and asserts what people hear and what is left.
+
+Run as root in a mount namespace of its own; the disk is mounted at the folder given."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+from services.errors import ApiError
+from tests.services.ingesting import OWNER, Running, running
+
+SIZE = "192m"
+
+
+def text(number: int) -> str:
+    return "\n\n".join(f"Rule {n} of file {number} says something." for n in range(400))
+
+
+async def main(home: Path) -> None:
+    async with running(home) as windfarm:
+        windfarm.create()
+        assert (await windfarm.ingest("handbook", "first.md", text(1)))["state"] == "done"
+        await _full(windfarm, home)
+        await _read_only(windfarm, home)
+    async with running(home) as windfarm:
+        names = {document["name"] for document in windfarm.knowledge.list_documents("handbook", OWNER)}
+        assert {"first.md", "after.md"} <= names, names
+        windfarm.check_agreement()
+
+
+async def _full(windfarm: Running, home: Path) -> None:
+    filler = home / "filler"
+    for spare in (300_000, 60_000, 0):
+        _fill(filler, spare)
+        for number in range(2, 5):
+            code = await _try(windfarm, f"file{number}.md", text(number))
+            assert code in (None, "disk_full"), code
+        assert windfarm.found("handbook", "rule 399 of file 1"), "what was there is still found"
+        filler.unlink()
+    assert await _try(windfarm, "after.md", text(5)) is None, "with space again, it works again"
+
+
+async def _read_only(windfarm: Running, home: Path) -> None:
+    # A read-only view over the folder, because a disk with open files cannot become read-only.
+    _mount("--bind", str(home), str(home))
+    _mount("-o", "remount,bind,ro", str(home))
+    assert windfarm.found("handbook", "rule 399 of file 1")
+    assert await _try(windfarm, "readonly.md", text(6)) == "read_only"
+    _command("umount", str(home))
+
+
+async def _try(windfarm: Running, name: str, content: str) -> str | None:
+    """The code of what went wrong, if anything."""
+    try:
+        job = await windfarm.ingest("handbook", name, content)
+    except ApiError as error:
+        return error.code
+    assert job["state"] in ("done", "failed"), job
+    return job["error"]["code"] if job["error"] else None
+
+
+def _fill(filler: Path, spare: int) -> None:
+    """Take all space but about `spare` bytes."""
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(1 << 16)):
+                pass
+        except OSError:
+            pass
+        size = file.tell()
+        file.truncate(max(0, size - spare))
+
+
+def _mount(*arguments: str) -> None:
+    _command("mount", *arguments)
+
+
+def _command(*command: str) -> None:
+    subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    _mount("-t", "tmpfs", "-o", f"size={SIZE}", "none", str(folder))
+    asyncio.run(main(folder))
