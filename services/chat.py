@@ -192,7 +192,8 @@ def check_chat(request: ChatRequest) -> None:
         raise invalid("tool_choice demands a call, but no tools are given.", param="tool_choice")
     if request.tool_choice not in ("none", "auto", "required") and request.tool_choice not in tool_names:
         raise invalid(f"tool_choice names {request.tool_choice!r}, which is not among the tools.", param="tool_choice")
-    if tool_names and request.tool_choice != "none" and (request.sampling.json_schema or request.sampling.grammar):
+    has_format = request.sampling.json_schema is not None or request.sampling.grammar is not None
+    if tool_names and request.tool_choice != "none" and has_format:
         raise invalid(
             "A response format binds every token, so no tool could be called. Leave one of them out, or send "
             'tool_choice "none".',
