@@ -78,6 +78,7 @@ def test_an_index_out_of_reach_is_explained_as_network() -> None:
         ["install", "--dry-run", "--retries=1", "windfarm-absent==1"], PIP_INDEX_URL="http://127.0.0.1:9/simple"
     )
     problem = checks.explain_pip_failure(output, ["pip"])
+    assert checks.is_unreachable(output)
     assert "cannot be reached" in str(problem)
     assert "HTTPS_PROXY" in problem.fix
 
@@ -85,6 +86,7 @@ def test_an_index_out_of_reach_is_explained_as_network() -> None:
 def test_a_package_that_the_index_lacks_is_named(tmp_path: Path) -> None:
     output = run_pip(["install", "--dry-run", "--no-index", "--find-links", str(tmp_path), "windfarm-absent==1"])
     problem = checks.explain_pip_failure(output, ["pip"])
+    assert not checks.is_unreachable(output)
     assert "windfarm-absent==1" in str(problem)
 
 

@@ -167,6 +167,11 @@ def explain_pip_failure(output: str, command: Sequence[str]) -> SetupProblem:
     return SetupProblem(f"`{' '.join(command)}` failed.\n{said}", "The whole output is in .venv/setup.log.")
 
 
+def is_unreachable(output: str) -> bool:
+    """Whether pip could ask no index at all: one that answered would have told other versions."""
+    return "(from versions: none)" in output and any(sign in output for sign in NETWORK_SIGNS)
+
+
 def no_network(said: str) -> SetupProblem:
     return SetupProblem(
         "The package index cannot be reached.\n" + said,

@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from infra.setup.checks import SetupProblem, explain_pip_failure
+from infra.setup.checks import SetupProblem, explain_pip_failure, is_unreachable
 
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 LOCKS = {"base": ["base"], "cpu": ["cpu"], "gpu": ["gpu"]}
@@ -64,7 +64,7 @@ class Environment:
             output, code = self._pip(["--no-deps", *index, pin])
             if code == 0:
                 return True
-            if "No space left on device" in output:
+            if "No space left on device" in output or (not index and is_unreachable(output)):
                 raise explain_pip_failure(output, ["pip", "install", pin])
         return False
 
