@@ -177,7 +177,9 @@ def _resolve_hub(source: str, text: str) -> ResolvedModel:
     """`owner/name`, `owner/name@revision`, and with a path behind the name one .gguf file of it."""
     parts = text.split("/", 2)
     if len(parts) < 2 or not all(parts):
-        raise ModelNotFound(f"{source!r} does not name a model of a hub. Write hf:owner/name, for one file of it hf:owner/name/file.gguf.")
+        raise ModelNotFound(
+            f"{source!r} does not name a model of a hub. Write hf:owner/name, for one file of it hf:owner/name/file.gguf."
+        )
     name, _, revision = parts[1].partition("@")
     filename = parts[2] if len(parts) == 3 else None
     if filename is not None and not filename.endswith(".gguf"):

@@ -140,7 +140,9 @@ def explain_disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        cause, fix = _CAUSES.get(error.errno or 0, (error.strerror or str(error), f"name another folder with {HOME_ENV}"))
+        cause, fix = _CAUSES.get(
+            error.errno or 0, (error.strerror or str(error), f"name another folder with {HOME_ENV}")
+        )
         raise HomeError(f"Cannot use the data folder {path}: {cause}. To go on: {fix}.") from error
 
 

@@ -54,8 +54,8 @@ class EmbeddingConfig(Section):
 
     id: str = "embed"
     source: str = "embed"
-    precision: Literal["auto", "bf16", "q8_0", "fp32"] = "auto"
-    """auto: bf16 where the CPU has instructions for it, otherwise 8-bit GGUF; a short probe at the start decides."""
+    precision: Literal["auto", "bf16", "gguf", "fp32"] = "auto"
+    """auto: bf16 or GGUF, whichever a short probe at the start finds faster; bf16 only where the CPU computes it."""
     threads: Annotated[int, Field(ge=1)] | None = None
     max_batch: Annotated[int, Field(ge=1)] = 32
     """Texts computed together."""

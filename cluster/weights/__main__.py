@@ -23,7 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cluster.weights", description=__doc__)
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("prepare", help="convert, verify and keep models in the data folder")
-    command.add_argument("names", nargs="*", help=f"NAME or NAME/FORMAT, or 'all' (default: {' '.join(DEFAULT_TARGETS)})")
+    command.add_argument(
+        "names", nargs="*", help=f"NAME or NAME/FORMAT, or 'all' (default: {' '.join(DEFAULT_TARGETS)})"
+    )
     command.add_argument("--home", type=Path, help="data folder (default: WINDFARM_HOME)")
     options = parser.parse_args(arguments)
     try:
@@ -45,7 +47,12 @@ def parse_targets(names: Sequence[str]) -> list[tuple[str, Format]]:
 def prepare_all(targets: Sequence[tuple[str, Format]], home: Home) -> None:
     """Prepare one after the other: a bar each on a terminal, one line each elsewhere."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.fields[target]:<12}"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.fields[target]:<12}"),
+        BarColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         for source, model_format in targets:
             task = progress.add_task("", total=1.0, target=f"{source}/{model_format}")

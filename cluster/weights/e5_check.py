@@ -42,7 +42,9 @@ def check_vectors(computed: Vectors, what: str) -> float:
     known = read_known_vectors().vectors
     cosine = float((known * computed).sum(axis=1).min()) if computed.shape == known.shape else math.nan
     if not cosine >= MIN_COSINE:
-        raise ModelDamaged(f"{what} computes other vectors than it should (cosine {cosine:.4f}): install its package again.")
+        raise ModelDamaged(
+            f"{what} computes other vectors than it should (cosine {cosine:.4f}): install its package again."
+        )
     return cosine
 
 
@@ -67,7 +69,7 @@ def check_e5_gguf(path: Path) -> float:
 def embed_with_numpy(folder: Path, texts: tuple[str, ...]) -> Vectors:
     """The slow, plain way: one text after the other through a BERT encoder in float32."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    weights = {name: value.astype(np.float32) for name, value in load_file(folder / "model.safetensors").items()}
+    weights = load_file(folder / "model.safetensors")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     encoder = _NumpyBert(config, weights)
     return normalise(np.stack([encoder.mean_state(tokenizer.encode(text).ids) for text in texts]))
@@ -75,7 +77,8 @@ def embed_with_numpy(folder: Path, texts: tuple[str, ...]) -> Vectors:
 
 class _NumpyBert:
     def __init__(self, config: dict[str, int | float], weights: dict[str, Vectors]) -> None:
-        self._weights = weights
+        words = "embeddings.word_embeddings.weight"  # most of the model, of which few rows are needed
+        self._weights = {name: value if name == words else value.astype(np.float32) for name, value in weights.items()}
         self._num_layers = int(config["num_hidden_layers"])
         self._num_heads = int(config["num_attention_heads"])
         self._epsilon = float(config["layer_norm_eps"])
@@ -83,7 +86,7 @@ class _NumpyBert:
     def mean_state(self, ids: list[int]) -> Vectors:
         w = self._weights
         state = (
-            w["embeddings.word_embeddings.weight"][ids]
+            w["embeddings.word_embeddings.weight"][ids].astype(np.float32)
             + w["embeddings.position_embeddings.weight"][: len(ids)]
             + w["embeddings.token_type_embeddings.weight"][0]
         )

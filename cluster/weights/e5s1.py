@@ -6,6 +6,7 @@ and sizes come from the file and are checked before use, so that a damaged file 
 
 from __future__ import annotations
 
+import itertools
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +142,7 @@ class _Reader:
         blob = bytes(self._take_array("u1", blob_bytes))
         if offsets[-1] > len(blob):
             raise ValueError("the vocabulary is longer than its text")
-        pieces = [blob[start:end].decode() for start, end in zip(offsets, offsets[1:], strict=False)]
+        pieces = [blob[start:end].decode() for start, end in itertools.pairwise(offsets)]
         return E5Vocabulary(pieces, scores, bos, eos, pad, unk)
 
     def _read_tensor(self) -> tuple[str, PackedTensor]:

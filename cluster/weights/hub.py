@@ -31,7 +31,9 @@ def fetch_from_hub(model: ResolvedModel, home: Home, report: Report) -> Path:
         except HfHubHTTPError as error:
             raise ModelNotFound(f"The hub does not give {model.repository}: {error}. {_REFUSED}") from error
         except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) as error:
-            raise ModelNotFound(f"{model.repository} is not on this machine and the hub cannot be reached. {_OFFLINE}") from error
+            raise ModelNotFound(
+                f"{model.repository} is not on this machine and the hub cannot be reached. {_OFFLINE}"
+            ) from error
     report("ready", 1.0)
     if not model.filename:
         folder_format(Path(path))

@@ -1,0 +1,184 @@
+"""Opens an embedding model with the backend that is fastest here and exact enough.
+
+bf16 is only a candidate where the processor has instructions for it (elsewhere it is emulated and slow). Where several
+backends can run, a short probe times them; what it found is kept, so that people can see why one was taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from cluster.catalogue import Format, ResolvedModel, resolve
+from cluster.engines.embedding import EmbeddingEngine, EmbeddingSpec, read_embedding_spec
+from cluster.engines.embedding_text import EmbeddingTokenizer
+from cluster.errors import ModelNotFound
+from cluster.home import Home
+from cluster.weights.manifest import sha256_of
+from cluster.weights.prepare import prepare
+
+Precision = Literal["auto", "bf16", "gguf", "fp32"]
+Device = Literal["cpu", "cuda"]
+
+_BF16_FLAGS = {"amx_bf16", "avx512_bf16"}
+_PROBE_TEXTS = 8
+_PROBE_TOKENS = 32
+_PROBE_ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A way to run a model here. `format` decides which files it needs."""
+
+    name: str
+    format: Format
+    precision: Precision
+    device: Device = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedEmbedding:
+    """A loaded model with all that belongs to it. `probe` holds texts per second of every backend that was timed.
+
+    `identity` names the weights, so that vectors of different models are never compared. Backends of one model share
+    it: their vectors agree.
+    """
+
+    identity: str
+    engine: EmbeddingEngine
+    spec: EmbeddingSpec
+    tokenizer: EmbeddingTokenizer
+    reason: str
+    threads: int
+    probe: dict[str, float] = field(default_factory=dict)
+
+
+def open_embedding(source: str, home: Home, *, precision: Precision = "auto", threads: int) -> OpenedEmbedding:
+    """Prepare, load, time and choose. Raises `ModelNotFound`, `ModelDamaged` or `HomeError`."""
+    model = resolve(source)
+    candidates, reason = list_candidates(model, precision, cpu_flags(), has_torch=_has("torch"), has_gpu=_has_gpu())
+    best, probe = _fastest([_opener(model, home, candidate, threads) for candidate in candidates])
+    if len(probe) > 1:
+        reason = f"fastest of {len(probe)} in the probe"
+    engine, path, spec = best
+    tokenizer = EmbeddingTokenizer(_folder_of(path), spec)
+    return OpenedEmbedding(_identify(model, path), engine, spec, tokenizer, reason, threads, probe)
+
+
+def list_candidates(
+    model: ResolvedModel, precision: Precision, flags: frozenset[str], *, has_torch: bool, has_gpu: bool
+) -> tuple[list[Candidate], str]:
+    """Backends worth loading, and why these."""
+    as_gguf = Candidate("llamacpp", "gguf", "gguf")
+    as_bf16 = Candidate("torch-bf16", "hf", "bf16", "cuda" if has_gpu else "cpu")
+    as_fp32 = Candidate("torch-fp32", "hf", "fp32", "cuda" if has_gpu else "cpu")
+    usable = [c for c in (as_gguf, as_bf16, as_fp32) if c.format in model.formats and (c.format == "gguf" or has_torch)]
+    if precision != "auto":
+        chosen = [c for c in usable if c.precision == precision]
+        return _at_least_one(chosen, model, precision), f"precision: {precision} in the configuration"
+    if has_gpu and as_bf16 in usable:
+        return [as_bf16], "a GPU is there"
+    if flags & _BF16_FLAGS and as_bf16 in usable:
+        return [c for c in usable if c is not as_fp32], "the processor computes bf16"
+    if as_gguf in usable:
+        return [as_gguf], "the processor has neither AMX nor AVX512-BF16"
+    return _at_least_one([c for c in usable if c is as_fp32], model, precision), "only a full checkpoint is there"
+
+
+def cpu_flags() -> frozenset[str]:
+    """What this processor can do, in the kernel's words; empty where the kernel does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return frozenset(flags.partition(":")[2].split())
+
+
+def probe_speed(engine: EmbeddingEngine) -> float:
+    """Texts per second on short texts; the best of a few rounds, the first one not counted."""
+    batch = [[0, *range(100, 100 + _PROBE_TOKENS - 2), 2]] * _PROBE_TEXTS
+    engine.embed(batch)
+    seconds = []
+    for _ in range(_PROBE_ROUNDS):
+        started = time.perf_counter()
+        engine.embed(batch)
+        seconds.append(time.perf_counter() - started)
+    return _PROBE_TEXTS / min(seconds)
+
+
+_Opened = tuple[EmbeddingEngine, Path, EmbeddingSpec]
+
+
+def _fastest(openers: list[Callable[[], _Opened]]) -> tuple[_Opened, dict[str, float]]:
+    """Keep only the best one loaded."""
+    best: _Opened | None = None
+    speeds: dict[str, float] = {}
+    for open_one in openers:
+        opened = open_one()
+        speeds[opened[0].backend] = round(probe_speed(opened[0]), 1)
+        if best is None or speeds[opened[0].backend] > speeds[best[0].backend]:
+            best, opened = opened, best if best else opened
+        if opened is not best:
+            opened[0].close()
+    assert best is not None, "there is at least one candidate"
+    return best, speeds
+
+
+def _opener(model: ResolvedModel, home: Home, candidate: Candidate, threads: int) -> Callable[[], _Opened]:
+    def open_one() -> _Opened:
+        path = prepare(model, candidate.format, home)
+        spec = read_embedding_spec(_folder_of(path))
+        return _load(candidate, path, spec, threads), path, spec
+
+    return open_one
+
+
+def _load(candidate: Candidate, path: Path, spec: EmbeddingSpec, threads: int) -> EmbeddingEngine:
+    if candidate.precision == "gguf":
+        from cluster.engines.embedding_llamacpp import LlamaCppEmbedding
+
+        return LlamaCppEmbedding(path, threads=threads, max_tokens=spec.max_tokens, pooling=spec.pooling)
+    from cluster.engines.embedding_torch import TorchEmbedding
+
+    precision: Literal["bf16", "fp32"] = "bf16" if candidate.precision == "bf16" else "fp32"
+    return TorchEmbedding(path, threads=threads, pooling=spec.pooling, precision=precision, device=candidate.device)
+
+
+def _at_least_one(candidates: list[Candidate], model: ResolvedModel, precision: Precision) -> list[Candidate]:
+    if candidates:
+        return candidates
+    known = " or ".join(model.formats) or "a remote API"
+    raise ModelNotFound(
+        f"The embedding model {model.source!r} ({known}) cannot run with precision {precision} here. "
+        "bf16 and fp32 need a checkpoint folder and torch; gguf needs a .gguf file. Use precision: auto."
+    )
+
+
+def _folder_of(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
+
+
+def _identify(model: ResolvedModel, path: Path) -> str:
+    """Name and the beginning of the weights' sha256."""
+    if model.entry is not None:
+        return f"{model.entry.upstream}@{model.entry.file.sha256[:8]}"
+    files = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin")) if path.is_dir() else [path]
+    digest = hashlib.sha256("".join(sha256_of(file) for file in files).encode()).hexdigest()
+    return f"{model.repository or model.name}@{digest[:8]}"
+
+
+def _has(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _has_gpu() -> bool:
+    """Whether this process was given a GPU: Ray hides those that a replica did not ask for."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return Path("/dev/nvidia0").exists() and _has("torch") and visible not in ("", "-1")

@@ -1,0 +1,83 @@
+"""Embeddings with PyTorch: a checkpoint folder in this process, for CPUs with fast bf16 and for GPUs.
+
+Texts of a call are padded to the longest of them: hand in texts of similar length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from cluster.engines.embedding import Pooling, Vectors, normalise
+from cluster.errors import EngineDead, EngineFailed, ModelDamaged
+
+TorchPrecision = Literal["bf16", "fp32"]
+
+
+class TorchEmbedding:
+    """One encoder checkpoint. `threads` holds for the whole process: PyTorch knows no other way."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        threads: int,
+        pooling: Pooling = "mean",
+        precision: TorchPrecision = "bf16",
+        device: Literal["cpu", "cuda"] = "cpu",
+    ) -> None:
+        import torch
+        from transformers import AutoModel
+
+        torch.set_num_threads(threads)
+        self.backend = f"torch-{precision}" + ("-cuda" if device == "cuda" else "")
+        self._pooling = pooling
+        self._device = device
+        try:
+            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+            model: Any = AutoModel.from_pretrained(folder, dtype=dtype, local_files_only=True)
+            self._model: Any = model.to(device).eval()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelDamaged(f"PyTorch cannot load {folder}: {error}") from error
+        self._dimension = int(self._model.config.hidden_size)
+        self._pad = int(self._model.config.pad_token_id or 0)
+
+    @property
+    def dimension(self) -> int:
+        return self._dimension
+
+    def embed(self, token_ids: Sequence[Sequence[int]]) -> Vectors:
+        if self._model is None:
+            raise EngineDead("The embedding engine was closed.")
+        if not token_ids:
+            return np.zeros((0, self._dimension), dtype=np.float32)
+        try:
+            return normalise(self._pooled(token_ids))
+        except RuntimeError as error:
+            raise EngineFailed(f"PyTorch could not embed: {error}") from error
+
+    def close(self) -> None:
+        self._model = None
+
+    def _pooled(self, token_ids: Sequence[Sequence[int]]) -> Vectors:
+        import torch
+
+        longest = max(len(ids) for ids in token_ids)
+        padded = torch.full((len(token_ids), longest), self._pad, dtype=torch.long)
+        mask = torch.zeros((len(token_ids), longest), dtype=torch.long)
+        for row, ids in enumerate(token_ids):
+            padded[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
+            mask[row, : len(ids)] = 1
+        with torch.inference_mode():
+            mask = mask.to(self._device)
+            states = self._model(input_ids=padded.to(self._device), attention_mask=mask).last_hidden_state.float()
+            if self._pooling == "cls":
+                pooled = states[:, 0]
+            else:
+                weights = mask.unsqueeze(-1).float()
+                pooled = (states * weights).sum(dim=1) / weights.sum(dim=1)
+            vectors: Vectors = pooled.cpu().numpy()
+            return vectors
