@@ -6,6 +6,7 @@ package's record names must exist with the recorded size.
 
 from __future__ import annotations
 
+import csv
 import importlib.metadata
 import sys
 from collections.abc import Iterator
@@ -41,17 +42,17 @@ def is_whole(name: str, version: str) -> bool:
         distribution = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
         return False
-    if distribution.version != version or distribution.read_text("INSTALLER") is None:
+    record = distribution.read_text("RECORD")
+    if distribution.version != version or distribution.read_text("INSTALLER") is None or record is None:
         return False
-    files = distribution.files
-    # Compiled files come and go with the interpreter's whim.
-    lasting = (file for file in files or () if file.suffix != ".pyc")
-    return files is not None and all(has_size(Path(str(file.locate())), file.size) for file in lasting)
+    # Read here, because `distribution.files` leaves out missing files on newer Pythons. Compiled files come and go.
+    lasting = (row for row in csv.reader(record.splitlines()) if row and not row[0].endswith(".pyc"))
+    return all(has_size(Path(str(distribution.locate_file(row[0]))), row[2]) for row in lasting)
 
 
-def has_size(path: Path, size: int | None) -> bool:
+def has_size(path: Path, size: str) -> bool:
     try:
-        return size is None or path.stat().st_size == size
+        return path.stat().st_size == int(size) if size else path.exists()
     except OSError:
         return False
 
