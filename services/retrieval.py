@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
+from cluster.errors import EngineBusy, EngineDead
 from rag.chunking import TokenSpans
 from rag.errors import EmbedderUnavailable, EmbeddingMismatch
 from rag.read_write_lock import ReadWriteLock
@@ -24,7 +25,15 @@ from rag.vector_store import ScoredChunk, VectorStore
 from services.database import Collection
 from services.knowledge import Knowledge
 
-_GONE = (RayActorError, BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError)
+# The last two come out of the replica itself; Serve restarts one whose engine is dead.
+_GONE = (
+    RayActorError,
+    BackPressureError,
+    DeploymentUnavailableError,
+    ReplicaUnavailableError,
+    EngineDead,
+    EngineBusy,
+)
 
 
 class HandleEmbedder:

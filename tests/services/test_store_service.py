@@ -1,0 +1,192 @@
+"""The store as its callers see it: search while documents change, restarts, lost folders, other models."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from rag.errors import EmbedderUnavailable, StoreLocked, StoreMissing
+from rag.types import Vectors
+from services.config import Environment, IngestionConfig, StoreConfig
+from services.database import Database, User
+from services.errors import ApiError
+from services.schema import upgrade
+from services.store_service import REBUILD_FILE, StoreService, open_store
+from tests.services.ingesting import OWNER, HashEmbedder, word_spans
+
+CONFIG = StoreConfig(ingestion=IngestionConfig(chunk_tokens=64, chunk_overlap_tokens=8))
+
+
+class RemoteHashEmbedder(HashEmbedder):
+    """Reached through `connect`, as the deployment's embedder is."""
+
+    max_tokens = 512
+
+    def __init__(self, num_failures: int = 0) -> None:
+        super().__init__(dimension=512)
+        self.num_failures = num_failures
+
+    async def connect(self) -> None:
+        self._fail()
+
+    def token_spans(self, text: str) -> list[tuple[int, int]]:
+        return word_spans(text)
+
+    async def embed_passages(self, texts: list[str]) -> Vectors:  # type: ignore[override]
+        self._fail()
+        return await super().embed_passages(texts)
+
+    def _fail(self) -> None:
+        if self.num_failures > 0:
+            self.num_failures -= 1
+            raise EmbedderUnavailable("It restarts.")
+
+
+def environment(home: Path) -> Environment:
+    return Environment(home=home, database_url=f"sqlite:///{home / 'windfarm.db'}", internal_secret="secret")
+
+
+@asynccontextmanager
+async def opened(home: Path, embedder: RemoteHashEmbedder | None = None) -> AsyncIterator[StoreService]:
+    around = environment(home)
+    upgrade(around.database_url)
+    database = Database(around.database_url)
+    with database.write() as session:
+        if session.get(User, OWNER) is None:
+            session.add(User(id=OWNER, name="owner", role="owner"))
+    database.close()
+    parts = await asyncio.to_thread(open_store, CONFIG, around)
+    service = StoreService(parts, embedder or RemoteHashEmbedder())
+    await service.start()
+    try:
+        yield service
+    finally:
+        await service.close()
+
+
+async def ingest(service: StoreService, collection: str, name: str, text: str) -> str:
+    job = await service.submit_document(collection, name, text.encode(), OWNER)
+    job = await service.wait_for_job(job["id"], OWNER)
+    assert job["state"] == "done", job
+    return str(job["document_id"])
+
+
+async def test_a_question_finds_the_passage_with_its_collections_name(tmp_path: Path) -> None:
+    async with opened(tmp_path) as service:
+        await service.create_collection("birds", "", OWNER)
+        await service.create_collection("ships", "", OWNER)
+        await ingest(service, "birds", "a.md", "# Gulls\n\nThe gull eats fish at the coast.")
+        await ingest(service, "ships", "b.txt", "The frigate has three masts.")
+        found = await service.search(["birds", "ships"], "What does the gull eat?", 5, OWNER)
+        best = found.passages[0].chunk
+        assert best.text.endswith("fish at the coast.") and best.headings == ("Gulls",)
+        assert found.collection_names[best.collection_id] == "birds"
+        assert {passage.chunk.document_name for passage in found.passages} == {"a.md", "b.txt"}
+        only = await service.search(["ships"], "What does the gull eat?", 5, OWNER)
+        assert {passage.chunk.document_name for passage in only.passages} == {"b.txt"}
+
+
+async def test_searches_see_exactly_one_version_while_it_is_replaced(tmp_path: Path) -> None:
+    async with opened(tmp_path) as service:
+        await service.create_collection("rules", "", OWNER)
+        await ingest(service, "rules", "rule.txt", "The rule number 0 holds.")
+        stop = asyncio.Event()
+        counts: list[int] = []
+
+        async def search_all_the_time() -> None:
+            while not stop.is_set():
+                found = await service.search(["rules"], "Which rule number holds?", 10, OWNER)
+                counts.append(len(found.passages))
+
+        searching = asyncio.create_task(search_all_the_time())
+        for number in range(1, 8):
+            await ingest(service, "rules", "rule.txt", f"The rule number {number} holds.")
+        stop.set()
+        await searching
+        assert len(counts) > 5 and set(counts) == {1}
+
+
+async def test_a_successor_waits_for_the_folder_and_goes_on(tmp_path: Path) -> None:
+    async with opened(tmp_path) as service:
+        await service.create_collection("rules", "", OWNER)
+        await ingest(service, "rules", "rule.txt", "The rule holds.")
+        successor = asyncio.create_task(asyncio.to_thread(open_store, CONFIG, environment(tmp_path)))
+        await asyncio.sleep(0)
+        assert (await service.search(["rules"], "Which rule?", 5, OWNER)).passages
+    parts = await asyncio.wait_for(successor, 30)
+    try:
+        assert parts.report.agreed and parts.report.num_passages == 1
+    finally:
+        parts.vectors.close()
+        parts.database.close()
+
+
+async def test_a_folder_that_stays_taken_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.store_service._LOCK_TIMEOUT_S", 0.2)
+    async with opened(tmp_path):
+        with pytest.raises(StoreLocked):
+            await asyncio.to_thread(open_store, CONFIG, environment(tmp_path))
+
+
+async def test_a_lost_vector_folder_is_refused_until_somebody_asks_for_new_vectors(tmp_path: Path) -> None:
+    async with opened(tmp_path) as service:
+        await service.create_collection("rules", "", OWNER)
+        await ingest(service, "rules", "rule.txt", "The rule holds.")
+    shutil.rmtree(tmp_path / "qdrant")
+    (tmp_path / "qdrant").mkdir()
+    with pytest.raises(StoreMissing, match="Restore that folder"):
+        await asyncio.to_thread(open_store, CONFIG, environment(tmp_path))
+    assert not list((tmp_path / "qdrant").iterdir()), "nothing was made"
+    (tmp_path / "qdrant" / REBUILD_FILE).touch()
+    async with opened(tmp_path) as service:
+        (repair, _) = await service.jobs("rules", OWNER)
+        assert (await service.wait_for_job(repair["id"], OWNER))["state"] == "done"
+        assert (await service.search(["rules"], "Which rule holds?", 5, OWNER)).passages
+
+
+async def test_an_embedding_model_that_restarts_only_delays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.ingestion._RETRY_S", 0.01)
+    async with opened(tmp_path, RemoteHashEmbedder(num_failures=1)) as service:
+        await service.create_collection("rules", "", OWNER)
+        service._embedder.num_failures = 3  # type: ignore[attr-defined]
+        await ingest(service, "rules", "rule.txt", "The rule holds.")
+
+
+async def test_uploads_in_the_data_folder_are_taken_over_and_others_copied(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    inside, outside = home / "uploads" / "upload-1", tmp_path / "mine.txt"
+    inside.parent.mkdir(parents=True)
+    inside.write_text("From inside.")
+    outside.write_text("From outside.")
+    embedder = RemoteHashEmbedder()
+    embedder.gate.clear()
+    async with opened(home, embedder) as service:
+        await service.create_collection("rules", "", OWNER)
+        jobs = [await service.submit_document("rules", path.name, path, OWNER) for path in (inside, outside)]
+        blobs = [home / "blobs" / job["id"] for job in jobs]
+        assert os.stat(blobs[0]).st_ino == os.stat(inside).st_ino
+        assert os.stat(blobs[1]).st_ino != os.stat(outside).st_ino
+        inside.unlink()
+        embedder.gate.set()
+        ended = [await service.wait_for_job(job["id"], OWNER) for job in jobs]
+        assert [job["state"] for job in ended] == ["done", "done"]
+        assert outside.exists() and not any(blob.exists() for blob in blobs)
+
+
+async def test_a_search_in_no_or_an_unknown_collection_is_refused(tmp_path: Path) -> None:
+    async with opened(tmp_path) as service:
+        await service.create_collection("rules", "", OWNER)
+        with pytest.raises(ApiError, match="Name 1 to"):
+            await service.search([], "x", 5, OWNER)
+        with pytest.raises(ApiError, match="Did you mean 'rules'"):
+            await service.search(["rule"], "x", 5, OWNER)
+        with pytest.raises(ApiError, match="exists already"):
+            await service.create_collection("rules", "", OWNER)
+        with pytest.raises(ApiError, match="cannot name a collection"):
+            await service.create_collection("../x", "", OWNER)
