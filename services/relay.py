@@ -64,8 +64,11 @@ def open_session(secret: str, connect_timeout_s: float) -> aiohttp.ClientSession
 class FrameStream:
     """One running generation on one replica. Iterate it, or close it to cancel."""
 
-    def __init__(self, response: aiohttp.ClientResponse, on_close: Callable[[], None]) -> None:
+    def __init__(
+        self, response: aiohttp.ClientResponse, on_close: Callable[[], None], on_lost: Callable[[], None]
+    ) -> None:
         self._response = response
+        self._on_lost = on_lost
         self._on_close: Callable[[], None] | None = on_close
         self._decoder = FrameDecoder()
         self._pending: list[Frame] = []
@@ -91,6 +94,7 @@ class FrameStream:
                 raise FrameError("The replica closed the connection before the end of the answer.")
             return self._decoder.feed(data)
         except (aiohttp.ClientError, FrameError, OSError, TimeoutError) as error:
+            self._on_lost()
             raise stream_lost() from error
 
     async def close(self) -> None:
@@ -129,7 +133,11 @@ class ModelPool:
         """Start a generation on the least busy replica; on another one where that fails before the first frame."""
         response, replica = await self._post(model, "/generate", body)
         self._in_flight[replica.replica_id] += 1
-        return FrameStream(response, lambda: self._leave(replica.replica_id))
+        return FrameStream(
+            response,
+            on_close=lambda: self._leave(replica.replica_id),
+            on_lost=lambda: self._replicas.report_failure(replica.replica_id),
+        )
 
     async def count_tokens(self, model: str, body: Mapping[str, Any]) -> int:
         response, _ = await self._post(model, "/count_tokens", body)
