@@ -339,8 +339,14 @@ def _status(running: Running) -> dict[str, Any]:
 def _refuse_failed(status: Mapping[str, Any]) -> None:
     failed = {name: app for name, app in status.get("applications", {}).items() if app["status"] in ("DEPLOY_FAILED",)}
     if failed:
-        reasons = "\n".join(f"{name}: {app['message'].strip()}" for name, app in failed.items())
-        raise StartFailed(f"Could not be started:\n{reasons}")
+        reasons = "\n".join(f"{name}: {_end_of(app['message'])}" for name, app in failed.items())
+        raise StartFailed(f"Could not be started. All of it: `windfarm logs`.\n{reasons}")
+
+
+def _end_of(message: str, num_lines: int = 8) -> str:
+    """The last lines of what Serve says: the error itself stands below its traceback."""
+    lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
+    return "\n  ".join(lines[-num_lines:])
 
 
 def _platform_runs(status: Mapping[str, Any]) -> bool:
