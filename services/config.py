@@ -52,7 +52,6 @@ class ModelConfig(Section):
 class EmbeddingConfig(Section):
     """The embedding model: `args` of the application `embed`."""
 
-    id: str = "embed"
     source: str = "embed"
     precision: Literal["auto", "bf16", "gguf", "fp32"] = "auto"
     """auto: bf16 or GGUF, whichever a short probe at the start finds faster; bf16 only where the CPU computes it."""
@@ -118,6 +117,8 @@ class PlatformConfig(Section):
 
     listen: ListenConfig = ListenConfig()
     default_model: str = "tiny"
+    embedding_model: str = "embed"
+    """The name under which clients ask for vectors."""
     max_body_mib: Annotated[float, Field(gt=0)] = 80
     upstream_connect_timeout_s: Annotated[float, Field(gt=0)] = 5
     retrieval: RetrievalConfig = RetrievalConfig()

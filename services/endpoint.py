@@ -60,7 +60,6 @@ class Surroundings:
     states: States
     store: Calls
     embedding: Calls
-    embedding_model: str
     story: ChatStory
 
 
@@ -96,7 +95,7 @@ class Endpoint:
             *InferenceRoutes(
                 generation,
                 around.embedding,
-                around.embedding_model,
+                config.embedding_model,
                 around.replicas,
                 around.states,
                 config.max_body_mib,

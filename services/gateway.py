@@ -23,7 +23,6 @@ from services.ray_adapter import close_replica_ports
 
 STORE_APP, STORE_DEPLOYMENT = "store", "Store"
 EMBED_APP, EMBED_DEPLOYMENT = "embed", "Embedding"
-EMBEDDING_MODEL = "embed"
 _DRAIN_S = 4.0
 
 
@@ -50,7 +49,6 @@ class Gateway:
                 states=self._states,
                 store=store,
                 embedding=embedding,
-                embedding_model=EMBEDDING_MODEL,
                 story=make_story(config, RemoteSearcher(store, config.retrieval), RemoteSentenceEmbedder(embedding)),
             )
         )

@@ -206,7 +206,6 @@ async def running_endpoint(
                 states=serve_states,
                 store=store,
                 embedding=EmbeddingCalls(),
-                embedding_model="embed",
                 story=story,
             )
         )
