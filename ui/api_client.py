@@ -158,7 +158,8 @@ class ApiClient:
             "stream": True,
         }
         if collections:
-            request["knowledge"] = {"collections": list(collections)}
+            # What documents say is to be repeated, not varied: the likeliest words, the same at each try.
+            request |= {"knowledge": {"collections": list(collections)}, "temperature": 0}
         if tools:
             request["windfarm_tools"] = list(tools)
         if conversation_id:

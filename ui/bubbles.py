@@ -39,6 +39,8 @@ def _message(message: Message) -> list[Bubble]:
         drawn.append(_no_evidence())
     if message.content:
         drawn.append({"role": "assistant", "content": _answer(message)})
+    if message.evidence == "found" and message.content and not message.citations and message.state == "complete":
+        drawn.append(_unconfirmed())
     if notice := _NOTICES.get(message.state):
         drawn.append(_folded(*notice))
     return drawn
@@ -71,6 +73,14 @@ def _no_evidence() -> Bubble:
         "Ask in other words, choose another collection, or add a document that says it."
     )
     return _folded("The documents do not say", advice)
+
+
+def _unconfirmed() -> Bubble:
+    advice = (
+        "Passages on this subject were found and given to the model, but none of them says what this answer says. "
+        "Small models do that: read it with care, ask more precisely, or choose a larger model."
+    )
+    return _folded("Not confirmed by your documents", advice)
 
 
 def _folded(title: str, content: str, *, is_running: bool = False, is_open: bool = False) -> Bubble:

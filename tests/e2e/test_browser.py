@@ -74,7 +74,7 @@ def test_text_streams_can_be_stopped_and_the_conversation_goes_on_after_a_reload
         }"""
     )
     assert lengths == sorted(lengths), "the text grows"
-    person.page.locator("#wf-question .stop-button").click()
+    person.page.get_by_role("button", name="Stop", exact=True).click()
     expect(person.page.locator("#wf-chat")).to_contain_text("Stopped")
     kept = person.answers.first.inner_text()
     address = person.page.url

@@ -64,7 +64,7 @@ class Visitor:
         self.question.press("Enter")
 
     def wait_until_answered(self) -> None:
-        expect(self.page.locator("#wf-question .submit-button")).to_be_visible()
+        expect(self.page.get_by_role("button", name="Send")).to_be_visible()
 
     def panel(self, name: str) -> None:
         """Open the panel `documents` or `sources`."""

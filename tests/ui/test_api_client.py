@@ -186,7 +186,12 @@ async def test_the_request_holds_what_was_chosen_and_nothing_else(serve: Serve) 
     await events_of(address, collections=["memos"], tools=["calculator"], conversation_id="conv_1")
     plain = {"model": "tiny", "messages": [{"role": "user", "content": "What is said?"}], "stream": True}
     assert seen[0] == (plain, "Bearer wf-key")
-    chosen = {"knowledge": {"collections": ["memos"]}, "windfarm_tools": ["calculator"], "conversation": "conv_1"}
+    chosen = {
+        "knowledge": {"collections": ["memos"]},
+        "temperature": 0,
+        "windfarm_tools": ["calculator"],
+        "conversation": "conv_1",
+    }
     assert seen[1][0] == plain | chosen
 
 

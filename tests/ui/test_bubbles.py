@@ -43,6 +43,11 @@ def test_missing_evidence_and_trimmed_context_are_told() -> None:
     assert titles(message) == ["Left out: 2 older messages and 1 passage", "The documents do not say"]
 
 
+def test_an_answer_that_no_passage_supports_is_marked() -> None:
+    assert titles(Message("assistant", "Guessed.", evidence="found")) == ["Not confirmed by your documents"]
+    assert titles(Message("assistant", "So [1].", citations=(CITATION,), evidence="found")) == []
+
+
 def test_a_stopped_answer_says_so_after_its_text() -> None:
     drawn = bubbles([Message("assistant", "half", state="stopped")])
     assert [drawn[0]["content"], drawn[1]["metadata"]["title"]] == ["half", "Stopped"]

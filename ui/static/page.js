@@ -11,8 +11,14 @@ window.windfarm = (() => {
   };
   const applyTheme = () => document.body?.classList.toggle("dark", wantsDark());
   dark.addEventListener("change", applyTheme);
+  /* Gradio's buttons of the question are pictures without a name. */
+  const nameButtons = () => {
+    document.querySelector("#wf-question .submit-button:not([aria-label])")?.setAttribute("aria-label", "Send");
+    document.querySelector("#wf-question .stop-button:not([aria-label])")?.setAttribute("aria-label", "Stop");
+  };
   document.addEventListener("DOMContentLoaded", () => {
     applyTheme();
+    new MutationObserver(nameButtons).observe(document.body, { childList: true, subtree: true });
     /* Gradio sets the class itself once it has started; the person's choice wins. */
     new MutationObserver(() => {
       if (document.body.classList.contains("dark") !== wantsDark()) applyTheme();
