@@ -62,6 +62,7 @@ class LlamaCppEngine:
         self._max_context = _max_context(settings, self._metadata)
         self._admission = Admission(settings.parallel_requests, settings.max_queued_requests)
         self._key = secrets.token_hex(16)
+        self._params = self._parameters()
         self._server: Any = None
         self._http: aiohttp.ClientSession | None = None
         self._mailbox: _Mailbox | None = None
@@ -83,12 +84,13 @@ class LlamaCppEngine:
         return self._admission.num_running, self._admission.num_queued
 
     async def start(self) -> None:
-        params = self._parameters()
         self._mailbox = _Mailbox(asyncio.get_running_loop())
         # One thread per slot, and one for health.
         self._workers = ThreadPoolExecutor(self._settings.parallel_requests + 1, thread_name_prefix="llamacpp")
         try:
-            self._server = await asyncio.get_running_loop().run_in_executor(self._workers, xllamacpp.Server, params)
+            self._server = await asyncio.get_running_loop().run_in_executor(
+                self._workers, xllamacpp.Server, self._params
+            )
         except (RuntimeError, ValueError) as error:
             await self.stop()
             raise ModelDamaged(

@@ -227,8 +227,8 @@ def _parse_event(event: str) -> dict[str, Any]:
         raise EngineFailed(f"The remote API sent a malformed chunk: {event[:200]!r}") from error
     if not isinstance(chunk, dict):
         raise EngineFailed(f"The remote API sent a malformed chunk: {event[:200]!r}")
-    if error := chunk.get("error"):
-        message = error.get("message") if isinstance(error, dict) else error
+    if failure := chunk.get("error"):
+        message = failure.get("message") if isinstance(failure, dict) else failure
         raise EngineFailed(f"The remote API failed in the middle of its answer: {message}")
     return chunk
 

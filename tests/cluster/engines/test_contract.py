@@ -1,0 +1,242 @@
+"""What every engine must do, run on each of them with the model that comes along."""
+
+import asyncio
+import json
+
+import pytest
+
+from cluster.engine import Engine, GenerationChunk, GenerationRequest, SamplingParams
+from cluster.errors import ContextTooLong, EngineBusy, InvalidRequest
+from tests.cluster.engines.conftest import MAX_CONTEXT, MAX_QUEUED, NUM_SLOTS, chat, text_prompt
+
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
+
+COUNTING = "Count: one two three four five"
+SCHEMA = {
+    "type": "object",
+    "properties": {"colour": {"enum": ["red", "blue"]}, "number": {"type": "integer", "maximum": 9, "minimum": 0}},
+    "required": ["colour", "number"],
+    "additionalProperties": False,
+}
+MIXED_BYTES = 'root ::= "a" "😀é" "漢字" "b"'
+
+
+async def collect(engine: Engine, request: GenerationRequest) -> list[GenerationChunk]:
+    return [chunk async for chunk in engine.generate(request)]
+
+
+def text_of(chunks: list[GenerationChunk]) -> str:
+    return "".join(chunk.text for chunk in chunks)
+
+
+def ids_of(chunks: list[GenerationChunk]) -> list[int]:
+    return [token_id for chunk in chunks for token_id in chunk.token_ids]
+
+
+async def test_a_greedy_answer_repeats_and_only_its_last_chunk_ends_it(engine: Engine) -> None:
+    first = await collect(engine, chat("Say hello.", temperature=0))
+    second = await collect(engine, chat("Say hello.", temperature=0))
+    assert text_of(first) == text_of(second) != ""
+    assert [chunk.finish_reason for chunk in first[:-1]] == [None] * (len(first) - 1)
+    assert first[-1].finish_reason in ("stop", "length")
+    assert all(chunk.usage is None for chunk in first[:-1])
+
+
+async def test_the_answer_ends_at_its_limit_and_every_token_is_counted(engine: Engine) -> None:
+    chunks = await collect(engine, chat("Tell a story.", temperature=0, max_tokens=9))
+    last = chunks[-1]
+    assert last.finish_reason == "length"
+    assert last.usage is not None
+    assert last.usage.num_completion_tokens == 9
+    assert last.usage.num_prompt_tokens > 5
+    assert len(ids_of(chunks)) == (9 if engine.info.gives_token_ids else 0)
+
+
+async def test_a_stop_string_ends_the_answer_and_no_part_of_it_is_shown(engine: Engine) -> None:
+    chunks = await collect(engine, text_prompt(COUNTING, temperature=0, stop=("seven eig", "nonsense")))
+    assert chunks[-1].finish_reason == "stop"
+    assert text_of(chunks) == " six "
+
+
+async def test_text_that_only_began_like_a_stop_string_is_shown_in_the_end(engine: Engine) -> None:
+    chunks = await collect(engine, text_prompt(COUNTING, temperature=0, max_tokens=2, stop=("seven ate",)))
+    assert chunks[-1].finish_reason == "length"
+    assert text_of(chunks) == " six seven"
+
+
+async def test_a_seed_repeats_an_answer_and_another_seed_changes_it(engine: Engine) -> None:
+    answers = [text_of(await collect(engine, text_prompt("A poem:", temperature=1.0, seed=seed))) for seed in (7, 7, 8)]
+    assert answers[0] == answers[1] != answers[2]
+
+
+async def test_log_probabilities_come_with_the_alternatives_best_first(engine: Engine) -> None:
+    chunks = await collect(engine, chat("Say hello.", temperature=0, max_tokens=3, logprobs=2))
+    entries = [entry for chunk in chunks for entry in chunk.logprobs or ()]
+    assert len(entries) == 3
+    for entry in entries:
+        assert entry.logprob <= 0
+        assert len(entry.top) == 2
+        assert entry.top[0][1] >= entry.top[1][1]
+        assert entry.top[0] == (entry.token, pytest.approx(entry.logprob))
+    assert "".join(entry.token for entry in entries) == text_of(chunks)
+
+
+async def test_no_alternatives_means_only_the_chosen_tokens_own(engine: Engine) -> None:
+    chunks = await collect(engine, chat("Say hello.", temperature=0, max_tokens=2, logprobs=0))
+    entries = [entry for chunk in chunks for entry in chunk.logprobs or ()]
+    assert len(entries) == 2
+    assert all(entry.top == () for entry in entries)
+    assert all(chunk.logprobs is None for chunk in await collect(engine, chat("Say hello.", max_tokens=2)))
+
+
+async def test_a_json_schema_binds_the_answer(engine: Engine) -> None:
+    chunks = await collect(engine, chat("Pick a colour.", temperature=1.0, seed=1, max_tokens=40, json_schema=SCHEMA))
+    answer = json.loads(text_of(chunks))
+    assert chunks[-1].finish_reason == "stop"
+    assert answer["colour"] in ("red", "blue")
+    assert 0 <= answer["number"] <= 9
+
+
+async def test_a_schema_that_cannot_bind_is_refused_with_its_fault(engine: Engine) -> None:
+    with pytest.raises(InvalidRequest, match="nonsense"):
+        await collect(engine, chat("Hello.", json_schema={"type": "nonsense"}))
+
+
+async def test_a_grammar_binds_the_answer_and_characters_are_never_cut(engine: Engine) -> None:
+    request = text_prompt("Signs:", temperature=0, max_tokens=40, grammar=MIXED_BYTES)
+    if not engine.info.takes_grammar:
+        with pytest.raises(InvalidRequest, match="grammar"):
+            await collect(engine, request)
+        return
+    chunks = await collect(engine, request)
+    assert text_of(chunks) == "a😀é漢字b"
+    assert not any("\ufffd" in chunk.text for chunk in chunks)
+    last = chunks[-1]
+    assert last.usage is not None
+    assert len(ids_of(chunks)) == last.usage.num_completion_tokens, "also the tokens of cut characters are told"
+
+
+async def test_an_answer_that_ends_inside_a_character_shows_no_part_of_it(engine: Engine) -> None:
+    if engine.info.takes_grammar:
+        chunks = await collect(engine, text_prompt("Signs:", temperature=0, max_tokens=3, grammar=MIXED_BYTES))
+        assert text_of(chunks) == "a"
+
+
+async def test_a_broken_grammar_is_refused(engine: Engine) -> None:
+    with pytest.raises(InvalidRequest):
+        await collect(engine, text_prompt("Hello", grammar="root ::= ("))
+
+
+async def test_token_ids_continue_an_answer_exactly(engine: Engine) -> None:
+    """What a stream that moves to another replica needs."""
+    if not engine.info.gives_token_ids:
+        pytest.xfail("remote APIs tell no token ids")
+    whole = await collect(engine, text_prompt(COUNTING, temperature=0, max_tokens=8))
+    prompt_ids = await engine.tokenize(COUNTING)
+    resumed = GenerationRequest(
+        "r", prompt_token_ids=prompt_ids + ids_of(whole)[:4], sampling=SamplingParams(temperature=0, max_tokens=4)
+    )
+    assert ids_of(await collect(engine, resumed)) == ids_of(whole)[4:]
+
+
+async def test_a_forbidden_token_does_not_appear(engine: Engine) -> None:
+    plain = await collect(engine, text_prompt(COUNTING, temperature=0, max_tokens=1))
+    biased = text_prompt(COUNTING, temperature=0, max_tokens=4, logit_bias={2976: -100})  # " six"
+    assert text_of(plain) == " six"
+    assert " six" not in text_of(await collect(engine, biased))
+
+
+async def test_prompts_are_counted_exactly_as_they_are_used(engine: Engine) -> None:
+    for request in (chat("Grüße, 漢字!"), text_prompt("plain <|im_end|> text")):
+        counted = await engine.count_prompt_tokens(request)
+        usage = (await collect(engine, request))[-1].usage
+        assert usage is not None
+        if engine.info.gives_token_ids:
+            assert counted == usage.num_prompt_tokens
+        else:
+            assert counted >= usage.num_prompt_tokens / 4, "an estimate"
+
+
+async def test_what_exceeds_the_context_is_refused_with_both_numbers(engine: Engine) -> None:
+    with pytest.raises(ContextTooLong, match=rf"{MAX_CONTEXT + 1}.* {MAX_CONTEXT} tokens"):
+        await collect(engine, text_prompt("Hello", max_tokens=MAX_CONTEXT + 1))
+    with pytest.raises(ContextTooLong, match=rf"prompt has \d+ tokens.* {MAX_CONTEXT} tokens"):
+        await collect(engine, text_prompt("word " * MAX_CONTEXT, max_tokens=1))
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"top_p": 1.5},
+        {"max_tokens": 0},
+        {"logprobs": 99},
+        {"stop": ("",)},
+        {"logit_bias": {1: 500.0}},
+        {"logit_bias": {10_000_000: 1.0}},
+        {"json_schema": {}, "grammar": "root ::= [a]"},
+    ],
+)
+async def test_bad_parameters_are_refused_before_anything_runs(engine: Engine, sampling: dict) -> None:
+    if engine.info.engine == "remote" and 10_000_000 in sampling.get("logit_bias", {}):
+        sampling = {"temperature": 3.0}  # only the other side knows its vocabulary; it refuses this by itself
+    with pytest.raises(InvalidRequest):
+        await collect(engine, text_prompt("Hello", **sampling))
+    assert engine.load == (0, 0)
+
+
+@pytest.mark.parametrize("prompt", [{}, {"messages": []}, {"prompt_text": ""}, {"prompt_text": "a", "messages": [1]}])
+async def test_a_request_without_one_prompt_is_refused(engine: Engine, prompt: dict) -> None:
+    with pytest.raises(InvalidRequest):
+        await collect(engine, GenerationRequest("r", **prompt))
+
+
+async def test_closing_a_stream_frees_its_slot_for_who_waits(engine: Engine) -> None:
+    endless = [engine.generate(_endless()) for _ in range(NUM_SLOTS)]
+    for stream in endless:
+        await anext(stream)
+    assert engine.load == (NUM_SLOTS, 0)
+    waiting = asyncio.create_task(collect(engine, chat("Hello.", max_tokens=2)))
+    await endless[0].aclose()
+    assert (await waiting)[-1].finish_reason == "length"
+    await endless[1].aclose()
+    assert (await collect(engine, chat("Hello.", max_tokens=2)))[-1].finish_reason == "length"
+    await _until_load(engine, 0, 0)
+
+
+async def test_who_finds_slots_and_queue_full_is_turned_away_at_once(engine: Engine) -> None:
+    streams = [engine.generate(_endless()) for _ in range(NUM_SLOTS)]
+    for stream in streams:
+        await anext(stream)
+    waiting = [asyncio.create_task(collect(engine, chat("Hello.", max_tokens=1))) for _ in range(MAX_QUEUED)]
+    await _until_load(engine, NUM_SLOTS, MAX_QUEUED)
+    with pytest.raises(EngineBusy, match="Try again"):
+        await collect(engine, chat("Hello."))
+    for task in waiting:  # who waits may leave
+        task.cancel()
+    for stream in streams:
+        await stream.aclose()
+    await _until_load(engine, 0, 0)
+    assert (await collect(engine, chat("Hello.", max_tokens=1)))[-1].usage is not None
+
+
+async def test_slots_run_side_by_side(engine: Engine) -> None:
+    answers = await asyncio.gather(*(collect(engine, chat(f"Say {n}.", temperature=0)) for n in range(NUM_SLOTS)))
+    assert all(answer[-1].finish_reason for answer in answers)
+
+
+async def test_a_running_engine_is_healthy(engine: Engine) -> None:
+    await engine.check_health()
+    assert engine.info.max_context == MAX_CONTEXT
+
+
+def _endless() -> GenerationRequest:
+    """Runs to the end of the context unless it is cancelled; needs no field that remote APIs refuse."""
+    return text_prompt(COUNTING, max_tokens=MAX_CONTEXT - 50, logit_bias={0: -100.0, 2: -100.0})
+
+
+async def _until_load(engine: Engine, num_running: int, num_queued: int) -> None:
+    async with asyncio.timeout(30):
+        while engine.load != (num_running, num_queued):  # noqa: ASYNC110  # plain numbers
+            await asyncio.sleep(0.01)
