@@ -168,7 +168,7 @@ def _resolve_file(source: str, path: Path) -> ResolvedModel:
         magic = file.read(4)
     if magic != b"GGUF":
         raise ModelDamaged(
-            f"{path} is not a GGUF file (its first bytes are {magic!r}). Name a .gguf file or the folder of a checkpoint."
+            f"{path} is not a GGUF file (it begins with {magic!r}). Name a .gguf file or the folder of a checkpoint."
         )
     return ResolvedModel(source, path.stem, "file", ("gguf",), path=path, num_bytes=path.stat().st_size)
 
@@ -178,7 +178,7 @@ def _resolve_hub(source: str, text: str) -> ResolvedModel:
     parts = text.split("/", 2)
     if len(parts) < 2 or not all(parts):
         raise ModelNotFound(
-            f"{source!r} does not name a model of a hub. Write hf:owner/name, for one file of it hf:owner/name/file.gguf."
+            f"{source!r} names no model of a hub. Write hf:owner/name, or hf:owner/name/file.gguf for one file of it."
         )
     name, _, revision = parts[1].partition("@")
     filename = parts[2] if len(parts) == 3 else None

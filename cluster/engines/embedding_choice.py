@@ -117,16 +117,19 @@ _Opened = tuple[EmbeddingEngine, Path, EmbeddingSpec]
 
 
 def _fastest(openers: list[Callable[[], _Opened]]) -> tuple[_Opened, dict[str, float]]:
-    """Keep only the best one loaded."""
+    """Time them where there is a choice, and keep only the best one loaded."""
+    if len(openers) == 1:
+        return openers[0](), {}
     best: _Opened | None = None
     speeds: dict[str, float] = {}
     for open_one in openers:
         opened = open_one()
         speeds[opened[0].backend] = round(probe_speed(opened[0]), 1)
+        slower: _Opened | None = opened
         if best is None or speeds[opened[0].backend] > speeds[best[0].backend]:
-            best, opened = opened, best if best else opened
-        if opened is not best:
-            opened[0].close()
+            best, slower = opened, best
+        if slower is not None:
+            slower[0].close()
     assert best is not None, "there is at least one candidate"
     return best, speeds
 

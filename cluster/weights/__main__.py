@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         targets = parse_targets(options.names)
         prepare_all(targets, open_home(options.home))
     except ClusterError as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.write(f"error: {error}\n")
         return 1
     return 0
 
@@ -45,7 +45,7 @@ def parse_targets(names: Sequence[str]) -> list[tuple[str, Format]]:
 
 
 def prepare_all(targets: Sequence[tuple[str, Format]], home: Home) -> None:
-    """Prepare one after the other: a bar each on a terminal, one line each elsewhere."""
+    """Prepare one after the other: a bar each on a terminal, quiet elsewhere."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.fields[target]:<12}"),
@@ -60,10 +60,8 @@ def prepare_all(targets: Sequence[tuple[str, Format]], home: Home) -> None:
             def report(step: str, fraction: float) -> None:
                 progress.update(task, description=step, completed=fraction)  # noqa: B023 - called before the next turn
 
-            path = prepare(source, model_format, home, report)
+            prepare(source, model_format, home, report)
             progress.stop_task(task)
-            if not console.is_terminal:
-                print(f"{source}/{model_format} {path}")
 
 
 def _parse_target(text: str) -> tuple[str, Format]:

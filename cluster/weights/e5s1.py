@@ -114,10 +114,10 @@ class _Reader:
         if self._bytes[:4] != MAGIC:
             raise ValueError("it does not start with E5S1")
         self._position = 4
-        version, *sizes, epsilon, block = self._take("<I7ifi")
+        version, hidden, layers, heads, wide, words, positions, types, epsilon, block = self._take("<I7ifi")
         if version != 1 or block != BLOCK:
             raise ValueError(f"version {version} with blocks of {block} is unknown")
-        shape = E5Shape(*sizes, norm_epsilon=epsilon)
+        shape = E5Shape(hidden, layers, heads, wide, words, positions, types, norm_epsilon=epsilon)
         vocabulary = self._read_vocabulary()
         _, map_bytes = self._take("<iI")
         self._position += map_bytes  # a table of NFKC replacements: the tokenizer library has its own

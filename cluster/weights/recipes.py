@@ -75,7 +75,7 @@ EMBED_GGUF = "multilingual-e5-small-q4_0.gguf"
 
 RECIPES: tuple[Recipe, ...] = (
     Recipe(TINY, "gguf", 1, 100_000_000, _build_tiny_gguf, TINY_GGUF),
-    Recipe(TINY, "hf", 1, 280_000_000, _build_tiny_hf),
+    Recipe(TINY, "hf", 2, 280_000_000, _build_tiny_hf),
     Recipe(EMBED, "gguf", 1, 90_000_000, _build_embed_gguf, EMBED_GGUF),
     Recipe(EMBED, "hf", 1, 250_000_000, _build_embed_hf),
 )
