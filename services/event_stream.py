@@ -28,12 +28,13 @@ class ClientGone(Exception):
 
 
 class EventStream:
-    """The answer of one streaming request. Nothing is sent before `begin` or the first `send`."""
+    """The answer of one streaming request. Nothing is sent before `begin` or the first event."""
 
     def __init__(self, send: Send, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
         self._send = send
         self._headers = [*_HEADERS, *headers]
         self.has_begun = False
+        self.has_ended = False
         self.first_event_at: float | None = None
         self._last_at = time.monotonic()
 
@@ -43,19 +44,24 @@ class EventStream:
             await self._send({"type": "http.response.start", "status": 200, "headers": self._headers})
 
     async def send(self, events: bytes) -> None:
+        await self._write(events, more=True)
+
+    async def end(self, events: bytes) -> None:
+        """The last events; nothing can follow."""
+        self.has_ended = True
+        await self._write(events, more=False)
+
+    async def _write(self, events: bytes, *, more: bool) -> None:
         if not self.has_begun:
             await self.begin()
         self._last_at = time.monotonic()
         if self.first_event_at is None:
             self.first_event_at = self._last_at
-        await self._send({"type": "http.response.body", "body": events, "more_body": True})
-
-    async def end(self) -> None:
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self._send({"type": "http.response.body", "body": events, "more_body": more})
 
     async def keep_alive(self, every_s: float) -> None:
         """Send a comment whenever nothing was sent for that long; runs until it is cancelled."""
-        while True:
+        while not self.has_ended:
             silent_s = time.monotonic() - self._last_at
             if silent_s < every_s:
                 await asyncio.sleep(every_s - silent_s)

@@ -85,10 +85,13 @@ class Generation:
         async def forward() -> None:
             upstream = await self._open(model, request, render)
             try:
-                async for frame in upstream:
-                    if frame.kind is FrameKind.DATA:
-                        await events.send(frame.payload)
-                await events.send(DONE)
+                async for frames in upstream.batches():
+                    # One write for all that came together: each costs more than the bytes in it.
+                    data = b"".join(frame.payload for frame in frames if frame.kind is FrameKind.DATA)
+                    if upstream.end is not None:
+                        await events.end(data + DONE)
+                    elif data:
+                        await events.send(data)
             finally:
                 await upstream.close()
             self._count(call, model, upstream, events)
@@ -141,7 +144,7 @@ class Generation:
 
         async def tell() -> None:
             await self._follow(answer, show)
-            await events.send(DONE)
+            await events.end(DONE)
             if events.first_event_at is not None:
                 self._metrics.first_token(request.model, events.first_event_at - call.started_at)
 
@@ -219,8 +222,7 @@ class Generation:
                 _log.exception("Request %s failed in the middle of its stream.", call.request_id)
             failure = to_api_error(error, call.request_id)
             call.status = failure.status
-            await events.send(error_event(failure))
-        await events.end()
+            await events.end(error_event(failure))
 
     def _count(self, call: Call, model: str, upstream: FrameStream, events: EventStream) -> None:
         assert upstream.end is not None

@@ -75,15 +75,22 @@ class FrameStream:
         self.end: dict[str, Any] | None = None
         """`finish_reason` and `usage`; set when, and only when, the stream is complete."""
 
-    async def __aiter__(self) -> AsyncIterator[Frame]:
-        """Data and keep-alive frames. Raises `ApiError` where the replica reports an error or is lost."""
+    async def batches(self) -> AsyncIterator[list[Frame]]:
+        """Data and keep-alive frames, as many as came together. Raises `ApiError` where the replica reports an error
+        or is lost."""
         while self.end is None:
-            for frame in await self._read():
-                if frame.kind is FrameKind.END:
-                    self.end = frame.json()
-                    return
-                if frame.kind is FrameKind.ERROR:
-                    raise _reported(frame.json())
+            frames = await self._read()
+            if frames and frames[-1].kind is FrameKind.END:
+                self.end = frames.pop().json()
+            failed = next((frame for frame in frames if frame.kind is FrameKind.ERROR), None)
+            yield frames[: frames.index(failed)] if failed else frames
+            if failed:
+                raise _reported(failed.json())
+
+    async def __aiter__(self) -> AsyncIterator[Frame]:
+        """The same, one by one."""
+        async for frames in self.batches():
+            for frame in frames:
                 yield frame
 
     async def _read(self) -> list[Frame]:
