@@ -121,11 +121,27 @@ def take_out_marks(text: str) -> tuple[str, list[_Mark]]:
             continue
         pieces.append(text[copied : match.start()])
         length += match.start() - copied
+        end = _end_of_lone_mark(text, match)
         numbers = tuple(dict.fromkeys(int(number) for number in re.findall(r"\d+", match.group(1))))
         marks.append(_Mark(length, length, numbers))
-        copied = match.end()
+        copied = end
     pieces.append(text[copied:])
     return "".join(pieces), marks
+
+
+def _end_of_lone_mark(text: str, match: re.Match[str]) -> int:
+    """Where a mark ends; one that has a line for itself takes the line along."""
+    rest = re.match(r"[ \t]*\n", text[match.end() :])
+    begins_line = match.start() == 0 or text[match.start() - 1] == "\n"
+    return match.end() + rest.end() if rest and begins_line else match.end()
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """A few sentences of a passage and what they hold, headings included."""
+
+    span: Span
+    words: set[str]
 
 
 class _IndexedPassage:
@@ -136,22 +152,23 @@ class _IndexedPassage:
         self.sentences = split_sentences(text)
         self.words = [_held_by(text[span.start : span.end]) for span in self.sentences]
         self.all_words = set().union(*self.words) if self.words else set()
-        for heading in (*passage.chunk.headings, passage.chunk.title or ""):
-            self.all_words |= _spelled(heading)
+        self.heading_words = set().union(*map(_spelled, (*passage.chunk.headings, passage.chunk.title or "")))
+        self.all_words |= self.heading_words
         self.numbers = set(_numbers(text)) | {n for heading in passage.chunk.headings for n in _numbers(heading)}
         self.all_words |= {_as_word(number) for number in self.numbers}
 
-    def best_window(self, wanted: Sequence[set[str]]) -> tuple[float, Span]:
+    def best_window(self, wanted: Sequence[set[str]]) -> _Window:
         """The run of up to three sentences that holds the most wanted words with the fewest sentences."""
-        best, best_value = Span(0, 0), -1.0
+        best, best_value = _Window(Span(0, 0), set()), -1.0
         for first in range(len(self.sentences)):
             held: set[str] = set()
             for last in range(first, min(first + _MAX_QUOTE_SENTENCES, len(self.sentences))):
-                held |= self.words[last]
+                held = held | self.words[last]
                 value = _share(wanted, held) - 0.1 * (last - first)
                 if value > best_value + 1e-9:
-                    best, best_value = Span(self.sentences[first].start, self.sentences[last].end), value
-        return max(0.0, best_value), best
+                    span = Span(self.sentences[first].start, self.sentences[last].end)
+                    best, best_value = _Window(span, held | self.heading_words), value
+        return best
 
 
 def _choose(
@@ -168,12 +185,14 @@ def _choose(
     asked = _wanted(question)
     candidates: list[tuple[float, _Support]] = []
     for index, passage in enumerate(passages):
-        overlap = _share(wanted, passage.all_words)
         cosine = 0.0 if meaning is None else float(meaning[index])
-        _, quote = passage.best_window(wanted + asked if len(wanted) < 3 else wanted)
-        support = _Support(index + 1, overlap, quote)
+        window = passage.best_window(wanted + asked if len(wanted) < 3 else wanted)
+        # What the server attaches must stand close together; a model may have drawn on the whole passage.
+        overlap = _share(wanted, window.words)
+        support = _Support(index + 1, overlap, window.span)
         agrees = _numbers_agree(sentence, passage) and _names_agree(sentence, passage)
-        if index + 1 in marked and overlap >= _KEPT and _numbers_agree(sentence, passage):
+        is_marked = index + 1 in marked and _share(wanted, passage.all_words) >= _KEPT
+        if is_marked and _numbers_agree(sentence, passage):
             candidates.append((2.0 + overlap, support))
         elif agrees and _is_supported(overlap, cosine, len(wanted)):
             nearness = 0.3 * _share(asked, passage.all_words) + 0.5 * cosine

@@ -12,6 +12,7 @@ import numpy as np
 
 from cluster.engine import Usage
 from rag.citations import CitedAnswer, answer_sentences, cite
+from rag.language import words
 from rag.refusal import judge_evidence, no_evidence_answer
 from rag.types import Passage
 from services.chat_types import (
@@ -75,7 +76,12 @@ class Chat:
         passages = found.passages if found.has_evidence else []
         offered = [] if request.tool_choice == "none" else schemas
         prompt = await fit_prompt(
-            request, passages, offered, model=model, default_max_tokens=self._chat.default_max_tokens
+            request,
+            passages,
+            offered,
+            model=model,
+            default_max_tokens=self._chat.default_max_tokens,
+            ask_to_cite=self._chat.ask_model_to_cite,
         )
         if prompt.trimmed:
             yield prompt.trimmed
@@ -109,9 +115,11 @@ class Chat:
         # 5. Verify the model's citations, attach what it left out.
         if request.knowledge and finished.finish_reason != "tool_calls":
             cited = await self._cite(finished.text, question, context)
-            changed = cited.text if cited.text != finished.text else None
+            # A model may write nothing but marks of its own.
+            text = cited.text if any(words(cited.text)) else no_evidence_answer(question)
+            changed = text if text != finished.text else None
             yield CitationsReady(cited.citations, changed, "found" if context.passages else "none")
-            finished = Finished(finished.finish_reason, finished.usage, cited.text)
+            finished = Finished(finished.finish_reason, finished.usage, text)
         yield finished
 
     async def _retrieve(self, request: ChatRequest, knowledge: KnowledgeOptions) -> _Found:

@@ -18,7 +18,11 @@ from services.chat_types import ChatRequest, ContextTrimmed, Message, ModelClien
 from services.errors import ApiError, invalid
 from services.tools.prompting import text_of, with_tools
 
-_INSTRUCTION = "Answer in one or two sentences from these sources only and cite them as [1]."
+_FROM_CONTEXT = "Use only the context above to answer this question in one or two sentences:"
+_FROM_SOURCES = (
+    "Answer the question from these sources only, and cite the source of each statement as [1]. "
+    "If they do not tell, say so.\n\nQuestion:"
+)
 _SHARE_FOR_ANSWER = 4
 """Where the client names no length, up to a quarter of the context is kept free for the answer."""
 
@@ -40,9 +44,10 @@ async def fit_prompt(
     *,
     model: ModelClient,
     default_max_tokens: int,
+    ask_to_cite: bool = False,
 ) -> Prompt:
     """The longest prompt that leaves room for the answer. Raises `ApiError` where even the shortest does not."""
-    parts = _Parts.of(request.messages)
+    parts = _Parts.of(request.messages, ask_to_cite)
     room = _answer_room(request.sampling, model.max_context, default_max_tokens)
     # Results of tools come into the same context later.
     budget = model.max_context - room - (model.max_context // 4 if tool_schemas else 0)
@@ -72,14 +77,19 @@ def last_user_text(messages: Sequence[Message]) -> str:
     return next((text_of(message) for message in reversed(messages) if message.get("role") == "user"), "")
 
 
-def with_passages(messages: Sequence[Message], passages: Sequence[Passage]) -> list[Message]:
-    """The numbered passages before the question, in the user's own message: small models read that best."""
+def with_passages(messages: Sequence[Message], passages: Sequence[Passage], *, ask_to_cite: bool) -> list[Message]:
+    """The passages before the question, in the user's own message: small models read that best, and they answer
+    better when nothing is numbered."""
     if not passages:
         return list(messages)
     place = max(index for index, message in enumerate(messages) if message.get("role") == "user")
-    sources = "\n\n".join(f"[{number}] {_passage_text(passage)}" for number, passage in enumerate(passages, start=1))
+    texts = [_passage_text(passage) for passage in passages]
     question = text_of(messages[place])
-    content = f"Sources:\n{sources}\n\n{_INSTRUCTION}\n\nQuestion: {question}"
+    if ask_to_cite:
+        sources = "\n\n".join(f"[{number}] {text}" for number, text in enumerate(texts, start=1))
+        content = f"Sources:\n{sources}\n\n{_FROM_SOURCES} {question}"
+    else:
+        content = "Context:\n" + "\n\n".join(texts) + f"\n\n{_FROM_CONTEXT} {question}"
     return [*messages[:place], {**messages[place], "content": content}, *messages[place + 1 :]]
 
 
@@ -98,9 +108,10 @@ class _Parts:
     turns: list[list[Message]]
     """Earlier turns, each from a user's message to the next one."""
     current: list[Message]
+    ask_to_cite: bool
 
     @classmethod
-    def of(cls, messages: Sequence[Message]) -> _Parts:
+    def of(cls, messages: Sequence[Message], ask_to_cite: bool) -> _Parts:
         system = [message for message in messages if message.get("role") in ("system", "developer")]
         rest = [message for message in messages if message.get("role") not in ("system", "developer")]
         turns: list[list[Message]] = []
@@ -108,7 +119,7 @@ class _Parts:
             if message.get("role") == "user" or not turns:
                 turns.append([])
             turns[-1].append(message)
-        return cls(system, turns[:-1], turns[-1] if turns else [])
+        return cls(system, turns[:-1], turns[-1] if turns else [], ask_to_cite)
 
     def max_dropped(self, passages: Sequence[Passage]) -> int:
         return len(self.turns) + max(0, len(passages) - 1)
@@ -118,7 +129,8 @@ class _Parts:
         num_turns = min(num_dropped, len(self.turns))
         kept = list(passages[: len(passages) - (num_dropped - num_turns)])
         history = [message for turn in self.turns[num_turns:] for message in turn]
-        return [*self.system, *history, *with_passages(self.current, kept)], kept
+        current = with_passages(self.current, kept, ask_to_cite=self.ask_to_cite)
+        return [*self.system, *history, *current], kept
 
     def num_messages(self, num_turns: int) -> int:
         return sum(len(turn) for turn in self.turns[:num_turns])

@@ -166,3 +166,13 @@ def test_every_span_and_quote_is_exact_whatever_the_answer() -> None:
 
 def test_answer_sentences_fit_the_rows_of_cosines() -> None:
     assert answer_sentences("One thing [1]. Another one! [2]") == ["One thing.", "Another one!"]
+
+
+def test_words_scattered_over_a_passage_are_no_support() -> None:
+    filler = "Something else is told here. "
+    scattered = "Trains are fast. " + filler * 3 + "Hotels are booked. " + filler * 3 + "The second class is full."
+    assert cite("Trains are booked in second class.", [passage(scattered)]).citations == ()
+
+
+def test_a_mark_that_has_a_line_for_itself_takes_the_line_along() -> None:
+    assert cite("Cows fly.\n[1]\n[7]\nHigh.", PASSAGES).text == "Cows fly.\nHigh."

@@ -44,8 +44,8 @@ async def test_what_fits_is_left_alone() -> None:
     prompt = await fit([SYSTEM, *history(2), QUESTION], [passage(1), passage(2)], context=4096)
     assert prompt.trimmed is None
     assert len(prompt.messages) == 6
-    assert "[1] Leave\np1" in everything(prompt) and "[2] Leave\np2" in everything(prompt)
-    assert str(prompt.messages[-1]["content"]).endswith("Question: How long is leave?")
+    assert "Context:\nLeave\np1" in everything(prompt) and "Leave\np2" in everything(prompt)
+    assert str(prompt.messages[-1]["content"]).endswith("sentences: How long is leave?")
 
 
 async def test_without_passages_messages_are_untouched() -> None:
@@ -101,4 +101,13 @@ async def test_messages_after_the_question_stay_with_it() -> None:
     messages = [QUESTION, {"role": "assistant", "content": "call"}, {"role": "tool", "content": "result"}]
     prompt = await fit(messages, [passage(1)], context=4096)
     assert [message["role"] for message in prompt.messages] == ["user", "assistant", "tool"]
-    assert "Sources:" in str(prompt.messages[0]["content"])
+    assert "Context:" in str(prompt.messages[0]["content"])
+
+
+async def test_a_model_that_can_cite_is_asked_to() -> None:
+    request = ChatRequest("r", "large", [QUESTION])
+    prompt = await fit_prompt(
+        request, [passage(1), passage(2)], [], model=ScriptedModel(), default_max_tokens=64, ask_to_cite=True
+    )
+    assert "[1] Leave\np1" in everything(prompt) and "[2] Leave\np2" in everything(prompt)
+    assert "cite the source" in everything(prompt)
