@@ -1,5 +1,1 @@
-"""End-to-end tests share one running product; see `tests.product`."""
-
-from tests.product import product
-
-__all__ = ["product"]
+"""End-to-end tests. The running product that they share is the fixture `product` of `tests.product`."""
