@@ -29,6 +29,7 @@ from rag.language import detect_language
 from rag.open_document_text import open_document_to_text
 from rag.text_decoding import clean_text, decode_text
 from rag.types import PageSpan, ParsedDocument
+from rag.xml_text import xml_to_text
 
 _LANGUAGE_SAMPLE_CHARACTERS = 20_000
 _MAX_TITLE_CHARACTERS = 300
@@ -65,9 +66,11 @@ def _read(data: bytes, name: str, kind: FileType) -> _Content:
             return clean_text(text), (), title, warnings
         if kind in (filetypes.ODT, filetypes.ODP, filetypes.ODS):
             return clean_text(open_document_to_text(data)), (), None, ()
+        if kind is filetypes.XML:
+            return clean_text(xml_to_text(data)), (), None, ()
     except ValueError as error:
         raise filetypes.damaged(name, str(error)) from error
-    if kind in (filetypes.NOTEBOOK, filetypes.XML) or not kind.is_text:
+    if kind is filetypes.NOTEBOOK or not kind.is_text:
         return _read_with_kreuzberg(data, name, kind)
     text, warnings = decode_text(data)
     if kind is not filetypes.HTML:
@@ -82,7 +85,7 @@ def _read_with_kreuzberg(data: bytes, name: str, kind: FileType) -> _Content:
     config = ExtractionConfig(
         use_cache=False,
         enable_quality_processing=False,
-        output_format="plain" if kind in (filetypes.PDF, filetypes.XML) else "markdown",
+        output_format="plain" if kind is filetypes.PDF else "markdown",
         pages=PageConfig(extract_pages=True, insert_page_markers=True, marker_format=f"\n\n{marker}{{page_num}};\n\n"),
         content_filter=ContentFilterConfig(include_headers=True, include_footers=True, strip_repeating_text=False),
         concurrency=ConcurrencyConfig(max_threads=1),
