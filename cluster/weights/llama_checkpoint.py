@@ -6,6 +6,7 @@ Transformers does the reading; it needs torch, so this runs only where the full 
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,13 +49,14 @@ def _split_digits(tokenizer: Any) -> None:
 
 @contextlib.contextmanager
 def _without_progress_bars() -> Iterator[None]:
-    """Ours is the only bar on the terminal."""
+    """Ours is the only bar on the terminal. The reader of GGUF files draws its own past all settings."""
     from transformers.utils import logging
 
     was_on = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         if was_on:
             logging.enable_progress_bar()
