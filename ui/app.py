@@ -20,6 +20,7 @@ from ui.documents import (
     make_delete_collection,
     make_delete_document,
     make_show_documents,
+    make_watch_jobs,
 )
 from ui.guard import Guard
 from ui.layout import Page, build_page
@@ -80,7 +81,8 @@ _QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"
 def _wire_account(blocks: gr.Blocks, page: Page, connect: Connect) -> None:
     view = [getattr(page, name) for name in View.__slots__]
     here = "(key, _) => [key, windfarm.conversationInAddress()]"
-    blocks.load(make_come_back(connect), [page.key, page.conversation_id], view, js=here, **_QUIET)
+    returned = blocks.load(make_come_back(connect), [page.key, page.conversation_id], view, js=here, **_QUIET)
+    returned.then(make_watch_jobs(connect), [page.key, page.target], [page.uploads, page.documents], **_QUIET)
     sign_in = {"fn": make_sign_in(connect), "inputs": [page.key_box, page.conversation_id], "outputs": view, "js": here}
     page.sign_in_button.click(**sign_in, **_QUIET)
     page.key_box.submit(**sign_in, **_QUIET)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ui.markup import code_block, escape, link_marks, safe_markdown
+from ui.markup import code_block, link_marks, plain_markdown, safe_markdown
 from ui.records import Message, ToolStep, Trimmed
 
 Bubble = dict[str, Any]
@@ -52,7 +52,7 @@ def _answer(message: Message) -> str:
 
 
 def _step(step: ToolStep) -> Bubble:
-    title = f"Tool: {escape(step.name)}"
+    title = f"Tool: {plain_markdown(step.name)}"
     if step.result is None:
         return _folded(title, code_block(step.arguments), is_running=True)
     outcome = "Failed" if step.is_error else "Result"

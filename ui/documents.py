@@ -116,6 +116,30 @@ async def _ingest(client: ApiClient, collection: str, files: list[ReceivedFile])
             task.cancel()
 
 
+def make_watch_jobs(connect: Connect) -> Callable[..., AsyncGenerator[tuple[Any, ...]]]:
+    async def watch(key: str, collection: str | None) -> AsyncGenerator[tuple[Any, ...]]:
+        """After a reload: follow the files that are still on their way. Values for: upload list, document list."""
+        if not key or not collection:
+            yield gr.skip(), gr.skip()
+            return
+        client = connect(key)
+        try:
+            followed = {job.id for job in await client.jobs(collection) if not job.is_finished}
+            while followed:
+                jobs = [job for job in await client.jobs(collection) if job.id in followed]
+                yield upload_list([upload_of(job) for job in jobs]), gr.skip()
+                if all(job.is_finished for job in jobs):
+                    break
+                await asyncio.sleep(_POLL_INTERVAL_S)
+            documents = document_list(collection, await client.documents(collection)) if followed else gr.skip()
+            yield gr.skip(), documents
+        except ApiError as error:
+            warn(error.message)
+            yield gr.skip(), gr.skip()
+
+    return watch
+
+
 def make_create_collection(connect: Connect) -> Handler:
     async def create(key: str, name: str, chosen: list[str]) -> tuple[Any, ...]:
         """Values for: name field, target collection, chosen collections, document list."""

@@ -19,6 +19,7 @@ _CODE = re.compile(
 # The page would draw these as diagrams, a large machine to feed with untrusted text.
 _DIAGRAM = re.compile(r"^([ \t]{0,3}(?:`{3,}|~{3,})[ \t]*)mermaid", re.IGNORECASE)
 _IMAGE = re.compile(r"!(?=\[)")
+_SPECIAL = re.compile(r"([!-/:-@\[-`{-~])")
 _MARK = re.compile(r"\[(\d{1,3})\](?!\()")
 
 
@@ -30,6 +31,11 @@ def escape(text: object) -> str:
 def safe_markdown(text: str) -> str:
     """Markdown in which tags are text and images are links; code stays as it is."""
     return _outside_code(text, lambda part: _IMAGE.sub("", part).replace("<", "&lt;"))
+
+
+def plain_markdown(text: str) -> str:
+    """Markdown that shows exactly this text, in one line."""
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
 
 
 def link_marks(text: str, message_id: str, numbers: Collection[int]) -> str:

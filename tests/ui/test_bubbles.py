@@ -58,4 +58,9 @@ def test_no_part_of_a_message_can_carry_tags() -> None:
     message = Message("assistant", evil, steps=(ToolStep(evil, "{}", "x"),), trimmed=Trimmed(1, 0, evil))
     drawn = bubbles([Message("user", evil), message])
     assert "<img" not in text_of(drawn)
-    assert all("<img" not in bubble.get("metadata", {}).get("title", "") for bubble in drawn)
+    assert drawn[1]["metadata"]["title"].startswith(r"Tool: \<img")
+
+
+def test_a_tool_cannot_name_itself_as_an_image() -> None:
+    drawn = bubbles([Message("assistant", "", steps=(ToolStep("![x](http://foreign.example/a.png)", "{}", "x"),))])
+    assert drawn[0]["metadata"]["title"].startswith(r"Tool: \!\[x\]\(")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ui.markup import code_block, escape, link_marks, safe_markdown
+from ui.markup import code_block, escape, link_marks, plain_markdown, safe_markdown
 
 
 @pytest.mark.parametrize(
@@ -14,6 +14,11 @@ def test_tags_become_text(text: str) -> None:
 
 def test_images_become_links_that_load_nothing() -> None:
     assert safe_markdown("![secret](http://foreign.example/x.png)") == "[secret](http://foreign.example/x.png)"
+
+
+def test_plain_text_in_markdown_is_neither_image_nor_link_nor_tag() -> None:
+    shown = plain_markdown("![x](http://a/b.png) <b>\n`c`")
+    assert shown == r"\!\[x\]\(http\:\/\/a\/b\.png\) \<b\> \`c\`"
 
 
 def test_code_is_left_as_it_is() -> None:
