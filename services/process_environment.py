@@ -59,6 +59,8 @@ def process_variables(home: Path, keys: Secrets, config: RayConfig, given: Mappi
         TOKEN_VARIABLE: keys.ray_token,
         SECRET_VARIABLE: keys.internal,
         "WINDFARM_HOME": str(home),
+        # Uploads pass through the page's process; its default is a folder that all users of the machine share.
+        "GRADIO_TEMP_DIR": str(home / "run" / "page"),
         "PYTHONPATH": _python_path(),
         **given,
     }
