@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import xllamacpp
 
 from cluster.chat_template import ChatTemplate, template_from_gguf
 from cluster.engine import (
@@ -34,6 +33,7 @@ from cluster.engine import (
 )
 from cluster.engines.admission import Admission
 from cluster.engines.health_probe import HealthProbe
+from cluster.engines.openmp import limit_spinning
 from cluster.engines.request_checks import answer_limit, check_request, check_token_ids
 from cluster.engines.settings import EngineSettings
 from cluster.engines.stop_strings import StopMatcher
@@ -62,6 +62,7 @@ class LlamaCppEngine:
         self._max_context = _max_context(settings, self._metadata)
         self._admission = Admission(settings.parallel_requests, settings.max_queued_requests)
         self._key = secrets.token_hex(16)
+        self._library = _load_library()
         self._params = self._parameters()
         self._server: Any = None
         self._http: aiohttp.ClientSession | None = None
@@ -89,7 +90,7 @@ class LlamaCppEngine:
         self._workers = ThreadPoolExecutor(self._settings.parallel_requests + 1, thread_name_prefix="llamacpp")
         try:
             self._server = await asyncio.get_running_loop().run_in_executor(
-                self._workers, xllamacpp.Server, self._params
+                self._workers, self._library.Server, self._params
             )
         except (RuntimeError, ValueError) as error:
             await self.stop()
@@ -185,7 +186,7 @@ class LlamaCppEngine:
 
     def _parameters(self) -> Any:
         settings = self._settings
-        params = xllamacpp.CommonParams()
+        params = self._library.CommonParams()
         params.model.path = str(self._path)
         params.model_alias = {settings.model}
         params.hostnames = ["127.0.0.1"]
@@ -408,6 +409,14 @@ def _max_context(settings: EngineSettings, metadata: GgufMetadata) -> int:
             f"Set max_context to {trained} or less."
         )
     return wanted
+
+
+def _load_library() -> Any:
+    """Imported late: OpenMP reads its settings once, when the first library that uses it is loaded."""
+    limit_spinning()
+    import xllamacpp
+
+    return xllamacpp
 
 
 def _set_option(params: Any, name: str, value: Any) -> None:

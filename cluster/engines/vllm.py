@@ -23,6 +23,7 @@ from cluster.chat_template import ChatTemplate, template_from_folder
 from cluster.engine import FinishReason, GenerationChunk, GenerationRequest, ModelInfo, TokenLogprob, Usage
 from cluster.engines.admission import Admission
 from cluster.engines.health_probe import HealthProbe
+from cluster.engines.openmp import limit_spinning
 from cluster.engines.request_checks import MAX_LOGPROBS, answer_limit, check_request, check_token_ids
 from cluster.engines.settings import EngineSettings
 from cluster.engines.structured_output import compact_schema, json_schema_grammar
@@ -284,6 +285,7 @@ def _sampling_params(request: GenerationRequest, max_tokens: int, defaults: Mapp
 
 def _set_environment(settings: EngineSettings) -> None:
     """What vLLM and its processes read from the environment; only one engine runs in a process."""
+    limit_spinning()
     os.environ[PARENT_VARIABLE] = str(os.getpid())
     os.environ |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
