@@ -1,0 +1,89 @@
+"""Ready means proved by what runs now; what Serve says of the rest is told in one sentence."""
+
+import asyncio
+
+from services.errors import ApiError
+from services.model_status import ApplicationState, DeploymentState, ServeStates
+from services.readiness import Readiness
+from tests.services.harness import wait_until
+
+
+class Proof:
+    def __init__(self) -> None:
+        self.num_runs = 0
+        self.error: Exception | None = None
+        self.dependencies: tuple[str, ...] | None = ("r1",)
+        self.readiness = Readiness(lambda: self.dependencies, self._run)
+
+    async def _run(self) -> None:
+        self.num_runs += 1
+        if self.error:
+            raise self.error
+
+
+async def test_one_proof_lasts_until_a_dependency_changes() -> None:
+    proof = Proof()
+    assert not proof.readiness.is_ready
+    proof.readiness.start()
+    await wait_until(lambda: proof.readiness.is_ready)
+    assert proof.num_runs == 1
+    proof.dependencies = ("r2",)
+    assert not proof.readiness.is_ready
+    await wait_until(lambda: proof.readiness.is_ready)
+    assert proof.num_runs == 2
+    proof.dependencies = None
+    assert not proof.readiness.is_ready
+    await proof.readiness.stop()
+
+
+async def test_a_failed_proof_says_why_and_is_tried_again() -> None:
+    proof = Proof()
+    proof.error = ApiError(503, "service_unavailable", "engine_busy", "All slots are taken.")
+    proof.readiness.start()
+    await wait_until(lambda: proof.num_runs == 1)
+    await asyncio.sleep(0)
+    assert proof.readiness.last_failure == "All slots are taken."
+    proof.error = None
+    await wait_until(lambda: proof.readiness.is_ready)
+    await proof.readiness.stop()
+
+
+PENDING = DeploymentState("ModelServer", "UPDATING", "It needs 4 CPUs, 2 are there.", {"STARTING": 1})
+
+
+async def test_configured_models_are_the_applications_of_models() -> None:
+    known = {name: ApplicationState(name, "RUNNING") for name in ("llm-tiny", "llm-a.b", "store", "platform")}
+    states = ServeStates(lambda: known)
+    await states.refresh()
+    assert states.configured_models() == ["a.b", "tiny"]
+
+
+async def test_a_model_that_waits_is_explained_with_serves_words() -> None:
+    states = ServeStates(lambda: {"llm-big": ApplicationState("llm-big", "DEPLOYING", "", (PENDING,))})
+    await states.refresh()
+    assert states.why_not_ready("big") == (
+        "The model 'big' is not ready: its application 'llm-big' is DEPLOYING. "
+        "Ray Serve says: It needs 4 CPUs, 2 are there."
+    )
+    assert "does not know it yet" in states.why_not_ready("other")
+
+
+async def test_when_serve_does_not_answer_the_last_state_stays() -> None:
+    answers = iter([{"llm-tiny": ApplicationState("llm-tiny", "RUNNING")}])
+
+    def read() -> dict[str, ApplicationState]:
+        try:
+            return next(answers)
+        except StopIteration:
+            raise ConnectionError("the controller restarts") from None
+
+    states = ServeStates(read)
+    await states.refresh()
+    await states.refresh()
+    assert states.configured_models() == ["tiny"]
+
+
+def test_an_old_replica_that_still_runs_beside_a_new_one_counts() -> None:
+    both = DeploymentState("Store", "UPDATING", "", {"RUNNING": 1, "STARTING": 1})
+    assert ApplicationState("store", "DEPLOYING", "", (both,)).has_running_replica
+    assert not ApplicationState("store", "DEPLOYING", "", (PENDING,)).has_running_replica
