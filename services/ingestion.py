@@ -502,7 +502,7 @@ class IngestionService:
     def _write_state(self, job_id: str, state: str, values: dict[str, Any]) -> bool:
         with self._database.write() as session:
             row = session.get(Job, job_id)
-            if row is None or row.state == "cancelled":
+            if row is None or row.state not in ACTIVE_JOB_STATES:
                 return False
             for name, value in {"state": state, **values}.items():
                 setattr(row, name, value)

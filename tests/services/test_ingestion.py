@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from rag.errors import EmbeddingMismatch
+from rag.errors import EmbeddingMismatch, StoreError
 from services.database import Document, JournalEntry, Version
 from services.errors import ApiError
 from tests.services.ingesting import OWNER, HashEmbedder, Running, running
@@ -233,6 +233,59 @@ async def test_lost_passages_are_written_again_from_the_stored_text(tmp_path: Pa
         ended = await windfarm.service.wait_for_job(repair["id"], OWNER, timeout_s=60)
         assert ended["state"] == "done" and ended["kind"] == "repair"
         assert windfarm.found("handbook", "rule 33")
+        windfarm.check_agreement()
+
+
+@pytest.mark.parametrize("step", ["activate_version", "delete_version"])
+async def test_a_decided_change_that_the_store_could_not_carry_out_is_finished_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    async with running(tmp_path) as windfarm:
+        windfarm.create()
+        await windfarm.ingest("handbook", "rules.md", "Old rules hold.")
+
+        def fail(*_: object, **__: object) -> None:
+            raise StoreError("The disk broke.")
+
+        monkeypatch.setattr(windfarm.store, step, fail)
+        job = await windfarm.ingest("handbook", "rules.md", "New rules hold.")
+        assert job["state"] == ("failed" if step == "activate_version" else "done")
+    monkeypatch.undo()
+    async with running(tmp_path) as windfarm:
+        assert windfarm.report.num_replayed >= 1
+        assert windfarm.found("handbook", "rules") == ["New rules hold."]
+        assert (await windfarm.service.job(job["id"], OWNER))["state"] == "done"
+        windfarm.check_agreement()
+
+
+async def test_an_interrupted_reembedding_leaves_the_old_vectors_in_use(tmp_path: Path) -> None:
+    async with running(tmp_path) as windfarm:
+        windfarm.create()
+        await windfarm.ingest("handbook", "rules.md", TEXT)
+    slow = HashEmbedder("wide", 48)
+    slow.gate.clear()
+    async with running(tmp_path, embedder=slow) as windfarm:
+        job = await windfarm.service.reembed("handbook", OWNER)
+    async with running(tmp_path, embedder=HashEmbedder("wide", 48)) as windfarm:
+        ended = await windfarm.service.wait_for_job(job["id"], OWNER, timeout_s=60)
+        assert ended["state"] == "done"
+        assert len(windfarm.store.list_collections()) == 1
+        windfarm.check_agreement()
+
+
+async def test_deleting_while_everything_is_embedded_anew_deletes_there_too(tmp_path: Path) -> None:
+    embedder = HashEmbedder()
+    async with running(tmp_path, embedder=embedder) as windfarm:
+        windfarm.create()
+        first = await windfarm.ingest("handbook", "a.txt", "Apples are red.")
+        await windfarm.ingest("handbook", "b.txt", "Pears are green.")
+        embedder.gate.clear()
+        job = await windfarm.service.reembed("handbook", OWNER)
+        await windfarm.service.delete_document("handbook", first["document_id"], OWNER)
+        embedder.gate.set()
+        ended = await windfarm.service.wait_for_job(job["id"], OWNER, timeout_s=60)
+        assert ended["state"] == "done" and ended["num_chunks"] == 1
+        assert not windfarm.found("handbook", "apples") and windfarm.found("handbook", "pears")
         windfarm.check_agreement()
 
 
