@@ -97,8 +97,11 @@ class LlamaCppEngine:
             raise ModelDamaged(
                 f"llama.cpp cannot load {self._path}: {error}. Check the file, and that memory suffices."
             ) from error
+        # One connection per request: its server closes idle ones after seconds, and a request sent just then is lost.
         self._http = aiohttp.ClientSession(
-            self._server.listening_address, headers={"Authorization": f"Bearer {self._key}"}
+            self._server.listening_address,
+            headers={"Authorization": f"Bearer {self._key}"},
+            connector=aiohttp.TCPConnector(force_close=True),
         )
 
     async def stop(self) -> None:
