@@ -82,6 +82,7 @@ class IngestionService:
         self._progress: dict[str, float] = {}
         self._prepared: dict[str, asyncio.Task[_Prepared]] = {}
         self._has_work = asyncio.Event()
+        self._needs_tidying = False
         self._changed = asyncio.Condition()
         self._worker: asyncio.Task[None] | None = None
 
@@ -137,7 +138,10 @@ class IngestionService:
 
     async def delete_document(self, collection: str, document_id: str, actor: str) -> dict[str, Any]:
         """Remove a document with all that was made of it. Returns a receipt."""
-        return await asyncio.to_thread(self._delete_document, collection, document_id, actor)
+        receipt = await asyncio.to_thread(self._delete_document, collection, document_id, actor)
+        self._needs_tidying = True
+        self._has_work.set()
+        return receipt
 
     async def delete_collection(self, name: str, actor: str) -> dict[str, Any]:
         return await asyncio.to_thread(self._delete_collection, name, actor)
@@ -218,11 +222,22 @@ class IngestionService:
             self._has_work.clear()
             jobs = await asyncio.to_thread(self._next_jobs)
             if not jobs:
+                await self._tidy()
                 await self._has_work.wait()
                 continue
             self._forget_prepared(keep={job.id for job in jobs})
             self._prepare_ahead(jobs)
             await self._run(jobs[0])
+
+    async def _tidy(self) -> None:
+        """Use the pause: merge what was written, drop what was deleted from the files of the vector store."""
+        if self._needs_tidying and not self._has_work.is_set():
+            self._needs_tidying = False
+            try:
+                await asyncio.to_thread(self._store.optimize)
+            except StoreError as error:
+                # Everything is stored already; the next pause tries again.
+                _log.warning("The vector store could not be tidied: %s", error)
 
     def _next_jobs(self) -> list[Job]:
         """The job whose turn it is and those whose files may be parsed meanwhile."""
@@ -243,6 +258,7 @@ class IngestionService:
     async def _run(self, job: Job) -> None:
         """Work on one job. Whatever goes wrong in it ends this job alone."""
         self._progress[job.id] = 0.0
+        self._needs_tidying = True
         try:
             await self._step(job)
         except _Cancelled:
