@@ -57,8 +57,8 @@ def theme() -> gr.themes.Base:
 def head() -> str:
     """Script and style of the page for its head.
 
-    The script must run before Gradio starts, which reads the light or dark choice. The style is not given as Gradio's
-    own `css`: Gradio rewrites each selector to lie below its container, and ours reach `html` and `body`.
+    The style is not given as Gradio's own `css`: Gradio rewrites each selector to lie below its container, and ours
+    reach `html` and `body`.
     """
     script = (STATIC / "page.js").read_text(encoding="utf-8")
     style = (STATIC / "page.css").read_text(encoding="utf-8")

@@ -16,14 +16,18 @@ window.windfarm = (() => {
     document.querySelector("#wf-question .submit-button:not([aria-label])")?.setAttribute("aria-label", "Send");
     document.querySelector("#wf-question .stop-button:not([aria-label])")?.setAttribute("aria-label", "Stop");
   };
-  document.addEventListener("DOMContentLoaded", () => {
+  const begin = () => {
     applyTheme();
+    nameButtons();
     new MutationObserver(nameButtons).observe(document.body, { childList: true, subtree: true });
     /* Gradio sets the class itself once it has started; the person's choice wins. */
     new MutationObserver(() => {
       if (document.body.classList.contains("dark") !== wantsDark()) applyTheme();
     }).observe(document.body, { attributes: true, attributeFilter: ["class"] });
-  });
+  };
+  /* Gradio may put this script into a page that stands already. */
+  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", begin);
+  else begin();
   const toggleTheme = () => {
     localStorage.setItem("windfarm-theme", wantsDark() ? "light" : "dark");
     applyTheme();
