@@ -109,7 +109,12 @@ class Endpoint:
             ).routes(),
             *StatusRoutes(self._readiness, metrics, around.states.applications, around.replicas.endpoints).routes(),
         ]
-        page = UiProxy(self._ui_session, lambda: around.replicas.endpoints(PLATFORM_APP), around.secret)
+        page = UiProxy(
+            self._ui_session,
+            lambda: around.replicas.endpoints(PLATFORM_APP),
+            around.secret,
+            config.max_body_mib,
+        )
         hosts = HostCheck(around.listen_host, config.listen.allowed_hosts)
         return GatewayApp(routes, Accounts(around.database), metrics, hosts, page)
 

@@ -16,6 +16,7 @@ from yarl import URL
 from services.discovery import ReplicaEndpoint
 from services.event_stream import ClientGone, Receive, Send, until_client_leaves
 from services.relay import INTERNAL_HEADER
+from services.routing import body_too_long
 
 _HOP_BY_HOP = {
     b"connection",
@@ -34,6 +35,7 @@ _WEBSOCKET_HANDSHAKE = {
     b"sec-websocket-protocol",
 }
 _MAX_MESSAGE = 64 << 20
+_MIB = 1 << 20
 _STARTING = b"""<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="2">
 <title>windfarm</title><style>body{font:16px system-ui;display:grid;place-items:center;height:90vh;margin:0;
 color-scheme:light dark}</style></head><body><main><h1>windfarm is starting</h1>
@@ -44,18 +46,23 @@ class UiProxy:
     """`endpoints` gives the live processes of the page; `session` must keep no cookies."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, endpoints: Callable[[], list[ReplicaEndpoint]], secret: str
+        self,
+        session: aiohttp.ClientSession,
+        endpoints: Callable[[], list[ReplicaEndpoint]],
+        secret: str,
+        max_body_mib: float,
     ) -> None:
         self._session = session
         self._endpoints = endpoints
         self._secret = secret
+        self._max_body_mib = max_body_mib
 
     async def http(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> int:
         """Forward one request; returns the status that was answered."""
         endpoint = self._endpoint()
         if endpoint is None:
             return await _starting(send)
-        body = _RequestBody(receive)
+        body = _RequestBody(receive, self._max_body_mib)
         try:
             response = await self._session.request(
                 scope["method"],
@@ -66,8 +73,8 @@ class UiProxy:
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=5),
             )
         except (aiohttp.ClientConnectionError, OSError, TimeoutError):
-            if body.is_client_gone:
-                raise ClientGone from None
+            if body.failure is not None:
+                raise body.failure from None
             return await _starting(send)
         async with response:
             headers = [(name.lower(), value) for name, value in response.raw_headers]
@@ -121,20 +128,31 @@ class UiProxy:
 
 
 class _RequestBody:
-    def __init__(self, receive: Receive) -> None:
+    """What the browser sends, block by block. `failure` is why it ended early; the connection error hides that."""
+
+    def __init__(self, receive: Receive, max_mib: float) -> None:
         self._receive = receive
-        self.is_client_gone = False
+        self._max_mib = max_mib
+        self.failure: Exception | None = None
 
     async def blocks(self) -> AsyncIterator[bytes]:
+        size = 0
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                self.is_client_gone = True
-                raise ConnectionResetError("the client left while it was sending")
-            if chunk := message.get("body", b""):
+                self._fail(ClientGone())
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size > self._max_mib * _MIB:
+                self._fail(body_too_long(self._max_mib))
+            if chunk:
                 yield chunk
             if not message.get("more_body", False):
                 return
+
+    def _fail(self, failure: Exception) -> None:
+        self.failure = failure
+        raise ConnectionResetError("the browser's request ended early")
 
 
 async def _pump(response: aiohttp.ClientResponse, send: Send) -> None:

@@ -1,12 +1,14 @@
 """The page behind the endpoint: everything but the API goes through, streamed, with the secret that only we add."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
+from services.config import PlatformConfig
 from services.discovery import ReplicaEndpoint, encode_beat
 from services.listener import start_listener
 from services.page import demand_secret
@@ -64,10 +66,10 @@ async def _respond(send: Any, body: bytes) -> None:
 
 
 @asynccontextmanager
-async def page_behind_endpoint(home: Path) -> Any:
+async def page_behind_endpoint(home: Path, config: PlatformConfig | None = None) -> Any:
     page = Page()
     listener = await start_listener(demand_secret(page, SECRET), websockets=True)
-    async with running_endpoint(home, ScriptedEngine()) as running:
+    async with running_endpoint(home, ScriptedEngine(), config=config) as running:
         beat = ReplicaEndpoint("page1", "platform", listener.url, 1)
         running.beats.put(beat.key, encode_beat(beat))
         await running.directory.refresh()
@@ -97,6 +99,17 @@ async def test_requests_reach_the_page_with_what_a_proxy_adds(tmp_path: Path) ->
     assert headers["host"] == running.url.removeprefix("http://")
     assert (headers["x-forwarded-host"], headers["x-forwarded-proto"]) == (headers["host"], "https")
     assert (headers["x-forwarded-for"], headers["cookie"]) == ("127.0.0.1", "session=1")
+
+
+async def test_bodies_have_a_limit_on_their_way_to_the_page_too(tmp_path: Path) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(40):
+            yield b"x" * 65_536
+
+    async with page_behind_endpoint(tmp_path, PlatformConfig(max_body_mib=1)) as (running, _):
+        answer = await running.http.post("/gradio_api/upload", content=endless())
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_long")
+        assert (await running.http.post("/small", content=b"x")).status_code == 200
 
 
 async def test_cookies_of_one_visitor_never_reach_another(tmp_path: Path) -> None:
