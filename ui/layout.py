@@ -22,12 +22,9 @@ _WELCOME = """## Ask anything, or ask your documents
 """
 
 _EXAMPLES: list[Any] = [
-    {"text": "What are my documents about?", "display_text": "What are my documents about?"},
-    {
-        "text": "Explain in three sentences what a mixture of experts is.",
-        "display_text": "What is a mixture of experts?",
-    },
-    {"text": "What is 17 * 23, and what day is today?", "display_text": "Calculate something with tools"},
+    {"text": "Explain in simple words what a mixture of experts is.", "display_text": "What is a mixture of experts?"},
+    {"text": "Write a short poem about the wind.", "display_text": "Write a short poem about the wind"},
+    {"text": "How do you say good morning in Italian?", "display_text": "Good morning in Italian?"},
 ]
 
 # Clicks on the lists become events that carry the `data-` attributes of the button and of its row.
