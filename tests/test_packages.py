@@ -2,11 +2,15 @@
 
 import importlib
 import importlib.metadata
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.product import Product
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("cluster", "services", "rag", "ui")
@@ -31,3 +35,36 @@ def test_no_installed_package_takes_one_of_our_names() -> None:
         if name in PACKAGES and owners != ["windfarm"]
     }
     assert not taken
+
+
+IN_A_WORKER = """
+import importlib, json, subprocess, sys
+import ray
+
+PACKAGES = ("cluster", "services", "rag", "ui")
+CODE = f"import importlib; print(*(importlib.import_module(name).__file__ for name in {PACKAGES}))"
+
+@ray.remote(num_cpus=0)
+def in_worker():
+    here = [importlib.import_module(name).__file__ for name in PACKAGES]
+    started = subprocess.run([sys.executable, "-c", CODE], cwd="/", capture_output=True, text=True, check=True)
+    return here, started.stdout.split()
+
+ray.init(log_to_driver=False)
+print(json.dumps(ray.get(in_worker.remote())))
+"""
+
+
+@pytest.mark.e2e
+def test_the_packages_are_ours_in_a_ray_worker_and_in_a_process_that_it_starts(
+    product: Product, tmp_path: Path
+) -> None:
+    """Replicas are such workers, and engine processes are started by them."""
+    variables = json.loads(product.run("env", "--json").stdout)
+    (tmp_path / "driver.py").write_text(IN_A_WORKER)
+    command = [sys.executable, "driver.py"]
+    environment = {**os.environ, **variables}
+    answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    for origins in json.loads(answer.stdout.splitlines()[-1]):
+        assert [Path(origin).parent for origin in origins] == [ROOT / package for package in PACKAGES]
