@@ -1,4 +1,4 @@
-"""Imports flow one way: ui -> (HTTP) -> services -> rag, cluster, which never meet; heavy libraries have one place each."""
+"""Imports flow one way: ui -> (HTTP) -> services -> rag, cluster, which never meet; heavy libraries have one place."""
 
 import ast
 import subprocess
