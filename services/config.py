@@ -29,7 +29,7 @@ class ModelConfig(Section):
     id: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
     """The name that clients use."""
     source: str = "tiny"
-    """A name of the catalogue, a folder, a .gguf file, `hf:owner/name` of a hub, or `https://.../v1` of a remote API."""
+    """A catalogue name, a folder, a .gguf file, `hf:owner/name` of a hub, or `https://.../v1` of a remote API."""
     engine: Literal["auto", "vllm", "llamacpp", "remote"] = "auto"
     max_context: Annotated[int, Field(ge=64)] | None = None
     """Tokens of prompt and answer together; none: what the model was trained for."""
@@ -88,7 +88,7 @@ class ListenConfig(Section):
     host: str = "127.0.0.1"
     port: Port = 8000
     allowed_hosts: list[str] = Field(default_factory=list)
-    """Names besides localhost that may stand in a request while `host` is loopback (a proxy in front passes its own)."""
+    """Names beside localhost that may stand in a request while `host` is loopback (a proxy in front passes its own)."""
 
 
 class RetrievalConfig(Section):
