@@ -21,6 +21,8 @@ RAY_VARIABLES: Mapping[str, str] = {
     # Otherwise Ray replaces 127.0.0.1 by the machine's outer address, in the head as well as in drivers.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray would run replicas at niceness 15: any other program of the machine would slow every answer.
+    "RAY_worker_niceness": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_SERVE_ENABLE_TASK_EVENTS": "0",
     "RAY_TASK_EVENTS_REPORT_INTERVAL_MS": "0",

@@ -32,8 +32,8 @@ class Resources:
         return options
 
 
-STORE = Resources(num_cpus=0.2, memory=600 * MIB)
-EMBEDDING = Resources(num_cpus=0.3, memory=900 * MIB)
+STORE = Resources(num_cpus=0.2, memory=800 * MIB)
+EMBEDDING = Resources(num_cpus=0.3, memory=1200 * MIB)
 GATEWAY = Resources(num_cpus=0.2, memory=500 * MIB)
 PAGE = Resources(num_cpus=0.1, memory=400 * MIB)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 FINAL = ("done", "failed", "cancelled")
 AHEAD = 8
 POLL_S = 0.15
+FOLDER_MARK = " › "
 CollectionArgument = Annotated[str, typer.Argument(help="Name of a collection.")]
 
 
@@ -61,14 +62,15 @@ def ingest(
 
 
 def find_files(paths: list[Path]) -> Iterator[tuple[Path, str]]:
-    """(file, name in the collection): a file's own name, or its path below the folder that was named. Hidden files are
-    left out, links are not followed out of the folder."""
+    """(file, name in the collection). Names hold no slashes (the server keeps the last part of a path alone), so folders
+    below the named one stand before the file with another mark: files of the same name stay apart. Hidden files are
+    left out."""
     for path in paths:
         if path.is_dir():
             for file in sorted(path.rglob("*")):
                 relative = file.relative_to(path)
                 if file.is_file() and not any(part.startswith(".") for part in relative.parts):
-                    yield file, relative.as_posix()
+                    yield file, FOLDER_MARK.join(relative.parts)
         else:
             yield path, path.name
 

@@ -68,9 +68,10 @@ def test_env_prints_lines_for_a_shell(tmp_path: Path) -> None:
     assert "WINDFARM_INSTANCE" not in answer.stdout
 
 
-def test_folders_are_walked_and_hidden_files_left_out(tmp_path: Path) -> None:
-    (tmp_path / "a" / ".git").mkdir(parents=True)
-    for name in ("a/one.txt", "a/.hidden", "a/.git/x", "two.md"):
+def test_folders_are_walked_and_files_of_one_name_stay_apart(tmp_path: Path) -> None:
+    for folder in ("a/.git", "a/b"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("a/one.txt", "a/b/one.txt", "a/.hidden", "a/.git/x", "two.md"):
         (tmp_path / name).write_text("x", encoding="utf-8")
     found = list(find_files([tmp_path / "a", tmp_path / "two.md"]))
-    assert [name for _, name in found] == ["one.txt", "two.md"]
+    assert [name for _, name in found] == ["b › one.txt", "one.txt", "two.md"]
