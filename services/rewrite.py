@@ -13,7 +13,7 @@ from rag.language import content_words, words
 from services.chat_types import Message
 from services.tools.prompting import text_of
 
-_FEW_WORDS = 3
+_FEW_WORDS = 2
 _REFERRING_WORDS = """
     it its they them their that this those these he she his her there
     il elle ils elles lui leur celui celle cela ça ceci

@@ -274,6 +274,16 @@ def test_a_collection_id_cannot_leave_the_folder(tmp_path: Path, name: str) -> N
     store.close()
 
 
+def test_a_server_that_does_not_answer_is_an_error_at_once() -> None:
+    with pytest.raises(StoreError, match="Qdrant server could not"):
+        open_vector_store(url="http://127.0.0.1:9")
+
+
+def test_neither_folder_nor_url_is_an_error() -> None:
+    with pytest.raises(StoreError, match="folder or the URL"):
+        open_vector_store()
+
+
 WRITER = """
 import sys
 from pathlib import Path

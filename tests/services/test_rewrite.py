@@ -37,3 +37,8 @@ def test_content_in_parts_is_read() -> None:
 
 def test_without_a_question_there_is_nothing_to_search() -> None:
     assert search_queries([{"role": "user", "content": " "}]) == []
+
+
+@pytest.mark.parametrize("question", ["Parental leave?", "Welche Hotels darf ich buchen?", "Quels hôtels réserver ?"])
+def test_what_names_its_own_subject_does_not_refer_back(question: str) -> None:
+    assert not refers_back(question)
