@@ -20,6 +20,7 @@ from services.knowledge_calls import RemoteSearcher, RemoteSentenceEmbedder
 from services.listener import start_listener
 from services.model_status import ServeStates, read_serve
 from services.ray_adapter import close_replica_ports
+from services.replica_log import log_into_replica_file
 
 STORE_APP, STORE_DEPLOYMENT = "store", "Store"
 EMBED_APP, EMBED_DEPLOYMENT = "embed", "Embedding"
@@ -32,6 +33,7 @@ class Gateway:
     async def __init__(self, config: PlatformConfig, page: DeploymentHandle) -> None:  # type: ignore[misc]
         """Serve awaits this; the port is open when it returns."""
         close_replica_ports()
+        log_into_replica_file()
         environment = read_environment()
         host, port = public_address(config.listen, environment)
         self._directory = Directory(RayBeatStore())
