@@ -6,6 +6,7 @@ from services.config import EmbeddingConfig
 from services.embedding_service import EmbeddingService, open_configured_embedding
 from services.environment import read_environment
 from services.ray_adapter import close_replica_ports
+from services.replica_log import log_into_replica_file
 
 
 class Embedding(EmbeddingService):
@@ -14,6 +15,7 @@ class Embedding(EmbeddingService):
     async def __init__(self, config: EmbeddingConfig) -> None:  # type: ignore[misc]
         """Serve awaits this: the replica is ready when a real vector came out."""
         close_replica_ports()
+        log_into_replica_file()
         model = await asyncio.to_thread(open_configured_embedding, config, read_environment())
         super().__init__(model, max_batch=config.max_batch, batch_wait_ms=config.batch_wait_ms)
         await self.start()

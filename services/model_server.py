@@ -18,6 +18,7 @@ from services.discovery import RayBeatStore
 from services.environment import read_environment
 from services.model_service import ModelService
 from services.ray_adapter import close_replica_ports
+from services.replica_log import log_into_replica_file
 
 
 class ModelServer:
@@ -26,6 +27,7 @@ class ModelServer:
     async def __init__(self, config: ModelConfig) -> None:  # type: ignore[misc]
         """Serve awaits this; the replica counts as started when the model can answer."""
         close_replica_ports()
+        log_into_replica_file()
         environment = read_environment()
         context = serve.get_replica_context()
         engine = await asyncio.to_thread(build_engine, config, environment)

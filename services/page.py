@@ -18,6 +18,7 @@ from services.discovery import Beacon, RayBeatStore, ReplicaEndpoint
 from services.environment import public_url, read_environment
 from services.listener import start_listener
 from services.ray_adapter import close_replica_ports
+from services.replica_log import log_into_replica_file
 from services.relay import INTERNAL_HEADER
 from ui.app import create_app
 
@@ -32,6 +33,7 @@ class Ui:
 
     async def __init__(self, config: PlatformConfig) -> None:  # type: ignore[misc]  # Serve awaits constructors
         close_replica_ports()
+        log_into_replica_file()
         environment = read_environment()
         page = create_app(public_url(config.listen, environment), max_file_mib=config.max_body_mib)
         guarded = demand_secret(page, environment.internal_secret)

@@ -7,6 +7,7 @@ from ray import serve
 from services.config import StoreConfig
 from services.environment import read_environment
 from services.ray_adapter import close_replica_ports
+from services.replica_log import log_into_replica_file
 from services.retrieval import HandleEmbedder
 from services.store_service import StoreService, open_store
 
@@ -19,6 +20,7 @@ class Store(StoreService):
     async def __init__(self, config: StoreConfig) -> None:  # type: ignore[misc]
         """Serve awaits this. It ends when the folder is ours and everything agrees; it does not wait for the model."""
         close_replica_ports()
+        log_into_replica_file()
         parts = await asyncio.to_thread(open_store, config, read_environment())
         # Applications start side by side, so the other one may not be known yet.
         handle = serve.get_deployment_handle(_EMBED_DEPLOYMENT, app_name=_EMBED_APP, _check_exists=False)
