@@ -18,8 +18,8 @@ from services.discovery import Beacon, RayBeatStore, ReplicaEndpoint
 from services.environment import public_url, read_environment
 from services.listener import start_listener
 from services.ray_adapter import close_replica_ports
-from services.replica_log import log_into_replica_file
 from services.relay import INTERNAL_HEADER
+from services.replica_log import log_into_replica_file
 from ui.app import create_app
 
 Scope = MutableMapping[str, Any]
