@@ -51,6 +51,9 @@ bench-laptop: setup-dev ## Speed of one chat stream against the bare llama.cpp s
 lock: setup-dev ## Resolve requirements/*.in again (ARGS=--upgrade: newest versions)
 	@$(BIN)/python -m infra.setup.lock $(ARGS)
 
+screenshots: setup-dev ## Take the pictures of the README again, from the real page in a real browser
+	@$(BIN)/python -m tests.e2e.screenshots $(ARGS)
+
 map: setup-dev ## Write the code map of README.md from the docstrings
 	@$(BIN)/python -m infra.setup.code_map
 
