@@ -9,7 +9,7 @@ acknowledged by returning survives a kill of the process.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import UUID, uuid5
@@ -24,6 +24,7 @@ DENSE = "dense"
 SPARSE = "bm25"
 VISIBILITY = "visibility"
 INDEXED_KEYWORDS = ("document_id", "version_id")
+_CHUNK_FIELDS = tuple(field.name for field in fields(StoredChunk))
 POINT_NAMESPACE = UUID("5f0f5f0c-7f0c-5d67-9a35-8f6d2f4c1b11")
 
 
@@ -138,16 +139,16 @@ def point_id(version_id: str, chunk_index: int) -> str:
 
 
 def chunk_to_payload(chunk: StoredChunk, *, active: bool) -> dict[str, Any]:
-    payload = {name: value for name, value in asdict(chunk).items() if value is not None}
+    payload: dict[str, Any] = {name: value for name in _CHUNK_FIELDS if (value := getattr(chunk, name)) is not None}
     payload["headings"] = list(chunk.headings)
     payload[VISIBILITY] = visibility(active)
     return payload
 
 
 def chunk_from_payload(payload: Mapping[str, Any]) -> StoredChunk:
-    fields = {name: value for name, value in payload.items() if name != VISIBILITY}
-    fields["headings"] = tuple(fields.get("headings", ()))
-    return StoredChunk(**fields)
+    values = {name: value for name, value in payload.items() if name != VISIBILITY}
+    values["headings"] = tuple(values.get("headings", ()))
+    return StoredChunk(**values)
 
 
 def visibility(active: bool) -> str:
