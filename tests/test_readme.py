@@ -84,13 +84,11 @@ def test_the_shell_examples_run(product: Product) -> None:
 
 @pytest.mark.e2e
 def test_the_python_example_runs_and_cites(product: Product) -> None:
-    product.run(
-        "ingest", "tests/data/company-kb/gds-way-en/standards/storing-credentials.md", "--collection", "handbook"
-    )
+    product.run("ingest", "tests/data/company-kb/gds-way-en/standards/pull-requests.md", "--collection", "handbook")
     (example,) = blocks("python")
     example = example.replace("http://127.0.0.1:8000/v1", product.api).replace(
         "the key that make up printed", product.key
     )
     answer = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
-    assert "storing-credentials.md" in answer.stdout
+    assert "pull-requests.md" in answer.stdout
