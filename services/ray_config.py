@@ -146,6 +146,7 @@ def load_ray_config(path: Path) -> RayConfig:
 def parse_ray_config(text: str, path: Path) -> RayConfig:
     """Check the text of a file; `path` is only named in messages."""
     root, lines, problems = _read_yaml(text, path)
+    _anchor_sources(root, path.absolute().parent)
     serve_file, found = _check(ServeFile, root, lines, ())
     problems += found
     entries = serve_file.applications if serve_file else _readable_applications(root)
@@ -179,6 +180,18 @@ def _read_yaml(text: str, path: Path) -> tuple[dict[str, Any], dict[Location, in
     assert tree is not None, "a mapping was loaded, so there is a tree"
     problems = list(_walk(tree, (), lines))
     return value, lines, problems
+
+
+def _anchor_sources(root: dict[str, Any], folder: Path) -> None:
+    """Models that lie beside the file get their whole path: replicas work in another folder than the command line."""
+    applications = root.get("applications")
+    for application in applications if isinstance(applications, list) else []:
+        args = application.get("args") if isinstance(application, dict) else None
+        if not isinstance(args, dict):
+            continue
+        source = args.get("source")
+        if isinstance(source, str) and source.startswith(("./", "../", "~")):
+            args["source"] = str((folder / Path(source).expanduser()).resolve())
 
 
 def _walk(node: yaml.Node, place: Location, lines: dict[Location, int]) -> Iterator[Problem]:

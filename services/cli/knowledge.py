@@ -62,9 +62,11 @@ def ingest(
 
 
 def find_files(paths: list[Path]) -> Iterator[tuple[Path, str]]:
-    """(file, name in the collection). Names hold no slashes (the server keeps the last part of a path alone), so folders
-    below the named one stand before the file with another mark: files of the same name stay apart. Hidden files are
-    left out."""
+    """(file, name in the collection). Hidden files are left out.
+
+    Names hold no slashes (the server keeps the last part of a path alone), so the folders below the named one stand
+    before the file with another mark: files of the same name stay apart.
+    """
     for path in paths:
         if path.is_dir():
             for file in sorted(path.rglob("*")):

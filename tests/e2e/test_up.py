@@ -1,4 +1,4 @@
-"""`windfarm up` gives a product that answers, takes a change without restarting the rest, and refuses a second start."""
+"""`windfarm up` gives a product that answers, takes a change without restarting the rest, and refuses a second up."""
 
 import json
 import socket

@@ -130,3 +130,10 @@ def test_another_model_is_one_line() -> None:
     line = next(line for line in SHIPPED.splitlines() if "{name: llm-mistral" in line).replace("#   -", "  -", 1)
     config = parse(edited("  - name: llm-tiny", line.strip().join(["  ", "\n  - name: llm-tiny"])))
     assert sorted(config.app.models) == ["mistral", "tiny"]
+
+
+def test_a_model_beside_the_file_is_found_from_every_folder(tmp_path: Path) -> None:
+    text = edited("source: tiny ", "source: ./mine.gguf ")
+    config = parse_ray_config(text, tmp_path / "ray_config.yaml")
+    assert config.app.models["tiny"].source == str(tmp_path / "mine.gguf")
+    assert config.serve["applications"][0]["args"]["source"] == str(tmp_path / "mine.gguf")
