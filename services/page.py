@@ -6,6 +6,7 @@ the page does goes through that address, over HTTP, with the visitor's own key.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -20,7 +21,6 @@ from services.listener import start_listener
 from services.ray_adapter import close_replica_ports
 from services.relay import INTERNAL_HEADER
 from services.replica_log import log_into_replica_file
-from ui.app import create_app
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -35,6 +35,7 @@ class Ui:
         close_replica_ports()
         log_into_replica_file()
         environment = read_environment()
+        create_app = await asyncio.to_thread(_load_page)
         page = create_app(public_url(config.listen, environment), max_file_mib=config.max_body_mib)
         guarded = demand_secret(page, environment.internal_secret)
         self._listener = await start_listener(guarded, websockets=True, lifespan=True)
@@ -52,6 +53,13 @@ class Ui:
         """Serve awaits it when it stops the replica."""
         await self._beacon.stop()
         await self._listener.stop()
+
+
+def _load_page() -> Callable[..., App]:
+    """Not at the top: Gradio takes seconds to load, and Serve loads this module also to build the application."""
+    from ui.app import create_app
+
+    return create_app
 
 
 def demand_secret(app: App, secret: str) -> App:

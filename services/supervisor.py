@@ -350,9 +350,9 @@ def _end_of(message: str, num_lines: int = 8) -> str:
 
 
 def _platform_runs(status: Mapping[str, Any]) -> bool:
-    platform = status.get("applications", {}).get("platform", {})
-    gateway = platform.get("deployments", {}).get("Gateway", {})
-    return any(replica["state"] == "RUNNING" for replica in gateway.get("replicas", []))
+    """Endpoint and page."""
+    platform: Mapping[str, Any] = status.get("applications", {}).get("platform", {})
+    return platform.get("status") == "RUNNING"
 
 
 def _log_end(home: Home, num_lines: int = 12) -> str:
