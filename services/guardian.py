@@ -1,7 +1,8 @@
 """The parent of everything that runs: starts the conductor and sees to it that nothing of ours outlives it.
 
-It ends all when it is asked to (SIGTERM), when the conductor or its Ray ends, and, in the foreground, when the starter
-is gone. As a sub-reaper it inherits every orphan of its descendants, so that none can slip away. Standard library only.
+It ends all when it is asked to (SIGTERM), when the conductor or its Ray ends, and when the starter is gone that did not
+say to keep it. As a sub-reaper it inherits every orphan of its descendants, so that none can slip away. Standard
+library only.
 """
 
 import argparse
@@ -21,11 +22,13 @@ PR_SET_CHILD_SUBREAPER = 36
 CHECK_EVERY_S = 0.5
 CONDUCTOR_STOP_S = 9.0
 GRACE_S = 1.0
+KEEP = b"k"
+"""What a starter writes into its pipe before it leaves: go on without me."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="windfarm-guardian")
-    parser.add_argument("--starter-fd", type=int, help="read end of a pipe whose write end the starter holds")
+    parser.add_argument("--starter-fd", type=int, required=True, help="read end of a pipe that the starter holds")
     parser.add_argument("command", nargs="+", help="the conductor")
     options = parser.parse_args(arguments)
     _become_subreaper()
@@ -37,15 +40,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if reason == "asked to" else 1
 
 
-def _watch(conductor: int, starter_fd: int | None, wake: socket.socket) -> str:
+def _watch(conductor: int, starter_fd: int, wake: socket.socket) -> str:
     """Wait until there is a reason to end everything."""
-    watched: list[socket.socket | int] = [wake] if starter_fd is None else [wake, starter_fd]
+    watched: list[socket.socket | int] = [wake, starter_fd]
     while True:
         readable: list[socket.socket | int] = select.select(watched, [], [], CHECK_EVERY_S)[0]
         if wake in readable and any(number in _ENDING for number in wake.recv(64)):
             return "asked to"
-        if starter_fd is not None and starter_fd in readable and not os.read(starter_fd, 1):
-            return "the starter is gone"
+        if starter_fd in readable:
+            if os.read(starter_fd, 1) != KEEP:
+                return "the starter is gone"
+            watched.remove(starter_fd)
         for pid, status in reap_children():
             if pid == conductor:
                 return f"the conductor ended with {os.waitstatus_to_exitcode(status)}"

@@ -28,6 +28,7 @@ from cluster.home import Home, open_home
 from services.config import Environment
 from services.control import RunState, ask, ray_folder_of, read_state, remove_state, running_state, write_state
 from services.environment import database_url, public_address
+from services.guardian import KEEP
 from services.preflight import (
     OBJECT_STORE_BYTES,
     OVERHEAD_BYTES,
@@ -63,7 +64,6 @@ class UpOptions:
     host: str | None = None
     port: int | None = None
     threads: int | None = None
-    detach: bool = False
 
     @property
     def is_local(self) -> bool:
@@ -90,8 +90,12 @@ class Running:
     home: Home
     state: RunState
     guardian: subprocess.Popen[bytes]
-    starter_pipe: int | None
-    """While it is open, the guardian knows that the starter lives. None when detached."""
+    starter_pipe: int
+    """While it is open, the guardian knows that the starter lives."""
+
+    def keep(self) -> None:
+        """Let it run on after this process has ended."""
+        os.write(self.starter_pipe, KEEP)
 
 
 def start(options: UpOptions, say: Say, prepare_models: Callable[[RayConfig, Home], None]) -> Running:
@@ -252,16 +256,15 @@ def _launch(options: UpOptions, home: Home, machine: Machine, lock: int) -> Runn
     host, port = options.address
     variables = process_variables(home.root, load_secrets(home.run, renew=True), options.config, settings(options))
     variables |= {INSTANCE_VARIABLE: instance, "WINDFARM_HOST": host, "WINDFARM_PORT": str(port)}
-    reader, writer = (None, None) if options.detach else os.pipe()
+    reader, writer = os.pipe()
     guardian = _spawn_guardian(
         ["-m", "services.conductor", "--control", control, "--head", json.dumps(asdict(head_options(machine, folder)))],
         full_environment(variables),
         home,
-        [lock] if reader is None else [lock, reader],
+        lock,
         reader,
     )
-    if reader is not None:
-        os.close(reader)
+    os.close(reader)
     started = find_process(guardian.pid)
     assert started is not None, "a child that was not waited for is there"
     state = RunState(
@@ -272,11 +275,11 @@ def _launch(options: UpOptions, home: Home, machine: Machine, lock: int) -> Runn
 
 
 def _spawn_guardian(
-    conductor: list[str], environment: dict[str, str], home: Home, descriptors: list[int], reader: int | None
+    conductor: list[str], environment: dict[str, str], home: Home, lock: int, reader: int
 ) -> subprocess.Popen[bytes]:
     log = (home.logs / "windfarm.log").open("ab")
-    watch = [] if reader is None else ["--starter-fd", str(reader)]
-    command = [sys.executable, "-m", "services.guardian", *watch, "--", sys.executable, *conductor]
+    guardian = ["-m", "services.guardian", "--starter-fd", str(reader), "--"]
+    command = [sys.executable, *guardian, sys.executable, *conductor]
     try:
         return subprocess.Popen(
             command,
@@ -286,7 +289,7 @@ def _spawn_guardian(
             stderr=log,
             cwd=home.root,
             start_new_session=True,
-            pass_fds=descriptors,
+            pass_fds=[lock, reader],
         )
     finally:
         log.close()

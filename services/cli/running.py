@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 from types import FrameType
@@ -11,6 +12,7 @@ import typer
 
 from services.cli.options import ConfigOption, HomeOption, JsonOption, config_path_of, home_of
 from services.cli.output import put, put_json, say
+from services.setup_errors import NotRunning
 
 if TYPE_CHECKING:
     from services.supervisor import Running, UpOptions
@@ -33,7 +35,7 @@ def up(
     from services.cli.up_display import Display, prepare_models
     from services.ray_config import load_ray_config
 
-    options = supervisor.UpOptions(home_of(home), load_ray_config(config_path_of(config)), host, port, threads, detach)
+    options = supervisor.UpOptions(home_of(home), load_ray_config(config_path_of(config)), host, port, threads)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     running: Running | None = None
@@ -43,19 +45,22 @@ def up(
             running = supervisor.start(options, display.say, prepare_models)
             key = supervisor.prepare_database(running)
             supervisor.wait_until_ready(running, options, display.show, timeout)
-        _announce(running, options, key, as_json)
-        is_kept = detach
-        if not detach:
+        _announce(running, options, key, as_json=as_json, detach=detach)
+        if detach:
+            running.keep()
+            is_kept = True
+        else:
             _stay(running)
     except KeyboardInterrupt:
         say("Stopping")
     finally:
         if running is not None and not is_kept:
-            supervisor.stop(options.home)
+            with contextlib.suppress(NotRunning):  # `down` was faster
+                supervisor.stop(options.home)
             say("Stopped: nothing of it is left running.")
 
 
-def _announce(running: Running, options: UpOptions, key: str, as_json: bool) -> None:
+def _announce(running: Running, options: UpOptions, key: str, *, as_json: bool, detach: bool) -> None:
     api = running.state.api
     if as_json:
         put_json({"ui": f"{api}/", "api": f"{api}/v1", "key": key}, one_line=True)
@@ -63,7 +68,7 @@ def _announce(running: Running, options: UpOptions, key: str, as_json: bool) -> 
     put(f"windfarm is ready.\n  page  {api}/\n  api   {api}/v1\n  key   {key}")
     if not options.is_local:
         say(f"Note: {running.state.host} can be reached from the network, without encryption. Keep the key secret.")
-    if not options.detach:
+    if not detach:
         say("Ctrl-C ends it. Logs: windfarm logs")
 
 
