@@ -4,6 +4,7 @@ verify the citations. Everything that happens comes out as an event; how events 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -11,14 +12,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cluster.engine import Usage
-from rag.citations import CitedAnswer, answer_sentences, cite
+from rag.citations import CitedAnswer, CitedPassage, answer_sentences, cite, make_citation
 from rag.language import words
+from rag.quoting import choose_quote, introduce, list_quotes
 from rag.refusal import judge_evidence, no_evidence_answer
 from rag.types import Passage
 from services.chat_types import (
     ChatEvent,
     ChatRequest,
     CitationsReady,
+    Evidence,
     Finished,
     KnowledgeOptions,
     ModelClient,
@@ -112,13 +115,19 @@ class Chat:
                 yield event
             return
 
-        # 5. Verify the model's citations, attach what it left out.
+        # 5. Verify the model's citations, attach what it left out; where nothing holds, quote the documents themselves.
         if request.knowledge and finished.finish_reason != "tool_calls":
-            cited = await self._cite(finished.text, question, context)
+            cited, said = await self._cite(finished.text, question, context), finished.text
+            quoted = None if cited.citations else await self._quote(cited, question, context)
+            if quoted is not None:
+                addition = quoted.text.removeprefix(cited.text)
+                yield TextDelta(addition)
+                cited, said = quoted, said + addition
             # A model may write nothing but marks of its own.
             text = cited.text if any(words(cited.text)) else no_evidence_answer(question)
-            changed = text if text != finished.text else None
-            yield CitationsReady(cited.citations, changed, "found" if context.passages else "none")
+            changed = text if text != said else None
+            evidence: Evidence = "quoted" if quoted is not None else "found" if context.passages else "none"
+            yield CitationsReady(cited.citations, changed, evidence)
             finished = Finished(finished.finish_reason, finished.usage, text)
         yield finished
 
@@ -170,6 +179,25 @@ class Chat:
             collection_names=context.collection_names,
             cosines=cosines,
         )
+
+    async def _quote(self, cited: CitedAnswer, question: str, context: ToolContext) -> CitedAnswer | None:
+        """The answer followed by the sentence of the documents that says most about the question."""
+        quotes = list_quotes(question, context.passages)
+        cosines = None
+        if self._embedder is not None and len(quotes) > 1:
+            texts = [question, *(quote.text for quote in quotes)]
+            vectors = np.asarray(await self._embedder.embed_passages(texts), dtype=np.float32)
+            cosines = vectors[1:] @ vectors[0]
+        quote = choose_quote(quotes, cosines)
+        if quote is None:
+            return None
+        passage = context.passages[quote.number - 1]
+        break_ = "\n\n" if any(words(cited.text)) else ""
+        sentence = introduce(question, quote)
+        start = len(cited.text) + len(break_)
+        citation = make_citation(quote.number, passage, quote.span.start, quote.span.end, context.collection_names)
+        cited_passage = CitedPassage(citation, ((start, start + len(sentence)),))
+        return dataclasses.replace(cited, text=cited.text + break_ + sentence, citations=(cited_passage,))
 
 
 def make_story(config: PlatformConfig, searcher: Searcher, embedder: SentenceEmbedder | None) -> Chat:

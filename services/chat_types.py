@@ -134,14 +134,18 @@ class ToolResult:
     is_error: bool = False
 
 
+Evidence = Literal["found", "quoted", "none"]
+
+
 @dataclass(frozen=True, slots=True)
 class CitationsReady:
     """The verified citations of the whole answer. `answer` is the final text where the server changed what it had
-    streamed (marks attached or removed), otherwise `None`."""
+    streamed (marks attached or removed), otherwise `None`. `evidence` "quoted": passages were found, none confirms what
+    the model wrote, so a sentence of theirs was added."""
 
     citations: tuple[CitedPassage, ...]
     answer: str | None
-    evidence: Literal["found", "none"]
+    evidence: Evidence
 
 
 @dataclass(frozen=True, slots=True)

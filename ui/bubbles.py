@@ -39,7 +39,9 @@ def _message(message: Message) -> list[Bubble]:
         drawn.append(_no_evidence())
     if message.content:
         drawn.append({"role": "assistant", "content": _answer(message)})
-    if message.evidence == "found" and message.content and not message.citations and message.state == "complete":
+    if message.evidence == "quoted":
+        drawn.append(_quoted())
+    elif message.evidence == "found" and message.content and not message.citations and message.state == "complete":
         drawn.append(_unconfirmed())
     if notice := _NOTICES.get(message.state):
         drawn.append(_folded(*notice))
@@ -81,6 +83,14 @@ def _unconfirmed() -> Bubble:
         "Small models do that: read it with care, ask more precisely, or choose a larger model."
     )
     return _folded("Not confirmed by your documents", advice)
+
+
+def _quoted() -> Bubble:
+    advice = (
+        "No passage confirms the model's own words, so the sentence of your documents that says most about the "
+        "question was added to them. Trust the quote; read the rest with care. Larger models need this less often."
+    )
+    return _folded("Only the quote is from your documents", advice)
 
 
 def _folded(title: str, content: str, *, is_running: bool = False, is_open: bool = False) -> Bubble:

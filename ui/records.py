@@ -90,7 +90,8 @@ class Trimmed:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a conversation. `evidence` is "none" where the documents do not hold the answer."""
+    """One message of a conversation. `evidence` is "none" where the documents do not hold the answer, "quoted" where
+    only the quote in it is confirmed."""
 
     role: str
     content: str
