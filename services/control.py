@@ -40,6 +40,8 @@ class RunState:
     port: int
     config: str
     ray_folder: str
+    may_use_hub: bool = False
+    """Whether its processes were started with the way to model hubs open."""
 
     @property
     def api(self) -> str:

@@ -42,7 +42,7 @@ from services.preflight import (
     explain,
     read_machine,
 )
-from services.process_environment import full_environment, load_secrets, process_variables
+from services.process_environment import full_environment, load_secrets, process_variables, uses_hub
 from services.processes import INSTANCE_VARIABLE, end_all, find_process, tagged
 from services.ray_adapter import HeadOptions
 from services.ray_config import RayConfig
@@ -186,6 +186,11 @@ def apply(home: Path, config: RayConfig, show: Show, timeout_s: float) -> dict[s
     findings = [*check_models(config)]
     if not all(finding.is_ok for finding in findings):
         raise StartRefused(explain(findings))
+    if uses_hub(config) and not state.may_use_hub:
+        raise StartRefused(
+            "This windfarm was started without a model of a hub, so its processes may not go to the network. "
+            "Restart it with this configuration: windfarm down, then windfarm up."
+        )
     ask(state.control, {"do": "apply", "config": config.serve}, timeout_s=60)
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
@@ -268,7 +273,15 @@ def _launch(options: UpOptions, home: Home, machine: Machine, lock: int) -> Runn
     started = find_process(guardian.pid)
     assert started is not None, "a child that was not waited for is there"
     state = RunState(
-        instance, guardian.pid, started.started, control, host, port, str(options.config.path), str(folder)
+        instance=instance,
+        guardian_pid=guardian.pid,
+        guardian_started=started.started,
+        control=control,
+        host=host,
+        port=port,
+        config=str(options.config.path),
+        ray_folder=str(folder),
+        may_use_hub=uses_hub(options.config),
     )
     write_state(home.run, state)
     return Running(home, state, guardian, writer)

@@ -39,12 +39,13 @@ def up(
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     running: Running | None = None
-    is_kept = False
+    is_ready = is_kept = False
     try:
         with Display() as display:
             running = supervisor.start(options, display.say, prepare_models)
             key = supervisor.prepare_database(running)
             supervisor.wait_until_ready(running, options, display.show, timeout)
+        is_ready = True
         _announce(running, options, key, as_json=as_json, detach=detach)
         if detach:
             running.keep()
@@ -53,6 +54,8 @@ def up(
             _stay(running)
     except KeyboardInterrupt:
         say("Stopping")
+        if not is_ready:
+            raise typer.Exit(130) from None
     finally:
         if running is not None and not is_kept:
             with contextlib.suppress(NotRunning):  # `down` was faster
