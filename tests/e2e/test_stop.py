@@ -15,7 +15,7 @@ import pytest
 
 from services.control import RunState, read_state
 from services.processes import Process, find_process, tagged
-from tests.product import ROOT, WINDFARM, free_port, link_models, logs, windfarm
+from tests.product import ROOT, WINDFARM, Product, free_port, link_models, logs, windfarm
 
 pytestmark = pytest.mark.e2e
 
@@ -99,7 +99,7 @@ def kill_the_guardian(running: Foreground) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_nothing_survives_and_no_document_is_lost(tmp_path: Path) -> None:
+def test_nothing_survives_no_document_is_lost_and_another_windfarm_goes_on(tmp_path: Path, product: Product) -> None:
     home = tmp_path / "home"
     home.mkdir()
     uploaded = []
@@ -124,6 +124,7 @@ def test_nothing_survives_and_no_document_is_lost(tmp_path: Path) -> None:
             assert left == [], f"{end.__name__}: {describe(left)}"
             assert running.processes() == [], end.__name__
             assert_port_is_free(running.state.port)
+            assert httpx.get(f"{product.address}/ready", timeout=10).status_code == 200, end.__name__
 
 
 def test_somebody_elses_process_is_left_alone(tmp_path: Path) -> None:
