@@ -1,0 +1,143 @@
+"""Made checkpoints against Transformers: a mixture of identical experts is its parent, distinct ones are not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import ModelDamaged, ModelNotFound
+from cluster.weights.upcycle import Heads, MixtureRecipe, sliding_window_twin, upcycle
+
+pytestmark = [pytest.mark.integration, pytest.mark.requires("vllm")]
+
+EXACT = MixtureRecipe(num_experts=4, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama with 3 query heads and 1 key-value head, so that heads must be padded."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=96,
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        initializer_range=0.4,
+    )
+    folder = tmp_path_factory.mktemp("parent") / "llama"
+    LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)
+    return folder
+
+
+def load(folder: Path) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def logits(model: Any, length: int = 40) -> Any:
+    import torch
+
+    ids = torch.arange(length).unsqueeze(0) % 96
+    with torch.no_grad():
+        return model(ids).logits
+
+
+def test_identical_experts_answer_as_their_parent(parent: Path, tmp_path: Path) -> None:
+    import torch
+
+    upcycle(parent, tmp_path / "mixture", EXACT)
+    made = load(tmp_path / "mixture")
+    assert type(made).__name__ == "MixtralForCausalLM"
+    assert (made.config.num_attention_heads, made.config.num_key_value_heads) == (12, 4)
+    torch.testing.assert_close(logits(made), logits(load(parent)), atol=1e-4, rtol=1e-4)
+
+
+def test_swapping_two_distinct_experts_changes_greedy_tokens(parent: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    upcycle(parent, tmp_path / "right", MixtureRecipe(num_experts=4, variant="distinct", dtype="float32", noise=0.5))
+    expected = logits(load(tmp_path / "right"))
+    tensors = load_file(tmp_path / "right" / "model.safetensors")
+    for matrix in ("w1", "w2", "w3"):
+        names = [f"model.layers.0.block_sparse_moe.experts.{expert}.{matrix}.weight" for expert in (0, 3)]
+        tensors[names[0]], tensors[names[1]] = tensors[names[1]], tensors[names[0]]
+    save_file(tensors, tmp_path / "right" / "model.safetensors", metadata={"format": "pt"})
+    swapped = logits(load(tmp_path / "right"))
+    assert (swapped.argmax(-1) != expected.argmax(-1)).any()
+
+
+def test_the_same_seeds_make_the_same_checkpoint(parent: Path, tmp_path: Path) -> None:
+    recipe = MixtureRecipe(num_experts=4, variant="distinct")
+    for name in ("a", "b"):
+        upcycle(parent, tmp_path / name, recipe)
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("a", "b"))
+    assert first == second
+
+
+def test_a_skewed_router_prefers_few_experts(parent: Path, tmp_path: Path) -> None:
+    upcycle(parent, tmp_path / "skewed", MixtureRecipe(num_experts=4, router_skew=6.0, dtype="float32"))
+    import torch
+
+    model = load(tmp_path / "skewed")
+    with torch.no_grad():
+        routed = model(torch.arange(96).unsqueeze(0), output_router_logits=True).router_logits[0]
+    counts = torch.bincount(routed.argmax(-1).flatten(), minlength=4)
+    assert counts[0] > 2 * counts[3]
+
+
+def test_the_sliding_window_twin_forgets_what_lies_behind_the_window(parent: Path, tmp_path: Path) -> None:
+    import torch
+
+    sliding_window_twin(parent, tmp_path / "twin", 16, dtype="float32")
+    twin, whole = logits(load(tmp_path / "twin")), logits(load(parent))
+    torch.testing.assert_close(twin[:, :16], whole[:, :16], atol=1e-4, rtol=1e-4)
+    assert (twin[:, -1] - whole[:, -1]).abs().max() > 1e-2
+
+
+def test_heads_are_padded_in_whole_groups() -> None:
+    assert Heads(9, 3, 64).padded((1, 2, 4)) == Heads(12, 4, 64)
+    assert Heads(32, 8, 128).padded((1, 2, 4)) == Heads(32, 8, 128)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (MixtureRecipe(num_experts=1), "at least 2 experts"),
+        (MixtureRecipe(num_experts=4, experts_per_token=5), "cannot be chosen"),
+        (MixtureRecipe(num_experts=6), "cannot be spread evenly"),
+    ],
+)
+def test_impossible_mixtures_are_refused(parent: Path, tmp_path: Path, recipe: MixtureRecipe, message: str) -> None:
+    with pytest.raises(ModelDamaged, match=message):
+        upcycle(parent, tmp_path / "x", recipe)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_config_that_does_not_match_its_tensors_is_refused(parent: Path, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    config = json.loads((parent / "config.json").read_text())
+    (wrong / "config.json").write_text(json.dumps(config | {"intermediate_size": 65}))
+    (wrong / "model.safetensors").write_bytes((parent / "model.safetensors").read_bytes())
+    with pytest.raises(ModelDamaged, match=r"has the shape \(64, 48\), but the config says \(65, 48\)"):
+        upcycle(wrong, tmp_path / "x", EXACT)
+
+
+def test_what_is_no_checkpoint_or_stands_in_the_way_is_named(parent: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match="holds no checkpoint"):
+        upcycle(tmp_path, tmp_path / "x", EXACT)
+    with pytest.raises(ModelDamaged, match="exists already"):
+        upcycle(parent, tmp_path, EXACT)
