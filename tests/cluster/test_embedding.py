@@ -16,6 +16,7 @@ from cluster.engines.embedding_choice import (
     cpu_flags,
     list_candidates,
     open_embedding,
+    probe_speed,
 )
 from cluster.engines.embedding_llamacpp import LlamaCppEmbedding
 from cluster.engines.embedding_text import EmbeddingTokenizer
@@ -176,9 +177,11 @@ class TimedEngine:
     def __init__(self, backend: str, num_turns: int) -> None:
         self.backend = backend
         self.is_closed = False
+        self.num_calls = 0
         self._num_turns = num_turns
 
     def embed(self, token_ids):
+        self.num_calls += 1
         sum(range(self._num_turns))
         return np.ones((len(token_ids), 4), dtype=np.float32) / 2
 
@@ -194,6 +197,18 @@ def test_the_probe_keeps_the_fastest_and_frees_the_others(order: tuple[int, int]
     assert chosen.backend == "fast"
     assert speeds["fast"] > speeds["slow"]
     assert [engine.is_closed for engine in engines] == [False, True]
+
+
+def test_a_single_backend_is_timed_too(opened: OpenedEmbedding) -> None:
+    assert set(opened.probe) == {opened.engine.backend}
+    assert opened.probe[opened.engine.backend] > 0
+
+
+def test_a_slow_engine_is_timed_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.engines.embedding_choice._PROBE_BUDGET_S", 0.0)
+    engine = TimedEngine("slow", 10)
+    assert probe_speed(engine) > 0
+    assert engine.num_calls == 2, "one round to warm up, one that counts"
 
 
 def test_the_choice_says_why(opened: OpenedEmbedding) -> None:

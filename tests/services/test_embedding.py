@@ -99,6 +99,7 @@ async def test_the_description_names_model_backend_and_reason(service: Embedding
     assert (described["dimension"], described["max_tokens"]) == (384, 512)
     assert described["backend"] == "llamacpp-gguf"
     assert described["reason"]
+    assert described["probe_texts_per_s"]["llamacpp-gguf"] > 0
     assert Path(described["tokenizer_file"]).is_file()
 
 
