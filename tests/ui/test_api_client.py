@@ -189,6 +189,7 @@ async def test_the_request_holds_what_was_chosen_and_nothing_else(serve: Serve) 
     chosen = {
         "knowledge": {"collections": ["memos"]},
         "temperature": 0,
+        "frequency_penalty": 0.5,
         "windfarm_tools": ["calculator"],
         "conversation": "conv_1",
     }

@@ -72,6 +72,8 @@ window.windfarm = (() => {
     return fetchPlain(input, init);
   };
   const setKey = (value) => {
+    /* Gradio writes no empty value, so it would keep the key of somebody who signed out. */
+    if (key && !value) localStorage.removeItem("windfarm-key");
     key = value || "";
   };
 
