@@ -24,6 +24,9 @@ RAY_VARIABLES: Mapping[str, str] = {
     # Ray would run replicas at niceness 15: any other program of the machine would slow every answer.
     "RAY_worker_niceness": "0",
     "RAY_DEDUP_LOGS": "0",
+    # Off unless the caller's shell says otherwise: both open ports of Serve on all interfaces.
+    "RAY_SERVE_ENABLE_HA_PROXY": "0",
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",
     "RAY_SERVE_ENABLE_TASK_EVENTS": "0",
     "RAY_TASK_EVENTS_REPORT_INTERVAL_MS": "0",
     "RAY_task_events_report_interval_ms": "0",

@@ -20,6 +20,7 @@ from cluster.home import default_root
 
 ROOT = Path(__file__).resolve().parents[1]
 WINDFARM = Path(sys.executable).with_name("windfarm")
+WATCHED = Path(__file__).with_name("e2e") / "watched"
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,22 @@ def start_product(home: Path, arguments: Sequence[str] = ()) -> Iterator[Product
 
 
 def windfarm(home: Path, arguments: Sequence[str], *, check: bool = True) -> "subprocess.CompletedProcess[str]":
-    environment = {**os.environ, "WINDFARM_HOME": str(home)}
+    environment = {**os.environ, "WINDFARM_HOME": str(home)} | watched(home)
     return subprocess.run(
         [WINDFARM, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=check, timeout=280
     )
+
+
+def connections_file(home: Path) -> Path:
+    """Where the processes of a product note what they try to reach."""
+    return home.with_name(f"{home.name}.connections")
+
+
+def watched(home: Path) -> dict[str, str]:
+    """Variables with which every Python process of the product notes its attempts to reach another machine."""
+    before = os.environ.get("PYTHONPATH")
+    path = os.pathsep.join([str(WATCHED), *([before] if before else [])])
+    return {"PYTHONPATH": path, "WATCH_CONNECTIONS": str(connections_file(home))}
 
 
 def link_models(home: Path) -> None:

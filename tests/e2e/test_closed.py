@@ -10,9 +10,10 @@ import httpx
 import pytest
 
 from services.control import read_state
-from services.process_environment import load_secrets
+from services.process_environment import NO_TELEMETRY, load_secrets
 from services.processes import Process, tagged
-from tests.product import Product
+from services.ray_adapter import RAY_VARIABLES
+from tests.product import Product, connections_file
 
 pytestmark = pytest.mark.e2e
 
@@ -80,9 +81,27 @@ def test_no_process_talks_to_another_machine(product: Product) -> None:
         json={"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4},
         timeout=120,
     ).raise_for_status()
+    httpx.get(product.ui, timeout=60).raise_for_status()
     talking = [s for s in sockets_of(processes_of(product)) if s.state in (ESTABLISHED, SYN_SENT)]
     assert talking
     assert [s for s in talking if not is_loopback(s.remote[0])] == []
+
+
+def test_no_process_has_even_tried_to_reach_another_machine(product: Product) -> None:
+    """Since its start, names that were looked up included: see `watched/sitecustomize.py`."""
+    noted = connections_file(product.home).read_text().splitlines()
+    watching = {int(line.split()[1]) for line in noted if line.startswith("watching ")}
+    state = read_state(product.home / "run")
+    assert state is not None
+    assert state.guardian_pid in watching
+    replicas = {process.pid for process in processes_of(product) if "ServeReplica" in title(process)}
+    assert replicas
+    assert replicas <= watching
+    assert [line for line in noted if line.startswith("tried ")] == []
+
+
+def title(process: Process) -> str:
+    return Path(f"/proc/{process.pid}/cmdline").read_text(errors="replace").replace("\0", " ")
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -96,6 +115,8 @@ def test_no_port_gives_anything_away_without_a_key(product: Product, method: str
         "/slots",
         "/props",
         "/api/serve/applications/",
+        "/get_or_create_runtime_env",
+        "/get_runtime_envs_info",
     )
     given_away = []
     for port in sorted(listening_ports(product)):
@@ -116,24 +137,34 @@ def try_http(method: str, port: int, path: str) -> httpx.Response | None:
         return None
 
 
-def test_ray_refuses_a_driver_without_the_token(product: Product) -> None:
-    """gRPC without the token: the call is answered with an authentication error."""
+# One call of each of Ray's services: head, node, worker, object manager.
+RAY_CALLS = {
+    "gcs_server": "/ray.rpc.InternalKVGcsService/InternalKVKeys",
+    "raylet": "/ray.rpc.NodeManagerService/GetNodeStats",
+    "ray::": "/ray.rpc.CoreWorkerService/GetCoreWorkerStats",
+    "objects": "/ray.rpc.ObjectManagerService/Pull",
+}
+
+
+def test_no_port_of_rays_answers_a_call_without_the_token(product: Product) -> None:
+    """gRPC without the token, on every port: whatever knows the call refuses it as unauthenticated."""
+    refusals: dict[str, set[str]] = {}
+    for port in sorted(listening_ports(product)):
+        for name, method in RAY_CALLS.items():
+            refusals.setdefault(name, set()).add(try_grpc(port, method))
+    assert {name for name, codes in refusals.items() if "OK" in codes} == set()
+    assert {name for name, codes in refusals.items() if "UNAUTHENTICATED" not in codes} == set()
+
+
+def try_grpc(port: int, method: str) -> str:
     import grpc
 
-    state = read_state(product.home / "run")
-    assert state is not None
-    gcs = [
-        s.local[1]
-        for s in sockets_of(processes_of(product))
-        if s.state == LISTEN and Path(f"/proc/{s.pid}/comm").read_text().strip() == "gcs_server"
-    ]
-    assert gcs
-    for port in gcs:
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            call = channel.unary_unary("/ray.rpc.InternalKVGcsService/InternalKVKeys")
-            with pytest.raises(grpc.RpcError) as caught:
-                call(b"", timeout=5)
-            assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        try:
+            channel.unary_unary(method)(b"", timeout=5)
+        except grpc.RpcError as error:
+            return str(error.code().name)
+    return "OK"
 
 
 def test_secrets_are_readable_by_their_owner_alone(product: Product) -> None:
@@ -148,8 +179,9 @@ def test_secrets_are_readable_by_their_owner_alone(product: Product) -> None:
 
 
 def test_telemetry_is_off_in_every_process(product: Product) -> None:
+    wanted = {**NO_TELEMETRY, **RAY_VARIABLES, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     for process in processes_of(product):
-        variables = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
-        assert b"RAY_USAGE_STATS_ENABLED=0" in variables
-        assert b"GRADIO_ANALYTICS_ENABLED=False" in variables
-        assert b"HF_HUB_OFFLINE=1" in variables
+        if "Agent" in title(process):
+            continue  # Ray's agents write their title over what /proc shows of their environment
+        variables = set(Path(f"/proc/{process.pid}/environ").read_text(errors="replace").split("\0"))
+        assert {f"{name}={value}" for name, value in wanted.items()} - variables == set(), title(process)

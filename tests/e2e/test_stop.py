@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from services.control import RunState, read_state
-from services.processes import Process, find_process, tagged
+from services.processes import Process, descendants, find_process, tagged
 from tests.product import ROOT, WINDFARM, Product, free_port, link_models, logs, windfarm
 
 pytestmark = pytest.mark.e2e
@@ -34,7 +34,8 @@ class Foreground:
     key: str
 
     def processes(self) -> list[Process]:
-        return tagged(self.state.instance)
+        """By tag and by descent: the parser process gets none of our environment, so it has no tag."""
+        return list({*tagged(self.state.instance), *descendants(self.state.guardian_pid)})
 
     def find(self, name: str) -> Process:
         """The one process of ours with this name."""
@@ -119,6 +120,7 @@ def test_nothing_survives_no_document_is_lost_and_another_windfarm_goes_on(tmp_p
             uploaded.append(name)
             ours = running.processes()
             assert len(ours) >= 8
+            assert any("rag.parser_process" in each for each in describe([process.pid for process in ours]))
             end(running)
             left = [process.pid for process in ours if not process.wait(GONE_S)]
             assert left == [], f"{end.__name__}: {describe(left)}"
@@ -142,7 +144,9 @@ def test_somebody_elses_process_is_left_alone(tmp_path: Path) -> None:
 
 
 def describe(pids: list[int]) -> list[str]:
-    return [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")[:80] for pid in pids]
+    """Command lines of those that still run."""
+    lines = [Path(f"/proc/{pid}/cmdline") for pid in pids]
+    return [line.read_text().replace("\0", " ")[:200] for line in lines if line.exists()]
 
 
 def assert_port_is_free(port: int) -> None:

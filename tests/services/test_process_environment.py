@@ -25,6 +25,8 @@ def test_nothing_reports_home(tmp_path: Path) -> None:
     assert variables["RAY_USAGE_STATS_ENABLED"] == "0"
     assert variables["GRADIO_ANALYTICS_ENABLED"] == "False"
     assert variables["VLLM_NO_USAGE_STATS"] == "1"
+    assert variables["HF_HUB_DISABLE_TELEMETRY"] == "1"
+    assert variables["LANGSMITH_TRACING"] == "false"
     assert variables["HF_HUB_OFFLINE"] == "1"
     assert variables["RAY_AUTH_MODE"] == "token"
 
@@ -33,6 +35,16 @@ def test_a_model_of_a_hub_may_be_fetched(tmp_path: Path) -> None:
     text = FILE.read_text(encoding="utf-8").replace("source: tiny ", "source: hf:owner/name ")
     config = parse_ray_config(text, FILE)
     assert "HF_HUB_OFFLINE" not in process_variables(tmp_path, load_secrets(tmp_path, renew=True), config, {})
+
+
+def test_what_the_callers_shell_says_does_not_open_or_report_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    ours = process_variables(tmp_path, load_secrets(tmp_path, renew=True), load_ray_config(FILE), {})
+    environment = full_environment(ours)
+    assert (environment["RAY_USAGE_STATS_ENABLED"], environment["RAY_SERVE_ENABLE_HA_PROXY"]) == ("0", "0")
 
 
 def test_another_ray_of_the_callers_shell_is_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,16 @@ def test_replicas_open_their_port_through_the_name_that_is_replaced() -> None:
     assert callable(replica.add_port_to_grpc_server)
 
 
+def test_serves_own_ways_in_stay_closed_whatever_the_callers_shell_says() -> None:
+    """Serve's front proxy and its direct ingress would listen on all interfaces."""
+    from ray.serve._private import constants
+
+    source = inspect.getsource(constants)
+    for name in ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_ENABLE_DIRECT_INGRESS"):
+        assert f'os.environ.get("{name}", "0") == "1"' in source
+        assert ray_adapter.RAY_VARIABLES[name] == "0"
+
+
 def test_serve_can_be_started_and_asked() -> None:
     assert "http_options" in inspect.signature(serve_start).parameters
     for name in ("deploy_apps", "get_serve_details", "shutdown"):

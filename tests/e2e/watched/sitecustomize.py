@@ -1,0 +1,55 @@
+"""Python imports this at its start where the folder is on PYTHONPATH: it notes every attempt to reach another machine.
+
+Each process appends to the file in WATCH_CONNECTIONS: `watching PID`, then one line for each name that it looks up,
+each stream that it connects and each datagram that it sends, unless the other end is this machine. Noted are tries,
+whether or not they succeed. Standard library only, and nothing is kept from happening.
+"""
+
+import os
+import sys
+
+FILE = os.environ.get("WATCH_CONNECTIONS")
+STREAM = 1
+LOCAL = ("127.", "::1", "::ffff:127.", "0.0.0.0", "localhost", "ip6-localhost")
+
+
+def is_local(host: object) -> bool:
+    text = host.decode(errors="replace") if isinstance(host, bytes) else str(host or "localhost")
+    return text in ("", "::", os.uname().nodename) or text.startswith(LOCAL)
+
+
+def tried(event: str, arguments: tuple) -> object:
+    """The other machine that this event is about, or None."""
+    if event == "socket.getaddrinfo" or event.startswith("socket.gethostby"):
+        return None if is_local(arguments[0]) or is_number(arguments[0]) else arguments[0]
+    if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
+        socket, address = arguments[0], arguments[1]
+        # Connecting a datagram socket sends nothing: it is how programs ask for their own address.
+        if not isinstance(address, tuple) or (event == "socket.connect" and socket.type != STREAM):
+            return None
+        return None if is_local(address[0]) else address
+    return None
+
+
+def is_number(host: object) -> bool:
+    """Whether this is an address, for which nobody has to be asked."""
+    text = host.decode(errors="replace") if isinstance(host, bytes) else str(host)
+    return ":" in text or text.replace(".", "").isdecimal()
+
+
+def note(line: str) -> None:
+    file = os.open(FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(file, (line + "\n").encode())
+    finally:
+        os.close(file)
+
+
+def watch(event: str, arguments: tuple) -> None:
+    if event.startswith("socket.") and (other := tried(event, arguments)) is not None:
+        note(f"tried {os.getpid()} {event} {other} {' '.join(sys.argv)[:120]}")
+
+
+if FILE:
+    note(f"watching {os.getpid()}")
+    sys.addaudithook(watch)
