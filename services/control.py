@@ -69,7 +69,7 @@ def read_state(run: Path) -> RunState | None:
     """The state left in the folder, whether or not that windfarm still runs."""
     try:
         return RunState(**json.loads((run / STATE_FILE).read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, TypeError) as error:
         raise StartFailed(

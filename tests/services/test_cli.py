@@ -1,5 +1,7 @@
 """The command line is quick, explains itself, and turns our errors into one message."""
 
+import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,17 +12,27 @@ from typer.testing import CliRunner
 from services.cli.commands import app
 from services.cli.knowledge import find_files
 
-COMMANDS = [
-    "up", "down", "apply", "status", "ingest", "ask", "chat", "key", "logs", "env", "doctor",
-    "search", "collections", "documents", "reembed",
-]  # fmt: skip
+COMMANDS = [command.callback.__name__ for command in app.registered_commands if command.callback]
+FOR_PEOPLE = ("chat", "logs")
+"""A conversation and lines of text: nothing that a script would want as JSON."""
+
+
+def test_the_commands_are_there() -> None:
+    wanted = {"up", "down", "apply", "status", "ingest", "ask", "chat", "key", "logs", "env", "doctor", "reembed"}
+    assert wanted <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(command: str) -> None:
-    answer = CliRunner().invoke(app, [command, "--help"])
+def test_every_command_has_help_and_json_where_a_script_would_want_it(command: str) -> None:
+    answer = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
     assert answer.exit_code == 0
     assert "--help" in answer.output
+    assert ("--json" in answer.output) == (command not in FOR_PEOPLE)
+
+
+def test_ports_data_folder_and_threads_are_options() -> None:
+    answer = CliRunner().invoke(app, ["up", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+    assert [name for name in ("--host", "--port", "--home", "--threads") if name not in answer.output] == []
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -46,14 +58,22 @@ def test_without_a_windfarm_the_next_step_is_said(command: str, tmp_path: Path) 
     assert "Traceback" not in answer.stderr
 
 
-def test_a_wrong_config_is_refused_by_up_apply_and_doctor(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["up", "apply", "doctor"])
+def test_unknown_keys_at_any_level_are_refused_with_place_and_nearest_key(command: str, tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     text = (Path(__file__).resolve().parents[2] / "ray_config.yaml").read_text(encoding="utf-8")
-    config.write_text(text.replace("proxy_location:", "aplications: 1\nproxy_location:"), encoding="utf-8")
-    for command in ("up", "apply", "doctor"):
-        answer = run(command, "--home", str(tmp_path / "home"), "--config", str(config))
-        assert answer.returncode == 1
-        assert "unknown key `aplications`; did you mean `applications`?" in answer.stdout + answer.stderr
+    for key, wrong in (("proxy_location:", "aplications: 1\n"), ("    import_path:", "    route_prefx: x\n")):
+        text = text.replace(key, wrong + key, 1)
+    text = text.replace("        top_k:", "        topk:", 1).replace("num_replicas:", "num_replica:", 1)
+    config.write_text(text, encoding="utf-8")
+    answer = run(command, "--home", str(tmp_path / "home"), "--config", str(config))
+    said = answer.stdout + answer.stderr
+    assert answer.returncode == 1
+    assert "unknown key `aplications`; did you mean `applications`?" in said
+    assert "applications[0]: unknown key `route_prefx`; did you mean `route_prefix`?" in said
+    assert "applications[0].deployments[0]: unknown key `num_replica`; did you mean `num_replicas`?" in said
+    assert "applications[3].args.retrieval: unknown key `topk`; did you mean `top_k`?" in said
+    assert not (tmp_path / "home" / "run" / "windfarm.json").exists()
 
 
 def test_key_prints_the_same_key_each_time(tmp_path: Path) -> None:

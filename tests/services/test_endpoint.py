@@ -105,6 +105,14 @@ async def test_openais_client_gets_vectors_and_models(tmp_path: Path) -> None:
     assert (tiny.id, tiny.model_extra["max_context"], tiny.model_extra["ready"]) == ("tiny", 64, True)
 
 
+async def test_openais_client_is_told_which_inputs_were_cut(tmp_path: Path) -> None:
+    async with running_endpoint(tmp_path) as running:
+        vectors = await running.openai.embeddings.create(model="embed", input=["short", "long " * 50, "short"])
+        whole = await running.openai.embeddings.create(model="embed", input="short")
+    assert vectors.model_extra == {"windfarm": {"truncated": [1]}}
+    assert not whole.model_extra
+
+
 async def test_openais_client_raises_its_own_errors(tmp_path: Path) -> None:
     engine = ScriptedEngine(EngineBusy("All slots are taken."))
     async with running_endpoint(tmp_path, engine) as running:
@@ -545,6 +553,15 @@ async def test_a_failed_answer_is_kept_as_failed_and_told(tmp_path: Path) -> Non
         kept = await _messages(running, made["id"], 2)
     assert events_of(answer.text)[-1]["error"]["code"] == "store_unavailable"
     assert (kept[1]["content"], kept[1]["state"]) == ("It", "failed")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_unknown_collection_is_a_404_with_the_stores_words(tmp_path: Path, stream: bool) -> None:
+    refusal = ApiError(404, "not_found_error", "unknown_collection", "There is no collection named 'tower'.")
+    async with running_endpoint(tmp_path, ScriptedEngine(), story=telling(refusal)) as running:
+        answer = await running.chat(stream=stream, knowledge={"collections": ["tower"]})
+    assert (answer.status_code, error_of(answer)["code"]) == (404, "unknown_collection")
+    assert "tower" in error_of(answer)["message"]
 
 
 async def test_an_unknown_conversation_is_refused_before_the_model_is_asked(tmp_path: Path) -> None:

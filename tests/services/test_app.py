@@ -1,0 +1,38 @@
+"""The composition: what each replica asks Ray for."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.serve import Application
+
+from services import app
+from services.config import ModelConfig
+from services.ray_config import BUILDERS, load_ray_config
+from services.resources import GIB, model_resources
+
+FILE = Path(__file__).resolve().parents[2] / "ray_config.yaml"
+
+
+def deployments(application: Application) -> list[Any]:
+    """The deployments of an application, those that are bound to others included."""
+    first = application._bound_deployment
+    return [first, *(found for each in first.init_args if isinstance(each, Application) for found in deployments(each))]
+
+
+@pytest.mark.parametrize("entry", load_ray_config(FILE).serve["applications"], ids=lambda entry: entry["name"])
+def test_every_replica_asks_ray_for_its_cpus_and_its_memory(entry: dict[str, Any]) -> None:
+    builder = BUILDERS[entry["import_path"]]
+    built = getattr(app, entry["import_path"].partition(":")[2])(builder.config.model_validate(entry["args"]))
+    found = deployments(built)
+    assert {deployment.name for deployment in found} == {each["name"] for each in entry["deployments"]}
+    for deployment in found:
+        asked = deployment.ray_actor_options
+        assert asked["num_cpus"] > 0, deployment.name
+        assert asked["memory"] > 100 * 2**20, deployment.name
+
+
+def test_a_model_asks_for_the_memory_that_its_files_need_or_the_configuration_says() -> None:
+    computed = model_resources(ModelConfig(id="tiny", source="tiny"))
+    assert 1.3 * GIB < computed.memory < 2 * GIB
+    assert model_resources(ModelConfig(id="tiny", source="tiny", memory_gib=5)).memory == 5 * GIB
