@@ -76,6 +76,37 @@ def test_unknown_keys_at_any_level_are_refused_with_place_and_nearest_key(comman
     assert not (tmp_path / "home" / "run" / "windfarm.json").exists()
 
 
+def test_doctor_says_machine_versions_and_the_fix_of_what_fails(tmp_path: Path) -> None:
+    text = (Path(__file__).resolve().parents[2] / "ray_config.yaml").read_text(encoding="utf-8")
+    config = tmp_path / "c.yaml"
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        config.write_text(text.replace("port: 8000", f"port: {port}").replace("source: tiny ", "source: tyni "))
+        answer = run("doctor", "--home", str(tmp_path / "home"), "--config", str(config), "--json")
+    assert answer.returncode == 1
+    said = json.loads(answer.stdout)
+    assert not said["ok"]
+    assert said["machine"]["cpus"] >= 1
+    assert "ray" in said["machine"]["versions"]
+    failed = {check["name"]: check for check in said["checks"] if not check["ok"]}
+    assert str(port) in failed["port"]["text"]
+    assert "windfarm up --port" in failed["port"]["fix"]
+    assert "tiny" in failed["model tiny"]["text"]
+    assert "ray_config.yaml" in failed["model tiny"]["fix"]
+    assert all(check["fix"] for check in failed.values())
+
+
+def test_a_data_folder_that_cannot_be_one_is_said(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("a file in its place")
+    for command in ("up", "doctor", "status", "key"):
+        answer = run(command, "--home", str(tmp_path / "home"))
+        assert answer.returncode == 1
+        assert str(tmp_path / "home") in answer.stdout + answer.stderr
+        assert "Traceback" not in answer.stderr
+
+
 def test_key_prints_the_same_key_each_time(tmp_path: Path) -> None:
     first, second = run("key", "--home", str(tmp_path)), run("key", "--home", str(tmp_path))
     assert first.stdout.startswith("wf-")
