@@ -23,6 +23,7 @@ _FROM_SOURCES = (
     "Answer the question from these sources only, and cite the source of each statement as [1]. "
     "If they do not tell, say so.\n\nQuestion:"
 )
+_LOOP_PENALTY = 0.5
 _SHARE_FOR_ANSWER = 4
 """Where the client names no length, up to a quarter of the context is kept free for the answer."""
 
@@ -64,12 +65,26 @@ async def fit_prompt(
         raise _too_long(num_tokens, room, model.max_context)
     messages, kept = parts.without(num_dropped, passages)
     max_tokens = request.sampling.max_tokens or min(default_max_tokens, model.max_context - num_tokens)
+    sampling = dataclasses.replace(request.sampling, max_tokens=max_tokens)
     return Prompt(
         messages,
         kept,
-        dataclasses.replace(request.sampling, max_tokens=max_tokens),
+        faithful(sampling) if kept else sampling,
         _trimmed(parts, num_dropped, len(passages) - len(kept), model.max_context),
     )
+
+
+def faithful(sampling: SamplingParams) -> SamplingParams:
+    """What documents say is to be repeated, not varied: where the client leaves it open, the likeliest words are taken.
+
+    The penalty keeps small models that take the likeliest words out of loops; bound output (JSON) repeats by nature.
+    """
+    if sampling.temperature is None:
+        sampling = dataclasses.replace(sampling, temperature=0.0)
+    is_bound = sampling.json_schema is not None or sampling.grammar is not None
+    if sampling.frequency_penalty is None and sampling.presence_penalty is None and not is_bound:
+        sampling = dataclasses.replace(sampling, frequency_penalty=_LOOP_PENALTY)
+    return sampling
 
 
 def last_user_text(messages: Sequence[Message]) -> str:

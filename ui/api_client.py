@@ -32,10 +32,6 @@ from ui.records import (
 _TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
 
-# What documents say is to be repeated, not varied: the likeliest words, the same at each try. Without the penalty a
-# small model that takes the likeliest words falls into loops.
-_FAITHFUL = {"temperature": 0, "frequency_penalty": 0.5}
-
 Json = dict[str, Any]
 
 
@@ -155,7 +151,7 @@ class ApiClient:
             "stream": True,
         }
         if collections:
-            request |= {"knowledge": {"collections": list(collections)}, **_FAITHFUL}
+            request |= {"knowledge": {"collections": list(collections)}}
         if tools:
             request["windfarm_tools"] = list(tools)
         if conversation_id:

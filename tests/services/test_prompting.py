@@ -6,7 +6,7 @@ from cluster.engine import SamplingParams
 from rag.types import Passage, StoredChunk
 from services.chat_types import ChatRequest
 from services.errors import ApiError
-from services.prompting import Prompt, fit_prompt
+from services.prompting import Prompt, faithful, fit_prompt
 from tests.services.scripted_model import ScriptedModel
 
 SYSTEM = {"role": "system", "content": "Be kind."}
@@ -111,3 +111,15 @@ async def test_a_model_that_can_cite_is_asked_to() -> None:
     )
     assert "[1] Leave\np1" in everything(prompt) and "[2] Leave\np2" in everything(prompt)
     assert "cite the source" in everything(prompt)
+
+
+def test_answers_from_documents_take_the_likeliest_words_unless_the_client_says_otherwise() -> None:
+    assert faithful(SamplingParams()) == SamplingParams(temperature=0.0, frequency_penalty=0.5)
+    chosen = SamplingParams(temperature=0.7, frequency_penalty=0.0)
+    assert faithful(chosen) == chosen
+    assert faithful(SamplingParams(json_schema={})) == SamplingParams(json_schema={}, temperature=0.0)
+
+
+async def test_a_chat_without_passages_keeps_its_sampling() -> None:
+    prompt = await fit([QUESTION], [], context=4096)
+    assert prompt.sampling.temperature is None

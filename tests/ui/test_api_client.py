@@ -188,8 +188,6 @@ async def test_the_request_holds_what_was_chosen_and_nothing_else(serve: Serve) 
     assert seen[0] == (plain, "Bearer wf-key")
     chosen = {
         "knowledge": {"collections": ["memos"]},
-        "temperature": 0,
-        "frequency_penalty": 0.5,
         "windfarm_tools": ["calculator"],
         "conversation": "conv_1",
     }
