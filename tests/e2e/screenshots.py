@@ -12,9 +12,9 @@ from tests.product import ROOT, Product, start_product
 
 IMAGES = ROOT / "infra" / "images"
 HANDBOOK = ROOT / "tests" / "data" / "company-kb" / "gds-way-en" / "standards"
-FIRST = ("storing-credentials.md", "managing-sensitive-information.md", "incident-management.md", "logging.md")
-LATER = ("pair-programming.md", "pull-requests.md", "monitoring.md")
-QUESTION = "How should we store passwords and other secrets?"
+FIRST = ("pull-requests.md", "storing-credentials.md", "alerting.md")
+LATER = ("pair-programming.md", "monitoring.md", "logging.md")
+QUESTION = "Who is responsible for obtaining a code review of a pull request?"
 
 
 def take_pictures(product: Product, playwright: Playwright, folder: Path) -> None:

@@ -22,7 +22,7 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 # Two cores serve the browser, the page, the model and the embedding model at once.
-PATIENCE_MS = 60_000
+PATIENCE_MS = 100_000
 
 
 class Visitor:
@@ -83,7 +83,7 @@ class Visitor:
     def picture(self, name: str, folder: Path = ARTIFACTS) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{name}.png"
-        self.page.screenshot(path=path)
+        self.page.screenshot(path=path, animations="disabled")
         return path
 
 
