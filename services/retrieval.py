@@ -57,10 +57,10 @@ class HandleEmbedder:
         return int(self._described["max_tokens"])
 
     async def connect(self) -> None:
-        """Wait until the model answers and learn what it is."""
+        """Wait until the model answers and learn what it is; cheap where it is still the same."""
         described: dict[str, Any] = await self._call("describe")
-        tokenizer_file = Path(described["tokenizer_file"])
-        self._token_spans = await asyncio.to_thread(load_token_spans, tokenizer_file)
+        if self._token_spans is None or described["model"] != self.model_name:
+            self._token_spans = await asyncio.to_thread(load_token_spans, Path(described["tokenizer_file"]))
         self._described = described
 
     def token_spans(self, text: str) -> Sequence[tuple[int, int]]:
@@ -78,7 +78,10 @@ class HandleEmbedder:
         if result.model != self.model_name:
             before = self.model_name
             await self.connect()
-            raise EmbeddingMismatch(f"The embedding model changed from {before} to {self.model_name}. Try again.")
+            raise EmbeddingMismatch(
+                f"The embedding model changed from {before} to {self.model_name}. Try again; collections of the former "
+                "one need `windfarm reembed NAME`."
+            )
         vectors: Vectors = result.vectors
         return vectors
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from sqlalchemy import select
 
 from rag.chunking import TokenSpans
-from rag.errors import EmbedderUnavailable, StoreMissing
+from rag.errors import EmbedderUnavailable, EmbeddingMismatch, StoreMissing
 from rag.fusion import FusionMethod
 from rag.parsing import ParseLimits
 from rag.read_write_lock import ReadWriteLock
@@ -28,7 +28,7 @@ from services.blobs import Blobs
 from services.chat_types import SearchResult
 from services.config import Environment, IngestionConfig, StoreConfig
 from services.database import Collection, Database, Document, Version
-from services.errors import conflict, invalid, unavailable
+from services.errors import ApiError, conflict, invalid, unavailable
 from services.ingestion import IngestionService
 from services.journal import Journal
 from services.knowledge import Knowledge
@@ -128,7 +128,7 @@ class StoreService:
     # Collections and documents
 
     async def create_collection(self, name: str, description: str, actor: str) -> dict[str, Any]:
-        await self._embedder_is_there()
+        await self._know_present_model()
         return await asyncio.to_thread(
             self._knowledge.create_collection,
             name,
@@ -162,7 +162,7 @@ class StoreService:
         return await self._ingestion.delete_document(collection, document_id, actor)
 
     async def reembed(self, collection: str, actor: str) -> dict[str, Any]:
-        await self._embedder_is_there()
+        await self._know_present_model()
         return await self._ingestion.reembed(collection, actor)
 
     async def job(self, job_id: str, actor: str) -> dict[str, Any]:
@@ -199,7 +199,11 @@ class StoreService:
         try:
             passages = await retrieve(query, names, embedder=self._embedder, store=readable, settings=settings)
         except EmbedderUnavailable as error:
-            raise unavailable(f"{error} Try again.", code="embedding_unavailable", retry_after_s=2) from error
+            raise _no_embedder() from error
+        except EmbeddingMismatch as error:
+            # The model changed since the last question; now that it is known, each collection says what it needs.
+            await asyncio.to_thread(self._check_readable, names, actor)
+            raise unavailable(str(error), code="embedding_changed") from error
         return SearchResult(passages, readable.names_by_index)
 
     def _check_readable(self, names: Sequence[str], actor: str) -> None:
@@ -230,16 +234,29 @@ class StoreService:
         try:
             await asyncio.wait_for(asyncio.shield(self._starting), _EMBEDDER_WAIT_S)
         except TimeoutError as error:
-            raise unavailable(
-                "The embedding model is not ready. Try again; `windfarm status` says what it waits for.",
-                code="embedding_unavailable",
-                retry_after_s=5,
-            ) from error
+            raise _no_embedder() from error
+
+    async def _know_present_model(self) -> None:
+        """What a collection remembers must be the model that runs now: it may have been changed since."""
+        await self._embedder_is_there()
+        try:
+            async with asyncio.timeout(_EMBEDDER_WAIT_S):
+                await self._embedder.connect()
+        except (EmbedderUnavailable, TimeoutError) as error:
+            raise _no_embedder() from error
 
     def _close_parts(self) -> None:
         with self._parts.journal.turn:
             self._parts.vectors.close()
         self._parts.database.close()
+
+
+def _no_embedder() -> ApiError:
+    return unavailable(
+        "The embedding model is not ready. Try again; `windfarm status` says what it waits for.",
+        code="embedding_unavailable",
+        retry_after_s=5,
+    )
 
 
 def _limits(config: IngestionConfig) -> ParseLimits:

@@ -5,19 +5,26 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from rag.errors import EmbedderUnavailable, StoreLocked, StoreMissing
 from rag.types import Vectors
 from services.config import Environment, IngestionConfig, StoreConfig
 from services.database import Database, User
+from services.embedding_result import EmbeddingResult
 from services.errors import ApiError
+from services.retrieval import HandleEmbedder
 from services.schema import upgrade
-from services.store_service import REBUILD_FILE, StoreService, open_store
+from services.store_service import REBUILD_FILE, ConnectedEmbedder, StoreService, open_store
 from tests.services.ingesting import OWNER, HashEmbedder, word_spans
 
 CONFIG = StoreConfig(ingestion=IngestionConfig(chunk_tokens=64, chunk_overlap_tokens=8))
@@ -48,12 +55,44 @@ class RemoteHashEmbedder(HashEmbedder):
             raise EmbedderUnavailable("It restarts.")
 
 
+class ModelHandle:
+    """The embedding deployment's handle; `model` may become another one, as after `windfarm apply`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = HashEmbedder("first@1111", 64)
+        self._tokenizer_file = folder / "tokenizer.json"
+        tokenizer = Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = Whitespace()
+        tokenizer.save(str(self._tokenizer_file))
+
+    @property
+    def describe(self) -> RemoteMethod:
+        return RemoteMethod(self._describe)
+
+    @property
+    def embed(self) -> RemoteMethod:
+        return RemoteMethod(self._embed)
+
+    async def _describe(self) -> dict[str, Any]:
+        model, file = self.model, str(self._tokenizer_file)
+        return {"model": model.model_name, "dimension": model.dimension, "max_tokens": 512, "tokenizer_file": file}
+
+    async def _embed(self, texts: list[str], kind: str) -> EmbeddingResult:
+        vectors = await self.model.embed_queries(texts)
+        return EmbeddingResult(vectors, [1] * len(texts), [False] * len(texts), self.model.model_name)
+
+
+@dataclass
+class RemoteMethod:
+    remote: Callable[..., Any]
+
+
 def environment(home: Path) -> Environment:
     return Environment(home=home, database_url=f"sqlite:///{home / 'windfarm.db'}", internal_secret="secret")
 
 
 @asynccontextmanager
-async def opened(home: Path, embedder: RemoteHashEmbedder | None = None) -> AsyncIterator[StoreService]:
+async def opened(home: Path, embedder: ConnectedEmbedder | None = None) -> AsyncIterator[StoreService]:
     around = environment(home)
     upgrade(around.database_url)
     database = Database(around.database_url)
@@ -148,6 +187,52 @@ async def test_a_lost_vector_folder_is_refused_until_somebody_asks_for_new_vecto
         (repair, _) = await service.jobs("rules", OWNER)
         assert (await service.wait_for_job(repair["id"], OWNER))["state"] == "done"
         assert (await service.search(["rules"], "Which rule holds?", 5, OWNER)).passages
+
+
+async def test_a_collection_remembers_its_embedding_model_and_only_reembed_changes_it(tmp_path: Path) -> None:
+    """The model is exchanged while the store goes on, as `windfarm apply` does it."""
+    handle = ModelHandle(tmp_path)
+    async with opened(tmp_path, HandleEmbedder(handle)) as service:
+        made = await service.create_collection("rules", "", OWNER)
+        await service.create_collection("empty", "", OWNER)
+        assert made["embedding_model"] == "first@1111"
+        await ingest(service, "rules", "rule.txt", "The rule holds.")
+        handle.model = HashEmbedder("second@2222", 48)
+        for _ in range(2):
+            with pytest.raises(ApiError, match=r"first@1111 .*second@2222 .*windfarm reembed rules") as refused:
+                await service.search(["rules"], "Which rule holds?", 5, OWNER)
+            assert (refused.value.status, refused.value.code) == (409, "embedding_mismatch")
+        with pytest.raises(ApiError, match="windfarm reembed rules"):
+            await service.submit_document("rules", "more.txt", b"More.", OWNER)
+        for name in ("rules", "empty"):
+            job = await service.reembed(name, OWNER)
+            assert (await service.wait_for_job(job["id"], OWNER))["state"] == "done"
+            assert (await service.collection(name, OWNER))["embedding_model"] == "second@2222"
+        assert (await service.search(["rules"], "Which rule holds?", 5, OWNER)).passages
+        await ingest(service, "empty", "more.txt", "More.")
+
+
+async def test_a_changed_model_is_known_before_a_collection_remembers_it(tmp_path: Path) -> None:
+    handle = ModelHandle(tmp_path)
+    async with opened(tmp_path, HandleEmbedder(handle)) as service:
+        await service.create_collection("rules", "", OWNER)
+        handle.model = HashEmbedder("second@2222", 48)
+        made = await service.create_collection("new", "", OWNER)
+        assert made["embedding_model"] == "second@2222"
+        job = await service.reembed("rules", OWNER)
+        assert (await service.wait_for_job(job["id"], OWNER))["state"] == "done"
+        await ingest(service, "rules", "rule.txt", "The rule holds.")
+
+
+async def test_a_file_that_was_sent_while_the_model_changed_fails_with_the_next_step(tmp_path: Path) -> None:
+    handle = ModelHandle(tmp_path)
+    async with opened(tmp_path, HandleEmbedder(handle)) as service:
+        await service.create_collection("rules", "", OWNER)
+        handle.model = HashEmbedder("second@2222", 48)
+        job = await service.submit_document("rules", "rule.txt", b"The rule holds.", OWNER)
+        ended = await service.wait_for_job(job["id"], OWNER)
+        assert (ended["state"], ended["error"]["code"]) == ("failed", "embedding_mismatch")
+        assert "windfarm reembed" in ended["error"]["message"]
 
 
 async def test_an_embedding_model_that_restarts_only_delays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
