@@ -30,6 +30,11 @@ ONLY_IN = {
 
 HEAVY = ("torch", "vllm", "transformers", "xllamacpp")
 
+TRANSPORT = ("aiohttp", "fastapi", "httpx", "ray", "starlette", "uvicorn", "services.routing", "services.listener")
+
+CHECKS = ("accounts", "host_check", "openai_api", "validation")
+"""Modules of `services` that check keys, hosts, limits and fields: plain functions without transport."""
+
 LIGHT_PROCESSES = ("services.gateway", "services.cli", "ui.app")
 """Modules whose process must stay light and outlive the model replicas."""
 
@@ -83,9 +88,47 @@ def test_each_library_is_imported_in_its_own_place_only() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_checks_know_no_transport() -> None:
+    wrong = [
+        f"services/{name}.py:{line} imports {imported}"
+        for name in CHECKS
+        for imported, line in imports(ROOT / "services" / f"{name}.py")
+        if imported in TRANSPORT or imported.split(".")[0] in TRANSPORT
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 @pytest.mark.parametrize("module", LIGHT_PROCESSES)
 def test_processes_that_outlive_models_load_no_model_library(module: str) -> None:
     program = f"import sys, {module}; print(*(m for m in {HEAVY!r} if m in sys.modules))"
     answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.strip() == ""
+
+
+def test_an_endpoint_that_answered_has_loaded_no_model_library(tmp_path: Path) -> None:
+    """What is imported only when it is needed counts too: chat, vectors, files and readiness were all asked for."""
+    program = f"""
+import asyncio, sys
+from pathlib import Path
+import services.gateway
+from tests.services.harness import ScriptedEngine, running_endpoint, wait_until, words
+
+async def main():
+    async with running_endpoint(Path({str(tmp_path)!r}), ScriptedEngine(*words("Hi")), proves=True) as running:
+        async def is_ready():
+            return (await running.http.get("/ready")).status_code == 200
+        await wait_until(is_ready)
+        answers = [
+            await running.chat(),
+            await running.chat(response_format={{"type": "json_object"}}),
+            await running.http.post("/v1/embeddings", json={{"model": "embed", "input": "x"}}),
+            await running.http.get("/metrics"),
+        ]
+        print([answer.status_code for answer in answers])
+
+asyncio.run(main())
+print([m for m in {HEAVY!r} if m in sys.modules])
+"""
+    answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert answer.stdout.splitlines() == [str([200] * 4), "[]"], answer.stderr

@@ -30,6 +30,14 @@ def test_migrations_and_models_agree(tmp_path: Path) -> None:
     assert differences(_sqlite(tmp_path)) == []
 
 
+def test_every_thing_that_windfarm_keeps_has_its_table(tmp_path: Path) -> None:
+    upgrade(_sqlite(tmp_path))
+    with create_engine(_sqlite(tmp_path)).connect() as connection:
+        tables = set(inspect(connection).get_table_names())
+    assert tables >= {"users", "groups", "group_members", "api_keys", "conversations", "messages"}
+    assert tables >= {"collections", "documents", "versions", "jobs", "journal"}
+
+
 def test_a_second_upgrade_changes_nothing(tmp_path: Path) -> None:
     upgrade(_sqlite(tmp_path))
     Accounts(Database(_sqlite(tmp_path))).create_user("ada")
