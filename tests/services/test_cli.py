@@ -1,12 +1,14 @@
 """The command line is quick, explains itself, and turns our errors into one message."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from services.cli.commands import app
@@ -107,6 +109,24 @@ def test_a_data_folder_that_cannot_be_one_is_said(tmp_path: Path) -> None:
         assert "Traceback" not in answer.stderr
 
 
+@pytest.mark.requires("tmpfs")
+def test_a_data_folder_on_a_read_only_disk_is_said(tmp_path: Path) -> None:
+    """Also where it was used before, so that nothing has to be made in it."""
+    windfarm = f"{sys.executable} -m services.cli"
+    script = (
+        f"mount -t tmpfs -o size=20m none {tmp_path} && {windfarm} key && mount -o remount,ro {tmp_path} && "
+        f"for command in up doctor; do {windfarm} $command; echo exit $?; done"
+    )
+    environment = {**os.environ, "WINDFARM_HOME": str(tmp_path / "home")}
+    answer = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, check=True, env=environment
+    )
+    assert answer.stdout.count("exit 1") == 2
+    assert "it lies on a read-only file system" in answer.stderr
+    assert "FAIL data folder" in answer.stdout
+    assert "Traceback" not in answer.stderr
+
+
 def test_key_prints_the_same_key_each_time(tmp_path: Path) -> None:
     first, second = run("key", "--home", str(tmp_path)), run("key", "--home", str(tmp_path))
     assert first.stdout.startswith("wf-")
@@ -126,3 +146,13 @@ def test_folders_are_walked_and_files_of_one_name_stay_apart(tmp_path: Path) -> 
         (tmp_path / name).write_text("x", encoding="utf-8")
     found = list(find_files([tmp_path / "a", tmp_path / "two.md"]))
     assert [name for _, name in found] == ["b › one.txt", "one.txt", "two.md"]
+
+
+def test_two_paths_that_would_give_one_name_are_refused_before_anything_is_sent(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "one.txt").write_text(folder, encoding="utf-8")
+    with pytest.raises(typer.BadParameter, match=r"would both be 'one\.txt'.*Name the folder that holds both"):
+        find_files([tmp_path / "a", tmp_path / "b"])
+    assert [name for _, name in find_files([tmp_path])] == ["a › one.txt", "b › one.txt"]
+    assert [name for _, name in find_files([tmp_path / "a", tmp_path / "a" / "one.txt"])] == ["one.txt"]

@@ -1,5 +1,6 @@
 """What the machine lacks is said before anything starts: what is needed, what is there, what to do."""
 
+import shutil
 import socket
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from cluster.home import open_home
 from services import supervisor
 from services.preflight import Demand, Machine, check_disk, check_port, check_resources, explain, read_machine
 from services.ray_config import load_ray_config
-from services.resources import GIB, Resources
+from services.resources import GIB, MIB, Resources
 from services.setup_errors import StartRefused
 
 FILE = Path(__file__).resolve().parents[2] / "ray_config.yaml"
@@ -54,6 +55,15 @@ def test_a_taken_port_is_said_with_a_free_one() -> None:
 
 def test_disk_is_looked_at_where_the_folder_will_be(tmp_path: Path) -> None:
     assert check_disk(tmp_path / "not" / "yet").is_ok
+
+
+def test_too_little_disk_says_needed_and_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=100 * MIB)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    finding = check_disk(tmp_path)
+    assert not finding.is_ok
+    assert "0.1 GiB are free" in finding.text
+    assert "0.5 GiB are needed" in finding.text
 
 
 def test_this_machine_has_cpus_and_memory() -> None:
