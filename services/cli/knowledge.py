@@ -47,7 +47,7 @@ def ingest(
     from services.cli.client import open_client
     from services.cli.ingest_display import IngestDisplay
 
-    files = list(find_files(paths))
+    files = find_files(paths)
     with open_client(home, api, key) as client, IngestDisplay(len(files)) as display:
         client.create_collection(collection)
         results = list(_ingest_all(client, collection, files, display))
@@ -61,20 +61,34 @@ def ingest(
         raise typer.Exit(1)
 
 
-def find_files(paths: list[Path]) -> Iterator[tuple[Path, str]]:
-    """(file, name in the collection). Hidden files are left out.
+def find_files(paths: list[Path]) -> list[tuple[Path, str]]:
+    """(file, name in the collection), each file once. Hidden files are left out.
 
     Names hold no slashes (the server keeps the last part of a path alone), so the folders below the named one stand
-    before the file with another mark: files of the same name stay apart.
+    before the file with another mark: files of the same name stay apart. Where two of several paths would still give
+    the same name, nothing is sent: the second would silently replace the first.
     """
+    found: dict[str, Path] = {}
     for path in paths:
-        if path.is_dir():
-            for file in sorted(path.rglob("*")):
-                relative = file.relative_to(path)
-                if file.is_file() and not any(part.startswith(".") for part in relative.parts):
-                    yield file, FOLDER_MARK.join(relative.parts)
-        else:
-            yield path, path.name
+        for file, name in _files_of(path):
+            first = found.setdefault(name, file)
+            if first.absolute() != file.absolute() and first.resolve() != file.resolve():
+                raise typer.BadParameter(
+                    f"{first} and {file} would both be {name!r} in the collection, and the second would replace the "
+                    "first. Name the folder that holds both, or use two collections.",
+                    param_hint="PATHS",
+                )
+    return [(file, name) for name, file in found.items()]
+
+
+def _files_of(path: Path) -> Iterator[tuple[Path, str]]:
+    if not path.is_dir():
+        yield path, path.name
+        return
+    for file in sorted(path.rglob("*")):
+        relative = file.relative_to(path)
+        if file.is_file() and not any(part.startswith(".") for part in relative.parts):
+            yield file, FOLDER_MARK.join(relative.parts)
 
 
 def _ingest_all(
