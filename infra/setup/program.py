@@ -1,7 +1,7 @@
 """Set-up from an empty clone to a product that can start: environment, packages, models. Standard library only.
 
     make setup                  what `make up` needs
-    make setup DEV=1            also what `make test` needs
+    make setup-dev              also what `make test` needs
     PROFILE=base|cpu|gpu        forces a profile; otherwise the best one that this machine can have
 
 Profiles: `gpu` has vLLM with CUDA, `cpu` has vLLM without it, `base` has no vLLM (llama.cpp serves chat).
