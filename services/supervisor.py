@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
@@ -47,6 +47,9 @@ from services.processes import INSTANCE_VARIABLE, end_all, find_process, tagged
 from services.ray_adapter import HeadOptions
 from services.ray_config import RayConfig
 from services.setup_errors import NotRunning, StartFailed, StartRefused
+
+if TYPE_CHECKING:
+    from services.accounts import OwnerKey
 
 POLL_S = 0.2
 STOP_S = 30.0
@@ -139,8 +142,8 @@ def models_to_prepare(config: RayConfig) -> list[tuple[str, Format]]:
     return list(dict.fromkeys(wanted))
 
 
-def prepare_database(running: Running) -> str:
-    """Bring the database up to date while Ray starts, and return the owner's key."""
+def prepare_database(running: Running) -> OwnerKey:
+    """Bring the database up to date while Ray starts, and return the owner's key; the first start makes both."""
     from services.accounts import Accounts, ensure_owner
     from services.database import Database
     from services.schema import upgrade
@@ -149,7 +152,7 @@ def prepare_database(running: Running) -> str:
     upgrade(url)
     database = Database(url)
     try:
-        return ensure_owner(Accounts(database), running.home.root).key
+        return ensure_owner(Accounts(database), running.home.root)
     finally:
         database.close()
 

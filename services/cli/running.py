@@ -15,6 +15,7 @@ from services.cli.output import put, put_json, say
 from services.setup_errors import NotRunning
 
 if TYPE_CHECKING:
+    from services.accounts import OwnerKey
     from services.supervisor import Running, UpOptions
 
 
@@ -46,7 +47,7 @@ def up(
             key = supervisor.prepare_database(running)
             supervisor.wait_until_ready(running, options, display.show, timeout)
         is_ready = True
-        _announce(running, options, key, as_json=as_json, detach=detach)
+        _announce(running.state.api, options, key, as_json=as_json, detach=detach)
         if detach:
             running.keep()
             is_kept = True
@@ -63,14 +64,15 @@ def up(
             say("Stopped: nothing of it is left running.")
 
 
-def _announce(running: Running, options: UpOptions, key: str, *, as_json: bool, detach: bool) -> None:
-    api = running.state.api
+def _announce(api: str, options: UpOptions, key: OwnerKey, *, as_json: bool, detach: bool) -> None:
+    """A terminal shows the key once, when it is new: later ones may be watched or logged."""
     if as_json:
-        put_json({"ui": f"{api}/", "api": f"{api}/v1", "key": key}, one_line=True)
+        put_json({"ui": f"{api}/", "api": f"{api}/v1", "key": key.key}, one_line=True)
         return
-    put(f"windfarm is ready.\n  page  {api}/\n  api   {api}/v1\n  key   {key}")
+    shown = key.key if key.is_new else "that of the first start; `windfarm key` prints it"
+    put(f"windfarm is ready.\n  page  {api}/\n  api   {api}/v1\n  key   {shown}")
     if not options.is_local:
-        say(f"Note: {running.state.host} can be reached from the network, without encryption. Keep the key secret.")
+        say(f"Note: {options.address[0]} can be reached from the network, without encryption. Keep the key secret.")
     if not detach:
         say("Ctrl-C ends it. Logs: windfarm logs")
 

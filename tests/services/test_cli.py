@@ -11,8 +11,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from services.accounts import OwnerKey
 from services.cli.commands import app
 from services.cli.knowledge import find_files
+from services.cli.running import _announce
+from services.ray_config import load_ray_config
+from services.supervisor import UpOptions
 
 COMMANDS = [command.callback.__name__ for command in app.registered_commands if command.callback]
 FOR_PEOPLE = ("chat", "logs")
@@ -131,6 +135,19 @@ def test_key_prints_the_same_key_each_time(tmp_path: Path) -> None:
     first, second = run("key", "--home", str(tmp_path)), run("key", "--home", str(tmp_path))
     assert first.stdout.startswith("wf-")
     assert first.stdout == second.stdout
+
+
+def test_up_shows_the_key_once_to_people_and_always_to_scripts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = UpOptions(tmp_path, load_ray_config(Path(__file__).resolve().parents[2] / "ray_config.yaml"))
+    for is_new in (True, False):
+        _announce("http://x", options, OwnerKey("wf-secret", is_new), as_json=False, detach=True)
+        shown = capsys.readouterr().out
+        assert ("wf-secret" in shown, "windfarm key" in shown) == (is_new, not is_new)
+        _announce("http://x", options, OwnerKey("wf-secret", is_new), as_json=True, detach=True)
+        printed = json.loads(capsys.readouterr().out)
+        assert printed == {"ui": "http://x/", "api": "http://x/v1", "key": "wf-secret"}
 
 
 def test_env_prints_lines_for_a_shell(tmp_path: Path) -> None:
