@@ -41,7 +41,7 @@ def edited(before: str, after: str) -> str:
             "`route_prefix`",
         ),
         ("        top_k:", "        topk: 3\n        top_k:", "applications[3].args.retrieval", "did you mean `top_k`"),
-        ("num_replicas: 1\n", "num_replica: 1\n", "applications[0].deployments[0]", "did you mean `num_replicas`"),
+        ("num_replicas: 1 ", "num_replica: 1 ", "applications[0].deployments[0]", "did you mean `num_replicas`"),
     ],
 )
 def test_unknown_keys_are_refused_at_every_level(before: str, after: str, place: str, advice: str) -> None:
