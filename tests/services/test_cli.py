@@ -1,5 +1,6 @@
 """The command line is quick, explains itself, and turns our errors into one message."""
 
+import asyncio
 import json
 import os
 import socket
@@ -17,6 +18,7 @@ from services.cli.knowledge import find_files
 from services.cli.running import _announce
 from services.ray_config import load_ray_config
 from services.supervisor import UpOptions
+from tests.services.harness import running_endpoint
 
 COMMANDS = [command.callback.__name__ for command in app.registered_commands if command.callback]
 FOR_PEOPLE = ("chat", "logs")
@@ -173,3 +175,19 @@ def test_two_paths_that_would_give_one_name_are_refused_before_anything_is_sent(
         find_files([tmp_path / "a", tmp_path / "b"])
     assert [name for _, name in find_files([tmp_path])] == ["a › one.txt", "b › one.txt"]
     assert [name for _, name in find_files([tmp_path / "a", tmp_path / "a" / "one.txt"])] == ["one.txt"]
+
+
+async def test_reembed_follows_its_job_to_the_end_and_says_how_it_went(tmp_path: Path) -> None:
+    ends = iter([{"state": "embedding"}, {"state": "done"}, {"state": "failed", "error": {"message": "It broke."}}])
+    async with running_endpoint(tmp_path) as running:
+        running.store.answers = {
+            "reembed": lambda name, actor: {"id": "job_1", "collection": name, "state": "queued"},
+            "job": lambda job_id, actor: {"id": job_id, "progress": 0.5} | next(ends),
+        }
+        command = ["reembed", "handbook", "--api", running.url, "--key", running.key]
+        done = await asyncio.to_thread(run, *command)
+        assert (done.returncode, done.stdout) == (0, "handbook: all vectors are new.\n")
+        failed = await asyncio.to_thread(run, *command)
+        assert failed.returncode == 1
+        assert "handbook: It broke." in failed.stderr
+        assert [method for method, _ in running.store.asked] == ["reembed", "job", "job", "reembed", "job"]
