@@ -10,7 +10,7 @@ BIN := .venv/bin
 SETUP := $(PYTHON) -m infra.setup
 ARGS ?=
 
-.PHONY: help setup setup-dev up down test test-unit lint format bench-laptop lock map clean
+.PHONY: help setup setup-dev up down test test-unit lint format bench-laptop lock screenshots map clean
 
 help: ## List all targets
 	@echo "windfarm: make up starts everything and prints the address of the page."
