@@ -1,0 +1,95 @@
+"""What an answer of the running product carries: exact citations, an honest refusal, visible steps of tools."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.product import ROOT, Product
+
+pytestmark = pytest.mark.e2e
+
+MEMO = ROOT / "tests" / "data" / "documents" / "fake-memo.pdf"
+
+
+@pytest.fixture(scope="module")
+def client(product: Product) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=product.api, headers=product.headers, timeout=180) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def memos(client: httpx.Client) -> Iterator[str]:
+    """A collection with one PDF."""
+    name = "memos-for-answers"
+    client.post("/collections", json={"name": name}).raise_for_status()
+    with MEMO.open("rb") as file:
+        job = client.post(f"/collections/{name}/documents?wait=true", files={"file": (MEMO.name, file)}).json()["job"]
+    assert job["state"] == "done", job
+    yield name
+    client.delete(f"/collections/{name}").raise_for_status()
+
+
+def ask(client: httpx.Client, question: str, **fields: Any) -> dict[str, Any]:
+    body = {"model": "tiny", "messages": [{"role": "user", "content": question}], "max_tokens": 64, "temperature": 0}
+    answer = client.post("/chat/completions", json=body | fields)
+    answer.raise_for_status()
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def test_a_citation_says_document_page_span_text_and_score(client: httpx.Client, memos: str) -> None:
+    question = "How many laptops were delivered on January 23?"
+    answer = ask(client, question, knowledge={"collections": [memos]})
+    said = answer["choices"][0]["message"]["content"]
+    citations = answer["windfarm"]["citations"]
+    assert citations, said
+    for citation in citations:
+        document = client.get(f"/collections/{memos}/documents/{citation['document_id']}").json()
+        page = next(page for page in document["pages"] if page["number"] == citation["page"])
+        assert citation["document"] == MEMO.name
+        assert page["start"] <= citation["start"] < citation["end"] <= page["end"]
+        assert document["text"][citation["start"] : citation["end"]] == citation["text"]
+        assert citation["score"] > 0
+        assert citation["answer_spans"]
+        for start, end in citation["answer_spans"]:
+            assert f"[{citation['number']}]" in said[start:end]
+
+
+def test_without_evidence_the_answer_says_so(client: httpx.Client, memos: str) -> None:
+    answer = ask(client, "What is the capital of Mongolia?", knowledge={"collections": [memos]})
+    assert answer["windfarm"]["evidence"] == "none"
+    assert answer["windfarm"]["citations"] == []
+    assert answer["choices"][0]["message"]["content"].startswith("I could not find")
+
+
+def test_a_forced_tool_call_runs_and_its_steps_are_in_the_stream(client: httpx.Client) -> None:
+    body = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "What is 37 * 21?"}],
+        "windfarm_tools": ["calculator"],
+        "tool_choice": {"type": "function", "function": {"name": "calculator"}},
+        "temperature": 0,
+        "max_tokens": 32,
+        "stream": True,
+    }
+    with client.stream("POST", "/chat/completions", json=body) as answer:
+        lines = [line[6:] for line in answer.iter_lines() if line.startswith("data: ")]
+    assert lines[-1] == "[DONE]"
+    steps = [event["windfarm"] for line in lines[:-1] if "windfarm" in (event := json.loads(line))]
+    called, result = [step for step in steps if step["event"] in ("tool_call", "tool_result")][:2]
+    assert (called["event"], called["name"]) == ("tool_call", "calculator")
+    assert set(json.loads(called["arguments"])) == {"expression"}
+    assert (result["event"], result["id"]) == ("tool_result", called["id"])
+
+
+def test_an_unknown_model_or_collection_is_a_404_that_names_it(client: httpx.Client) -> None:
+    body: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hello?"}]}
+    for fields, code in (
+        ({"model": "huge"}, "model_not_found"),
+        ({"knowledge": {"collections": ["nowhere"]}}, "unknown_collection"),
+    ):
+        answer = client.post("/chat/completions", json=body | fields)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, code)
