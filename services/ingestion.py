@@ -350,7 +350,7 @@ class IngestionService:
             stored = [_stored_chunk(chunk, index_id, version, document_name) for chunk in batch]
             await asyncio.to_thread(self._write_hidden, job, index_id, stored, vectors)
             num_stored += len(batch)
-            self._progress[job.id] = first + (last - first) * num_stored / len(chunks)
+            self._progress[job.id] = min(last, first + (last - first) * num_stored / len(chunks))
         return len(chunks)
 
     async def _embed(self, texts: list[str]) -> Vectors:
