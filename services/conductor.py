@@ -53,7 +53,7 @@ class Conductor:
     def run(self) -> int:
         """Start everything, then watch it; returns the exit code."""
         importlib.import_module("ray")  # two threads must not be the first to import it
-        preload = threading.Thread(target=_import_serve, name="preload", daemon=True)
+        preload = threading.Thread(target=ray_adapter.import_serve, name="preload", daemon=True)
         preload.start()
         # In the main thread: the kernel ends the head's processes with the thread that started them.
         node = ray_adapter.start_head(self._options)
@@ -95,12 +95,6 @@ class Conductor:
         stopping = threading.Thread(target=self._client.shutdown, kwargs={"timeout_s": SERVE_STOP_S}, daemon=True)
         stopping.start()
         stopping.join(SERVE_STOP_S)
-
-
-def _import_serve() -> None:
-    """Importing Serve takes a second or two: done while Ray's head starts."""
-    importlib.import_module("ray.serve.schema")
-    importlib.import_module("ray.serve._private.api")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

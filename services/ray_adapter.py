@@ -7,6 +7,7 @@ demands Ray's token.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -82,6 +83,12 @@ def dead_processes(node: Node) -> list[str]:
 
 def stop_head(node: Node) -> None:
     node.kill_all_processes(check_alive=False, allow_graceful=True)
+
+
+def import_serve() -> None:
+    """Importing Serve takes a second or two: done while Ray's head starts."""
+    importlib.import_module("ray.serve.schema")
+    importlib.import_module("ray.serve._private.api")
 
 
 def start_serve(address: str) -> Any:

@@ -28,6 +28,11 @@ ONLY_IN = {
 }
 """Library -> where it may be imported (prefixes of paths)."""
 
+PRIVATE = ("ray._private", "ray.serve._private", "ray.experimental")
+
+ADAPTERS = ("services/ray_adapter.py", "services/discovery.py")
+"""The files that know Ray's private parts (the second one its key-value store); each has contract tests."""
+
 HEAVY = ("torch", "vllm", "transformers", "xllamacpp")
 
 TRANSPORT = ("aiohttp", "fastapi", "httpx", "ray", "starlette", "uvicorn", "services.routing", "services.listener")
@@ -84,6 +89,16 @@ def test_each_library_is_imported_in_its_own_place_only() -> None:
         for name, line in imports(path)
         if (places := ONLY_IN.get(name.split(".")[0]))
         and not (relative := path.relative_to(ROOT).as_posix()).startswith(places)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_private_parts_of_ray_are_touched_in_their_adapters_only() -> None:
+    wrong = [
+        f"{relative}:{line} imports {name}"
+        for path in modules()
+        for name, line in imports(path)
+        if name.startswith(PRIVATE) and (relative := path.relative_to(ROOT).as_posix()) not in ADAPTERS
     ]
     assert not wrong, "\n".join(wrong)
 
