@@ -27,10 +27,10 @@ Precision = Literal["auto", "bf16", "gguf", "fp32"]
 Device = Literal["cpu", "cuda"]
 
 _BF16_FLAGS = {"amx_bf16", "avx512_bf16"}
-_PROBE_TEXTS = 8
+_PROBE_TEXTS = 4
 _PROBE_TOKENS = 32
 _PROBE_ROUNDS = 3
-_PROBE_BUDGET_S = 0.5
+_PROBE_BUDGET_S = 0.3
 """On a busy machine the probe is content with fewer rounds, so that it never delays the start much."""
 
 
