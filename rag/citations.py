@@ -24,6 +24,8 @@ _MARK = re.compile(r"[ \t]*[\[【](\d{1,3}(?:\s*[,;]\s*\d{1,3})*)[\]】]")
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 _NUMBER = re.compile(r"\d+(?:[.,\u00a0\u202f'’]\d+)*")
 _NAME = re.compile(r"(?<!:\s)(?<=\s)[A-ZÀ-Þ][\w'’-]*\w")
+_NO_CLAIM = re.compile(r"\s*#{1,6}\s|\s*(\*\*|__).+\1:?\s*\Z|.*\?[\s\"'»”’)*_]*\Z", re.DOTALL)
+"""Headings and questions: they state nothing that could be supported."""
 
 _SUPPORTED = 0.6
 """Share of a sentence's content words that a passage must hold to be cited for it."""
@@ -183,6 +185,7 @@ def _choose(
     if not wanted:
         return []
     asked = _wanted(question)
+    is_claim = not _NO_CLAIM.match(sentence)
     candidates: list[tuple[float, _Support]] = []
     for index, passage in enumerate(passages):
         cosine = 0.0 if meaning is None else float(meaning[index])
@@ -194,7 +197,7 @@ def _choose(
         is_marked = index + 1 in marked and _share(wanted, passage.all_words) >= _KEPT
         if is_marked and _numbers_agree(sentence, passage):
             candidates.append((2.0 + overlap, support))
-        elif agrees and _is_supported(overlap, cosine, len(wanted)):
+        elif is_claim and agrees and _is_supported(overlap, cosine, len(wanted)):
             nearness = 0.3 * _share(asked, passage.all_words) + 0.5 * cosine
             candidates.append((min(1.0, overlap) + nearness - 1.0, support))
     own = [support for value, support in candidates if value >= 2.0]

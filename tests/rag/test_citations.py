@@ -176,3 +176,10 @@ def test_words_scattered_over_a_passage_are_no_support() -> None:
 
 def test_a_mark_that_has_a_line_for_itself_takes_the_line_along() -> None:
     assert cite("Cows fly.\n[1]\n[7]\nHigh.", PASSAGES).text == "Cows fly.\nHigh."
+
+
+@pytest.mark.parametrize(
+    "text", ["## Parental leave\n", "**Parental leave lasts twelve weeks**\n", "Does parental leave last twelve weeks?"]
+)
+def test_headings_and_questions_state_nothing_and_get_no_mark(text: str) -> None:
+    assert cite(text, PASSAGES).text == text
