@@ -16,6 +16,8 @@ from services.config import ModelConfig
 
 GIB = 2**30
 MIB = 2**20
+# Ray gives one of it to the head node alone; Serve's own controller is placed by it too.
+HEAD_MARK = "node:__internal_head__"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +25,20 @@ class Resources:
     num_cpus: float
     memory: int
     num_gpus: float = 0.0
+    is_on_head: bool = False
+    """Only on the machine where windfarm was started: what it owns lies in the data folder there."""
 
     def actor_options(self) -> dict[str, Any]:
         """As Ray wants it."""
         options: dict[str, Any] = {"num_cpus": self.num_cpus, "memory": self.memory}
         if self.num_gpus:
             options["num_gpus"] = self.num_gpus
+        if self.is_on_head:
+            options["resources"] = {HEAD_MARK: 0.001}
         return options
 
 
-STORE = Resources(num_cpus=0.2, memory=800 * MIB)
+STORE = Resources(num_cpus=0.2, memory=800 * MIB, is_on_head=True)
 EMBEDDING = Resources(num_cpus=0.3, memory=1200 * MIB)
 GATEWAY = Resources(num_cpus=0.2, memory=500 * MIB)
 PAGE = Resources(num_cpus=0.1, memory=400 * MIB)

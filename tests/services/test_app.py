@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray.serve import Application
 
 from services import app
-from services.config import ModelConfig
+from services.config import ModelConfig, StoreConfig
 from services.ray_config import BUILDERS, load_ray_config
 from services.resources import GIB, model_resources
 
@@ -30,6 +31,11 @@ def test_every_replica_asks_ray_for_its_cpus_and_its_memory(entry: dict[str, Any
         asked = deployment.ray_actor_options
         assert asked["num_cpus"] > 0, deployment.name
         assert asked["memory"] > 100 * 2**20, deployment.name
+
+
+def test_the_store_stays_on_the_machine_that_has_its_folder() -> None:
+    (store,) = deployments(app.build_store(StoreConfig()))
+    assert store.ray_actor_options["resources"] == {HEAD_NODE_RESOURCE_NAME: 0.001}
 
 
 def test_a_model_asks_for_the_memory_that_its_files_need_or_the_configuration_says() -> None:
