@@ -15,6 +15,7 @@ from pathlib import Path
 
 INSTANCE_VARIABLE = "WINDFARM_INSTANCE"
 PROC = Path("/proc")
+LOOK_AGAIN_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Process:
     @property
     def is_alive(self) -> bool:
         status = _status(self.pid)
-        return status is not None and status.started == self.started and status.state not in "ZX"
+        return status is not None and status.started == self.started and not status.has_ended
 
     def signal(self, number: int) -> None:
         """Send a signal unless the process has ended (and its id may belong to another)."""
@@ -49,10 +50,15 @@ class Process:
             descriptor = os.pidfd_open(self.pid)
         except ProcessLookupError:
             return True
+        deadline = time.monotonic() + timeout_s
         try:
-            if not self.is_alive:
-                return True
-            return bool(select.select([descriptor], [], [], timeout_s)[0])
+            while self.is_alive:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                # In slices: on a loaded machine an ended orphan was once not reported by its descriptor.
+                select.select([descriptor], [], [], min(left, LOOK_AGAIN_S))
+            return True
         finally:
             os.close(descriptor)
 
@@ -62,6 +68,12 @@ class _Status:
     parent: int
     state: str
     started: int
+    num_threads: int
+
+    @property
+    def has_ended(self) -> bool:
+        """A zombie with more than one thread is a process whose first thread alone has ended."""
+        return self.state in "ZX" and self.num_threads <= 1
 
 
 def find_process(pid: int) -> Process | None:
@@ -80,7 +92,7 @@ def descendants(root: int) -> list[Process]:
     while waiting:
         pid = waiting.pop()
         waiting += children.get(pid, [])
-        if statuses[pid].state not in "ZX":
+        if not statuses[pid].has_ended:
             found.append(Process(pid, statuses[pid].started))
     return found
 
@@ -141,4 +153,4 @@ def _status(pid: int) -> _Status | None:
         return None
     # The name in parentheses may itself hold blanks and parentheses.
     fields = text[text.rindex(")") + 2 :].split()
-    return _Status(parent=int(fields[1]), state=fields[0], started=int(fields[19]))
+    return _Status(parent=int(fields[1]), state=fields[0], started=int(fields[19]), num_threads=int(fields[17]))

@@ -65,3 +65,21 @@ def test_a_reused_id_is_not_mistaken_for_the_process(started: list["subprocess.P
     assert not impostor.is_alive
     impostor.signal(9)
     assert real.is_alive
+
+
+# Its first thread ends alone, as `pthread_exit` in `main` does; the other goes on.
+HEADLESS = """
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(60,)).start()
+print("up", flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def test_a_process_whose_first_thread_ended_is_still_found_and_ended(started: list["subprocess.Popen[bytes]"]) -> None:
+    headless = start(started, HEADLESS)
+    assert started[0].stdout is not None
+    started[0].stdout.readline()
+    assert headless in descendants(os.getpid())
+    assert end_all([headless], 0.1) == []
+    assert not headless.is_alive
