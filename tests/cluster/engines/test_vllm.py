@@ -37,14 +37,15 @@ def test_a_killed_starter_takes_its_engine_processes_along(tmp_path) -> None:
     starter = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
     try:
         assert starter.stdout is not None
-        assert starter.stdout.readline() == "started\n"
+        assert "started\n" in starter.stdout, "the engine did not start"  # vLLM logs there as well
         children = psutil.Process(starter.pid).children(recursive=True)
         assert sum(child.name().startswith("VLLM::") for child in children) >= 2
     finally:
         starter.send_signal(signal.SIGKILL)
         starter.wait()
-    _, alive = psutil.wait_procs(children, timeout=20)
-    assert [child.name() for child in alive] == []
+    _, left = psutil.wait_procs(children, timeout=20)
+    # Ended processes whose new parent has not asked for them yet are still listed.
+    assert [child for child in left if child.status() != psutil.STATUS_ZOMBIE] == []
 
 
 async def test_a_dead_engine_process_ends_streams_and_raises_in_health_and_stopping_leaves_nothing() -> None:
