@@ -36,7 +36,7 @@ def make_local_engine(kind: str, **changes: Any) -> Engine:
     return make_engine(EngineChoice(kind, model_format, uses_gpu=False), settings(location, **changes))
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def llamacpp() -> AsyncIterator[Engine]:
     engine = make_local_engine("llamacpp")
     await engine.start()
@@ -44,7 +44,7 @@ async def llamacpp() -> AsyncIterator[Engine]:
     await engine.stop()
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def vllm() -> AsyncIterator[Engine]:
     engine = make_local_engine("vllm")
     await engine.start()
@@ -52,7 +52,7 @@ async def vllm() -> AsyncIterator[Engine]:
     await engine.stop()
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def remote(llamacpp: Engine) -> AsyncIterator[Engine]:
     listener = await start_listener(OpenAiApi(llamacpp))
     engine = make_engine(
