@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     _become_subreaper()
     wake = _wake_on_signals()
-    conductor = subprocess.Popen(options.command, start_new_session=True)
+    conductor = subprocess.Popen(options.command)
     reason = _watch(conductor.pid, options.starter_fd, wake)
     _say(f"ending: {reason}")
     _end_everything(conductor.pid, ask_first=not reason.startswith("the conductor"))

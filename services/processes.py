@@ -66,6 +66,7 @@ class Process:
 @dataclass(frozen=True, slots=True)
 class _Status:
     parent: int
+    session: int
     state: str
     started: int
     num_threads: int
@@ -114,6 +115,23 @@ def tagged(instance: str) -> list[Process]:
     return found
 
 
+def in_session(leader: Process) -> list[Process]:
+    """Living processes of the session that `leader` opened, whether or not it still lives, except the caller.
+
+    Programs that rename themselves may wipe out the environment that /proc shows, and their tag with it. A session's
+    number is not given away while anybody is in it; where another process has it now, the session was another one.
+    """
+    if find_process(leader.pid) not in (None, leader):
+        return []
+    found = []
+    for pid in _pids():
+        status = _status(pid)
+        is_member = status is not None and status.session == leader.pid and status.started >= leader.started
+        if is_member and status is not None and not status.has_ended and pid != os.getpid():
+            found.append(Process(pid, status.started))
+    return found
+
+
 def end_all(processes: Iterable[Process], grace_s: float) -> list[Process]:
     """Ask all to end, then kill what is left after `grace_s`; returns what could not even be killed."""
     remaining = list(processes)
@@ -153,4 +171,10 @@ def _status(pid: int) -> _Status | None:
         return None
     # The name in parentheses may itself hold blanks and parentheses.
     fields = text[text.rindex(")") + 2 :].split()
-    return _Status(parent=int(fields[1]), state=fields[0], started=int(fields[19]), num_threads=int(fields[17]))
+    return _Status(
+        parent=int(fields[1]),
+        session=int(fields[3]),
+        state=fields[0],
+        started=int(fields[19]),
+        num_threads=int(fields[17]),
+    )

@@ -43,7 +43,7 @@ from services.preflight import (
     read_machine,
 )
 from services.process_environment import full_environment, load_secrets, process_variables, uses_hub
-from services.processes import INSTANCE_VARIABLE, end_all, find_process, tagged
+from services.processes import INSTANCE_VARIABLE, Process, end_all, find_process, in_session, tagged
 from services.ray_adapter import HeadOptions
 from services.ray_config import RayConfig
 from services.setup_errors import NotRunning, StartFailed, StartRefused
@@ -223,11 +223,16 @@ def stop(home: Path) -> None:
     if find_process(guardian.pid) == guardian:
         guardian.signal(signal.SIGTERM)
         guardian.wait(STOP_S)
-    if survivors := end_all(tagged(state.instance), 2.0):
+    if survivors := end_all(leftovers_of(state), 2.0):
         pids = ", ".join(str(process.pid) for process in survivors)
         raise StartFailed(f"Processes {pids} cannot be ended; they wait for a disk or a device. Try again later.")
     Path(state.control).unlink(missing_ok=True)
     remove_state(run)
+
+
+def leftovers_of(state: RunState) -> list[Process]:
+    """What is left of a windfarm whose guardian has ended."""
+    return list({*tagged(state.instance), *in_session(state.guardian)})
 
 
 def _lock(home: Home) -> int:
@@ -251,7 +256,7 @@ def _end_leftovers(home: Home, say: Say) -> None:
     state = read_state(home.run)
     if state is None:
         return
-    if leftovers := tagged(state.instance):
+    if leftovers := leftovers_of(state):
         say(f"Ending {len(leftovers)} processes that a crash left behind")
         end_all(leftovers, 2.0)
     remove_state(home.run)

@@ -120,10 +120,11 @@ def test_nothing_survives_no_document_is_lost_and_another_windfarm_goes_on(tmp_p
             uploaded.append(name)
             ours = running.processes()
             assert len(ours) >= 8
-            assert any("rag.parser_process" in each for each in describe([process.pid for process in ours]))
+            names = {process.pid: describe(process.pid) for process in ours}
+            assert any("rag.parser_process" in name for name in names.values())
             end(running)
-            left = [process.pid for process in ours if not process.wait(GONE_S)]
-            assert left == [], f"{end.__name__}: {describe(left)}"
+            left = [f"{names[process.pid]} {state_of(process.pid)}" for process in ours if not process.wait(GONE_S)]
+            assert left == [], end.__name__
             assert running.processes() == [], end.__name__
             assert_port_is_free(running.state.port)
             assert httpx.get(f"{product.address}/ready", timeout=10).status_code == 200, end.__name__
@@ -143,10 +144,17 @@ def test_somebody_elses_process_is_left_alone(tmp_path: Path) -> None:
         other.wait()
 
 
-def describe(pids: list[int]) -> list[str]:
-    """Command lines of those that still run."""
-    lines = [Path(f"/proc/{pid}/cmdline") for pid in pids]
-    return [line.read_text().replace("\0", " ")[:200] for line in lines if line.exists()]
+def describe(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()[:80]
+
+
+def state_of(pid: int) -> list[str]:
+    """State of the process and of each of its threads, for the message of a failure."""
+    try:
+        files = [Path(f"/proc/{pid}/stat"), *Path(f"/proc/{pid}/task").glob("*/stat")]
+        return [" ".join(file.read_text().rpartition(")")[2].split()[:2]) for file in files]
+    except OSError:
+        return ["gone meanwhile"]
 
 
 def assert_port_is_free(port: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.processes import INSTANCE_VARIABLE, Process, descendants, end_all, find_process, tagged
+from services.processes import INSTANCE_VARIABLE, Process, descendants, end_all, find_process, in_session, tagged
 
 SLEEP = "import time; time.sleep(60)"
 STUBBORN = (
@@ -83,3 +83,38 @@ def test_a_process_whose_first_thread_ended_is_still_found_and_ended(started: li
     assert headless in descendants(os.getpid())
     assert end_all([headless], 0.1) == []
     assert not headless.is_alive
+
+
+# Opens a session, leaves a child in it and ends.
+LEADER = """
+import os, subprocess, sys
+print(os.getpid(), subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"]).pid, flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_members_of_a_session_are_found_after_its_leader_has_ended() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", LEADER],
+        start_new_session=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as program:
+        assert program.stdout is not None
+        assert program.stdin is not None
+        leader, child = (find_process(int(pid)) for pid in program.stdout.readline().split())
+        assert leader is not None
+        assert child is not None
+        program.stdin.write("end\n")
+        program.stdin.flush()
+        program.wait()
+        assert in_session(leader) == [child]
+        assert end_all([child], 5) == []
+
+
+def test_a_session_whose_number_belongs_to_another_process_now_is_left_alone(
+    started: list["subprocess.Popen[bytes]"],
+) -> None:
+    real = start(started, SLEEP)
+    assert in_session(Process(real.pid, real.started - 1)) == []
