@@ -34,7 +34,9 @@ async def test_every_file_of_a_folder_ends_as_its_manifest_says(tmp_path: Path) 
             if job["state"] not in STATES[entry["expect"]] or (job["state"] == "failed") != bool(job["error"]):
                 wrong.append((entry["file"], entry["expect"], job["state"], job["error"]))
         assert wrong == []
-        assert {"queued", "parsing"} <= set(seen)
+        # How many states are seen depends on the machine; none may be seen that is not one of a job on its way.
+        assert seen
+        assert set(seen) <= {"queued", "parsing", "embedding"}
         assert [value for values in seen.values() for value in values if not 0 <= value <= 1] == []
         documents = windfarm.knowledge.list_documents("handbook", OWNER)
         expected = {entry["file"] for entry in MANIFEST if "done" in STATES[entry["expect"]]}
