@@ -68,6 +68,11 @@ def choose_engine(
 
 def make_engine(choice: EngineChoice, settings: EngineSettings) -> Engine:
     """The engine, not yet started."""
+    if settings.parallelism.num_ranks > 1 and choice.engine != "vllm":
+        raise ClusterError(
+            f"{settings.model} cannot be cut into {settings.parallelism.num_ranks} ranks with engine: {choice.engine}. "
+            "Use engine: vllm, or replicas."
+        )
     match choice.engine:
         case "llamacpp":
             from cluster.engines.llamacpp import LlamaCppEngine

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.engines.parallelism import Parallelism
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
@@ -21,3 +23,5 @@ class EngineSettings:
     options: Mapping[str, Any] = field(default_factory=dict)
     remote_model: str | None = None
     remote_key: str | None = None
+    parallelism: Parallelism = field(default_factory=Parallelism)
+    """Only vLLM can be cut into ranks; other engines are not made with more than one."""

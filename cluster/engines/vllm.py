@@ -27,13 +27,16 @@ from cluster.engines.openmp import limit_spinning
 from cluster.engines.request_checks import MAX_LOGPROBS, answer_limit, check_request, check_token_ids
 from cluster.engines.settings import EngineSettings
 from cluster.engines.structured_output import compact_schema, json_schema_grammar
-from cluster.errors import ClusterError, EngineDead, EngineFailed, InvalidRequest, ModelDamaged
+from cluster.errors import ClusterError, EngineDead, EngineFailed, InvalidRequest, LoadUnavailable, ModelDamaged
+from cluster.expert_load import ExpertLoad
 from cluster.vllm_plugin import PARENT_VARIABLE
 
 STOP_LIMIT_S = 10.0
 # vLLM measures free GPU memory itself; on a CPU it would take most of the machine.
 _CPU_CACHE_SHARE = 0.25
 
+# What the configurations of sparse models call their number of experts.
+_EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts")
 _OWNED_OPTIONS = {"model", "served_model_name", "max_model_len", "max_num_seqs", "tokenizer", "worker_extension_cls"}
 
 
@@ -46,6 +49,11 @@ class VllmEngine:
         self._config = _read_config(self._folder)
         self._template: ChatTemplate = template_from_folder(self._folder, model=settings.model)
         self._max_context = _max_context(settings, self._config)
+        settings.parallelism.check(
+            num_layers=self._config["num_hidden_layers"],
+            num_experts=_num_experts(self._config),
+            num_heads=self._config["num_attention_heads"],
+        )
         self._admission = Admission(settings.parallel_requests, settings.max_queued_requests)
         self._engine: Any = None
         self._starter: _Starter | None = None
@@ -107,6 +115,12 @@ class VllmEngine:
         if self._engine.errored:
             raise EngineDead("vLLM's engine process has ended.")
         await self._probe.check()
+
+    async def expert_load(self) -> ExpertLoad | None:
+        num_experts = next((self._config[key] for key in _EXPERT_KEYS if self._config.get(key)), 0)
+        if num_experts < 2:
+            return None
+        raise LoadUnavailable(f"{self._settings.model} has {num_experts} experts, but nothing counts them here.")
 
     async def tokenize(self, text: str) -> list[int]:
         return await self._tokenize(text, add_special=False)
@@ -200,6 +214,7 @@ class VllmEngine:
             "max_logprobs": MAX_LOGPROBS,
             "structured_outputs_config": {"backend": "guidance"},
             "disable_log_stats": True,
+            **self._settings.parallelism.engine_arguments(),
         }
         if current_platform.is_cpu():
             options["kv_cache_memory_bytes"] = _cpu_cache_bytes(self._settings, self._config, self._max_context)
@@ -289,8 +304,9 @@ def _set_environment(settings: EngineSettings) -> None:
     os.environ[PARENT_VARIABLE] = str(os.getpid())
     os.environ |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    # Ray sets one thread per CPU that the replica asked for, which may be a fraction.
-    os.environ["OMP_NUM_THREADS"] = str(settings.threads or os.cpu_count() or 1)
+    # Ray sets one thread per CPU that the replica asked for, which may be a fraction. The ranks here share them.
+    threads = settings.threads or os.cpu_count() or 1
+    os.environ["OMP_NUM_THREADS"] = str(max(1, threads // settings.parallelism.tensor_parallel_size))
     # Other engines and the endpoint share these cores; a thread bound to a busy core holds up all others.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
@@ -302,6 +318,11 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     except (OSError, ValueError) as error:
         raise ModelDamaged(f"{file} cannot be read ({error}). Prepare or copy the model again.") from error
     return {**config, **config.get("text_config", {})}
+
+
+def _num_experts(config: Mapping[str, Any]) -> int:
+    """0 for a dense model."""
+    return int(config.get("num_local_experts") or config.get("n_routed_experts") or config.get("num_experts") or 0)
 
 
 def _max_context(settings: EngineSettings, config: Mapping[str, Any]) -> int:

@@ -6,6 +6,7 @@ import pytest
 
 from cluster.catalogue import ResolvedModel, resolve
 from cluster.engines.choice import EngineChoice, Hardware, choose_engine, make_engine
+from cluster.engines.parallelism import Parallelism
 from cluster.engines.settings import EngineSettings
 from cluster.errors import ClusterError
 
@@ -56,6 +57,13 @@ def test_an_unknown_engine_option_is_refused_by_name(kind: str) -> None:
     choice = EngineChoice(kind, None, uses_gpu=False)
     with pytest.raises(ClusterError, match="warp_speed"):
         make_engine(choice, EngineSettings("m", location, options={"warp_speed": 9}))
+
+
+@pytest.mark.parametrize("kind", ["llamacpp", "remote"])
+def test_ranks_are_refused_where_the_engine_has_none(kind: str) -> None:
+    settings = EngineSettings("m", "http://127.0.0.1:1/v1", parallelism=Parallelism(tensor_parallel_size=2))
+    with pytest.raises(ClusterError, match=f"2 ranks with engine: {kind}"):
+        make_engine(EngineChoice(kind, None, uses_gpu=False), settings)
 
 
 def test_a_context_beyond_the_models_own_is_refused() -> None:
