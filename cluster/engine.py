@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from cluster.expert_load import ExpertLoad
 
 FinishReason = Literal["stop", "length"]
 
@@ -125,6 +128,12 @@ class Engine(Protocol):
 
     async def tokenize(self, text: str) -> list[int]:
         """Token ids of plain text, without special tokens."""
+
+    async def expert_load(self) -> ExpertLoad | None:
+        """What was counted of the model's experts since the engine started; `None`: the model has no experts.
+
+        Raises `LoadUnavailable` where the model has experts and this engine cannot count them.
+        """
 
     async def check_health(self) -> None:
         """Raise `EngineDead` when this engine cannot generate any more."""

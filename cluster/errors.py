@@ -45,6 +45,14 @@ class HomeError(ClusterError):
     """The data folder cannot be used: not writable, full, or written by newer code."""
 
 
+class LoadUnavailable(ClusterError):
+    """The model has experts, but the engine that runs it does not count them."""
+
+
+class LoadError(ClusterError):
+    """Counts of experts that contradict themselves or each other."""
+
+
 class TopologyError(ClusterError):
     """The description of the nodes is wrong."""
 

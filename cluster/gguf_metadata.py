@@ -41,6 +41,11 @@ class GgufMetadata:
         return self._of_architecture("block_count")
 
     @property
+    def num_experts(self) -> int:
+        """Experts of a sparse mixture; 0 for a dense model."""
+        return self._of_architecture("expert_count") or 0
+
+    @property
     def num_cached_values_per_token(self) -> int | None:
         """Numbers that one token takes in the key-value cache, over all layers."""
         heads = self._of_architecture("attention.head_count")

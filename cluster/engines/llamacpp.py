@@ -39,7 +39,16 @@ from cluster.engines.settings import EngineSettings
 from cluster.engines.stop_strings import StopMatcher
 from cluster.engines.structured_output import json_schema_grammar
 from cluster.engines.vocabulary import Vocabulary, hidden_token_ids
-from cluster.errors import ClusterError, ContextTooLong, EngineDead, EngineFailed, InvalidRequest, ModelDamaged
+from cluster.errors import (
+    ClusterError,
+    ContextTooLong,
+    EngineDead,
+    EngineFailed,
+    InvalidRequest,
+    LoadUnavailable,
+    ModelDamaged,
+)
+from cluster.expert_load import ExpertLoad
 from cluster.gguf_metadata import GgufMetadata, read_gguf_metadata
 
 # Tokens computed between two looks at whether the client still wants the answer.
@@ -124,6 +133,14 @@ class LlamaCppEngine:
         if self._server is None:
             raise EngineDead("llama.cpp is not running.")
         await self._probe.check()
+
+    async def expert_load(self) -> ExpertLoad | None:
+        if self._metadata.num_experts < 2:
+            return None
+        raise LoadUnavailable(
+            f"{self._settings.model} has {self._metadata.num_experts} experts, but llama.cpp does not count them; run "
+            "it with engine: vllm from a Hugging Face checkpoint."
+        )
 
     async def _ask(self) -> None:
         """A question that the engine's own loop answers between two computations."""

@@ -33,8 +33,10 @@ from cluster.errors import (
     EngineDead,
     EngineFailed,
     InvalidRequest,
+    LoadUnavailable,
     ModelNotFound,
 )
+from cluster.expert_load import ExpertLoad
 
 CONNECT_LIMIT_S = 10.0
 SILENCE_LIMIT_S = 120.0
@@ -99,6 +101,9 @@ class RemoteEngine:
             await self._models()
         except ClusterError as error:
             raise EngineDead(str(error)) from error
+
+    async def expert_load(self) -> ExpertLoad | None:
+        raise LoadUnavailable(f"{self._settings.model} runs at a remote API, which tells nothing of its experts.")
 
     async def tokenize(self, text: str) -> list[int]:
         raise InvalidRequest(f"{self._settings.model} runs at a remote API, which tells no token ids.")

@@ -18,6 +18,7 @@ import numpy as np
 import openai
 
 from cluster.engine import Engine, GenerationChunk, GenerationRequest, ModelInfo, Usage
+from cluster.expert_load import ExpertLoad
 from services.accounts import Accounts, ensure_owner
 from services.chat_types import ChatEvent, ChatRequest, ModelClient
 from services.config import PlatformConfig
@@ -40,6 +41,7 @@ class ScriptedEngine:
         self.requests: list[GenerationRequest] = []
         self.was_closed = asyncio.Event()
         self.load = (0, 0)
+        self.experts: ExpertLoad | None = None
         self.info = ModelInfo(model, "scripted", max_context=64, max_concurrency=4)
 
     async def start(self) -> None: ...
@@ -47,6 +49,9 @@ class ScriptedEngine:
     async def stop(self) -> None: ...
 
     async def check_health(self) -> None: ...
+
+    async def expert_load(self) -> ExpertLoad | None:
+        return self.experts
 
     async def tokenize(self, text: str) -> list[int]:
         return list(text.encode())

@@ -8,6 +8,7 @@ import pytest
 
 from cluster.engine import GenerationChunk, GenerationRequest, ModelInfo, TokenLogprob, Usage
 from cluster.errors import EngineBusy, EngineDead, EngineFailed, InvalidRequest
+from cluster.expert_load import ExpertLoad
 from services import model_service
 from services.discovery import decode_beat
 from services.frames import FrameDecoder, FrameKind
@@ -28,6 +29,7 @@ class ScriptedEngine:
         self.is_dead = False
         self.is_stopped = False
         self.load = (0, 0)
+        self.experts: ExpertLoad | None = None
         self.info = ModelInfo("tiny", "scripted", max_context=64, max_concurrency=1)
 
     async def start(self) -> None: ...
@@ -38,6 +40,9 @@ class ScriptedEngine:
     async def check_health(self) -> None:
         if self.is_dead:
             raise EngineDead("It is dead.")
+
+    async def expert_load(self) -> ExpertLoad | None:
+        return self.experts
 
     async def tokenize(self, text: str) -> list[int]:
         return list(text.encode())
