@@ -146,6 +146,12 @@ class Environment(Section):
     """SQLAlchemy URL, `WINDFARM_DATABASE_URL`; default: SQLite in the data folder."""
     internal_secret: str
     """`WINDFARM_INTERNAL_SECRET`: made anew at each start; what internal ports demand."""
+    internal_host: str = "127.0.0.1"
+    """`WINDFARM_INTERNAL_HOST`: the address of this node that internal ports (models, page) listen on."""
+    public_url: str | None = None
+    """`WINDFARM_PUBLIC_URL`: where the page reaches the public endpoint that is not on its own machine."""
+    qdrant_url: str | None = None
+    """`WINDFARM_QDRANT_URL`: wins over `store.qdrant.url`."""
     listen_host: str | None = None
     """`WINDFARM_HOST`: wins over `platform.listen.host`."""
     listen_port: int | None = None

@@ -4,15 +4,21 @@ The only place that reads `WINDFARM_*` variables. `windfarm up` sets them for ev
 `windfarm env` prints them, so that replicas, the command line and a hand-started `serve run` agree.
 """
 
+import ipaddress
 from collections.abc import Mapping
 from os import environ
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from cluster.home import DATABASE_FILE, HOME_ENV, default_root
 from services.config import Environment, ListenConfig
 from services.setup_errors import ConfigError
 
 SECRET_VARIABLE = "WINDFARM_INTERNAL_SECRET"
+INTERNAL_HOST_VARIABLE = "WINDFARM_INTERNAL_HOST"
+LOOPBACK = "127.0.0.1"
+# Enough that nobody guesses it: internal ports on the network have nothing else in front of them.
+MIN_SECRET_CHARACTERS = 32
 
 
 def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
@@ -25,10 +31,19 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
             f"{SECRET_VARIABLE} is not set: internal ports would be open. Start with `windfarm up`, or run "
             '`eval "$(windfarm env)"` first.'
         )
+    internal_host = _internal_host(variables)
+    if not ipaddress.ip_address(internal_host).is_loopback and len(secret) < MIN_SECRET_CHARACTERS:
+        raise ConfigError(
+            f"{INTERNAL_HOST_VARIABLE}={internal_host} opens internal ports to the network, and {SECRET_VARIABLE} is "
+            f"shorter than {MIN_SECRET_CHARACTERS} characters. Make a longer one: `openssl rand -hex 32`."
+        )
     return Environment(
         home=home,
         database_url=database_url(variables),
         internal_secret=secret,
+        internal_host=internal_host,
+        public_url=_url(variables, "WINDFARM_PUBLIC_URL"),
+        qdrant_url=_url(variables, "WINDFARM_QDRANT_URL"),
         listen_host=variables.get("WINDFARM_HOST") or None,
         listen_port=_number(variables, "WINDFARM_PORT", 1, 65535),
         threads=_number(variables, "WINDFARM_THREADS", 1, 4096),
@@ -53,14 +68,39 @@ def public_address(listen: ListenConfig, environment: Environment) -> tuple[str,
 
 
 def public_url(listen: ListenConfig, environment: Environment) -> str:
-    """Where this machine reaches the public endpoint."""
-    return url_of(*public_address(listen, environment))
+    """Where this machine reaches the public endpoint: itself, unless `WINDFARM_PUBLIC_URL` names another address."""
+    return environment.public_url or url_of(*public_address(listen, environment))
 
 
 def url_of(host: str, port: int) -> str:
     """URL of a listener as seen from this machine, where "all interfaces" is no address to connect to."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _internal_host(variables: Mapping[str, str]) -> str:
+    """`WINDFARM_INTERNAL_HOST`, by default loopback. One address of this node: others connect to what it announces."""
+    host = variables.get(INTERNAL_HOST_VARIABLE) or LOOPBACK
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError as error:
+        raise ConfigError(f"{INTERNAL_HOST_VARIABLE}={host} is not an IP address. Name one of this node's.") from error
+    if address.is_unspecified:
+        raise ConfigError(
+            f"{INTERNAL_HOST_VARIABLE}={host} means all interfaces; other nodes cannot connect to that. Name the one "
+            "address of this node that they reach."
+        )
+    return host
+
+
+def _url(variables: Mapping[str, str], name: str) -> str | None:
+    text = variables.get(name)
+    if not text:
+        return None
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"{name}={text} is no URL; expected http://host:port or https://host.")
+    return text.rstrip("/")
 
 
 def _number(variables: Mapping[str, str], name: str, low: int, high: int) -> int | None:

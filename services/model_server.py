@@ -37,6 +37,7 @@ class ModelServer:
             app=context.app_name,
             replica_id=context.replica_id.unique_id,
             beats=RayBeatStore(),
+            host=environment.internal_host,
         )
         await self._service.start()
 

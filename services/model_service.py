@@ -1,7 +1,7 @@
-"""A model replica: one engine behind its own loopback listener, streaming frames to the endpoint.
+"""A model replica: one engine behind its own internal listener, streaming frames to the endpoint.
 
-Plain ASGI without Ray. Every path demands the internal secret. A client that goes away cancels its generation; a
-service that stops lets running streams finish first.
+Plain ASGI without Ray, on loopback unless another address of the node is named. Every path demands the internal
+secret. A client that goes away cancels its generation; a service that stops lets running streams finish first.
 """
 
 from __future__ import annotations

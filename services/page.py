@@ -38,7 +38,7 @@ class Ui:
         create_app = await asyncio.to_thread(_load_page)
         page = create_app(public_url(config.listen, environment), max_file_mib=config.max_body_mib)
         guarded = demand_secret(page, environment.internal_secret)
-        self._listener = await start_listener(guarded, websockets=True, lifespan=True)
+        self._listener = await start_listener(guarded, environment.internal_host, websockets=True, lifespan=True)
         replica_id = serve.get_replica_context().replica_id.unique_id
         endpoint = ReplicaEndpoint(replica_id, "platform", self._listener.url, os.getpid())
         self._beacon = Beacon(RayBeatStore(), endpoint)

@@ -75,13 +75,15 @@ def open_store(config: StoreConfig, environment: Environment) -> StoreParts:
     upgrade(environment.database_url)
     database = Database(environment.database_url)
     folder = environment.home / "qdrant"
-    if config.qdrant.url is None:
+    config = _with_server(config, environment)
+    url = config.qdrant.url
+    if url is None:
         _refuse_lost_folder(database, folder)
-    vectors = open_vector_store(folder, url=config.qdrant.url, api_key=_api_key(config), lock_timeout_s=_LOCK_TIMEOUT_S)
+    vectors = open_vector_store(folder, url=url, api_key=_api_key(config), lock_timeout_s=_LOCK_TIMEOUT_S)
     visible = ReadWriteLock()
     journal = Journal(database, vectors, visible)
     blobs = Blobs(environment.home / "blobs", environment.home)
-    report = reconcile(database, vectors, journal, blobs, owns_all=config.qdrant.url is None)
+    report = reconcile(database, vectors, journal, blobs, owns_all=url is None)
     _log.info("Database and vector store agree: %s", asdict(report))
     return StoreParts(config, database, vectors, visible, journal, blobs, report)
 
@@ -299,6 +301,14 @@ def _refuse_lost_folder(database: Database, folder: Path) -> None:
         f"{name!r}). Restore that folder from a backup. To make all vectors anew from the stored texts instead, create "
         f"an empty file {rebuild} and start again."
     )
+
+
+def _with_server(config: StoreConfig, environment: Environment) -> StoreConfig:
+    """The environment's Qdrant server wins over the file's."""
+    if environment.qdrant_url is None:
+        return config
+    qdrant = config.qdrant.model_copy(update={"url": environment.qdrant_url})
+    return config.model_copy(update={"qdrant": qdrant})
 
 
 def _api_key(config: StoreConfig) -> str | None:

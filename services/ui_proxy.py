@@ -1,7 +1,7 @@
 """Forwards everything that is not the API to the page's own process: HTTP, server-sent events and websockets.
 
-The page listens on loopback and demands the internal secret, which only this proxy adds. Bodies are streamed both
-ways; a browser that leaves ends the connection behind it.
+The page listens on an internal port and demands the internal secret, which only this proxy adds. Bodies are streamed
+both ways; a browser that leaves ends the connection behind it.
 """
 
 from __future__ import annotations

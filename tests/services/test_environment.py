@@ -46,3 +46,32 @@ def test_the_file_counts_where_the_environment_says_nothing() -> None:
 
 def test_an_ipv6_address_stands_in_brackets() -> None:
     assert url_of("::1", 8000) == "http://[::1]:8000"
+
+
+def test_internal_ports_are_on_loopback_unless_the_environment_names_an_address() -> None:
+    assert read_environment(GIVEN).internal_host == "127.0.0.1"
+    opened = {**GIVEN, "WINDFARM_INTERNAL_HOST": "10.0.0.7", "WINDFARM_INTERNAL_SECRET": 32 * "s"}
+    assert read_environment(opened).internal_host == "10.0.0.7"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "node-1", "10.0.0.7:80"])
+def test_an_internal_address_that_others_cannot_connect_to_is_refused(host: str) -> None:
+    with pytest.raises(ConfigError, match=f"WINDFARM_INTERNAL_HOST={host}"):
+        read_environment({**GIVEN, "WINDFARM_INTERNAL_HOST": host, "WINDFARM_INTERNAL_SECRET": 32 * "s"})
+
+
+def test_internal_ports_are_not_opened_to_the_network_with_a_short_secret() -> None:
+    with pytest.raises(ConfigError, match="shorter than 32 characters"):
+        read_environment({**GIVEN, "WINDFARM_INTERNAL_HOST": "10.0.0.7"})
+    assert read_environment({**GIVEN, "WINDFARM_INTERNAL_HOST": "127.0.0.2"}).internal_host == "127.0.0.2"
+
+
+def test_the_page_may_find_the_endpoint_elsewhere() -> None:
+    environment = read_environment({**GIVEN, "WINDFARM_PUBLIC_URL": "http://windfarm:8000/"})
+    assert public_url(ListenConfig(port=8000), environment) == "http://windfarm:8000"
+
+
+@pytest.mark.parametrize("name", ["WINDFARM_PUBLIC_URL", "WINDFARM_QDRANT_URL"])
+def test_what_is_no_url_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name}=qdrant:6333 is no URL"):
+        read_environment({**GIVEN, name: "qdrant:6333"})
