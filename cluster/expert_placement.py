@@ -56,6 +56,10 @@ class PlanRequest:
     redundant_experts: int = 0
     cores_per_rank: float = 1.0
     """CPU cores that a rank needs where it runs on a CPU node."""
+    runtime_bytes: int = 0
+    """What a rank's processes hold on a CPU node beside the model."""
+    node_memory_share: float = NODE_MEMORY_SHARE
+    """Share of a CPU node's memory that ranks may take; 1.0 where the rest was taken off already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +132,7 @@ def plan(topology: Topology, request: PlanRequest) -> Plan:
     _check_request(request)
     shortfalls: list[_Shortfall] = []
     for parallel in _candidates(topology, request):
-        needs = _needs(request, parallel)
+        needs = _needs(topology, request, parallel)
         space = _free_space(topology, request, parallel, needs)
         replicas = _place_replicas(space, request, parallel, needs)
         if len(replicas) == request.replicas:
@@ -217,7 +221,12 @@ def _candidates(topology: Topology, request: PlanRequest) -> Iterator[Parallelis
 def _num_places(topology: Topology, request: PlanRequest) -> int:
     if topology.has_accelerators:
         return sum(len(node.accelerators) for node in topology.nodes)
-    return sum(int(node.num_cores // request.cores_per_rank) for node in topology.nodes)
+    return sum(_num_by_cores(node, request) for node in topology.nodes)
+
+
+def _num_by_cores(node: Node, request: PlanRequest) -> int:
+    """Ranks that a node's cores are enough for; shares such as 0.1 are no exact binary fractions."""
+    return int(node.num_cores / request.cores_per_rank + 1e-9)
 
 
 def _is_sensible(shape: ModelShape, tensor: int, pipeline: int, data: int, request: PlanRequest) -> bool:
@@ -244,9 +253,11 @@ def _data_sizes(topology: Topology, request: PlanRequest) -> list[int]:
     return list(range(1, min(request.shape.num_experts, max(1, places)) + 1))
 
 
-def _needs(request: PlanRequest, parallel: Parallelism) -> RankBytes:
+def _needs(topology: Topology, request: PlanRequest, parallel: Parallelism) -> RankBytes:
     slots = request.shape.num_experts + (request.redundant_experts if parallel.is_expert_parallel else 0)
-    return rank_bytes(request.shape, parallel, request.work, num_experts_here=-(-slots // parallel.num_expert_ranks))
+    experts = -(-slots // parallel.num_expert_ranks)
+    needs = rank_bytes(request.shape, parallel, request.work, num_experts_here=experts)
+    return needs if topology.has_accelerators else replace(needs, runtime=request.runtime_bytes)
 
 
 def _free_space(topology: Topology, request: PlanRequest, parallel: Parallelism, needs: RankBytes) -> _Space:
@@ -264,9 +275,9 @@ def _free_space(topology: Topology, request: PlanRequest, parallel: Parallelism,
 
 
 def _cpu_slots(node: Node, request: PlanRequest, needs: RankBytes) -> list[_Slot]:
-    usable = int(node.memory_bytes * NODE_MEMORY_SHARE)
+    usable = int(node.memory_bytes * request.node_memory_share)
     by_memory = usable // needs.total if needs.total else 0
-    by_cores = int(node.num_cores // request.cores_per_rank)
+    by_cores = _num_by_cores(node, request)
     count = min(by_memory, by_cores)
     return [_Slot(node, None, usable // count) for _ in range(count)]
 
@@ -384,7 +395,7 @@ def _shortfall(
     if topology.has_accelerators:
         most = max(int(card.memory_bytes * GPU_MEMORY_SHARE) for node in topology.nodes for card in node.accelerators)
     else:
-        most = max(int(node.memory_bytes * NODE_MEMORY_SHARE) for node in topology.nodes)
+        most = max(int(node.memory_bytes * request.node_memory_share) for node in topology.nodes)
     cut = f"tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {parallel.data}"
     if needs.total > most:
         short = needs.total - most
@@ -394,7 +405,29 @@ def _shortfall(
         )
         return _Shortfall(short, parallel.num_ranks, text)
     text = f"{cut}: room for {num_placed} of {request.replicas} replicas of {parallel.num_ranks} ranks"
-    return _Shortfall(0, parallel.num_ranks, text)
+    if topology.has_accelerators:
+        return _Shortfall(0, parallel.num_ranks, text)
+    short, why = _missing_on_nodes(topology, request, parallel, needs)
+    return _Shortfall(short, parallel.num_ranks, f"{text}; {why}")
+
+
+def _missing_on_nodes(
+    topology: Topology, request: PlanRequest, parallel: Parallelism, needs: RankBytes
+) -> tuple[int, str]:
+    """What CPU nodes lack that could hold a rank each by memory: cores, or bytes for one rank more."""
+    wanted = request.replicas * parallel.num_ranks
+    cores = sum(node.num_cores for node in topology.nodes)
+    if sum(_num_by_cores(node, request) for node in topology.nodes) < wanted:
+        return 0, f"{wanted} ranks of {request.cores_per_rank:g} cores each, the nodes have {cores:g} cores"
+    missing = []
+    for node in topology.nodes:
+        usable = int(node.memory_bytes * request.node_memory_share)
+        if usable // needs.total < _num_by_cores(node, request):
+            missing.append((needs.total - usable % needs.total, node.name))
+    if not missing:
+        return 0, "tensor-parallel ranks of a replica must share a node"
+    short, name = min(missing)
+    return short, f"for one rank more of {needs.total} bytes the node {name} is {short} bytes short of memory"
 
 
 def _nothing_fits(request: PlanRequest, shortfalls: Sequence[_Shortfall]) -> str:

@@ -120,15 +120,16 @@ class Parallelism:
 
 @dataclass(frozen=True, slots=True)
 class RankBytes:
-    """Bytes of one rank."""
+    """Bytes of one rank. `runtime` is what its processes hold beside the model, where they share its memory."""
 
     weights: int
     kv_cache: int
     activations: int
+    runtime: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.kv_cache + self.activations
+        return self.weights + self.kv_cache + self.activations + self.runtime
 
 
 def rank_bytes(
