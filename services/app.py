@@ -13,8 +13,11 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
+from cluster.home import open_home
 from services.config import EmbeddingConfig, ModelConfig, PlatformConfig, StoreConfig
+from services.environment import read_environment
 from services.resources import EMBEDDING, GATEWAY, PAGE, STORE, Resources, model_resources
+from services.sharding import is_sharded, options_on_cluster
 
 
 def build_store(config: StoreConfig) -> Application:
@@ -32,10 +35,13 @@ def build_embedding(config: EmbeddingConfig) -> Application:
 
 
 def build_model(config: ModelConfig) -> Application:
-    """One chat model: its replicas announce their own listeners."""
+    """One chat model: its replicas announce their own listeners. Where it is cut into ranks, each is a replica."""
     from services.model_server import ModelServer
 
-    return _deployment(ModelServer, model_resources(config)).bind(config)
+    if not is_sharded(config):
+        return _deployment(ModelServer, model_resources(config)).bind(config)
+    options, expert_ranks = options_on_cluster(config, open_home(read_environment().home))
+    return _deployment(ModelServer, model_resources(config)).options(**options).bind(config, expert_ranks)
 
 
 def build_platform(config: PlatformConfig) -> Application:

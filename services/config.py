@@ -38,15 +38,33 @@ class ModelConfig(Section):
     max_queued_requests: Annotated[int, Field(ge=0)] = 64
     """Requests that may wait in one replica; beyond them clients get 503 with Retry-After."""
     threads: Annotated[int, Field(ge=1)] | None = None
-    """CPU threads of one replica; none: all cores of the machine."""
+    """CPU threads of one replica (of one rank); none: all cores of the machine, divided among the ranks on it."""
     memory_gib: Annotated[float, Field(gt=0)] | None = None
-    """Memory that one replica asks Ray for; none: computed from the model's files."""
+    """Memory that one replica (one rank) asks Ray for; none: computed from the model's files."""
+    data_parallel_size: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Ranks of one gang. A gang is one copy of a mixture of experts, cut over as many Serve replicas as it has ranks;
+    `num_replicas` counts ranks, so it is a multiple of this."""
+    tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = 1
+    """Ranks inside one replica that share every layer; they stay on one node."""
+    expert_parallel: bool = True
+    """Whether each rank of a mixture holds whole experts; otherwise a slice of every expert."""
+    expert_placement: Literal["linear", "planned"] = "linear"
+    """Which rank holds which experts: neighbours together, or balanced by the load in `expert_trace`."""
+    expert_trace: str | None = None
+    """A routing trace of this model (`windfarm experts --save`), for `expert_placement: planned`."""
+    plan: str | None = None
+    """A plan that `windfarm plan --json` wrote: its nodes, and its experts per rank, instead of choosing them here."""
     remote_model: str | None = None
     """Model name at the remote API, where it differs from `id`."""
     remote_key_env: str | None = None
     """Environment variable that holds the remote API's key."""
     engine_options: dict[str, Any] = Field(default_factory=dict)
     """Options handed to the engine as they are; the engine refuses the ones that it does not know."""
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks of one copy of the model."""
+        return self.data_parallel_size * self.tensor_parallel_size
 
 
 class EmbeddingConfig(Section):

@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol
@@ -20,7 +21,7 @@ BEAT_S = 1.0
 DEAD_AFTER_S = 5.0
 FORGET_AFTER_S = 60.0
 
-_PREFIX = "windfarm/"
+BEATS_PREFIX = "windfarm/"
 _log = logging.getLogger(__name__)
 
 ReplicaState = Literal["ready", "draining"]
@@ -40,10 +41,14 @@ class ReplicaEndpoint:
     queued: int = 0
     beat: int = 0
     info: Mapping[str, Any] = field(default_factory=dict)
+    gang: str = ""
+    """Id of the gang whose rank this replica is; empty: it holds a whole model."""
+    rank: int = 0
+    gang_size: int = 1
 
     @property
     def key(self) -> str:
-        return f"{_PREFIX}{self.app}/{self.replica_id}"
+        return f"{BEATS_PREFIX}{self.app}/{self.replica_id}"
 
 
 def encode_beat(endpoint: ReplicaEndpoint) -> bytes:
@@ -182,12 +187,16 @@ class Directory:
         ]
 
     def replicas(self, model: str) -> list[ReplicaEndpoint]:
-        """Live replicas of a model that take requests."""
-        return [e for e in self.endpoints() if e.model == model and e.state == "ready"]
+        """Live replicas of a model that take requests. A rank does only while its whole gang is there: the others
+        cannot generate without the one that is missing."""
+        ready = [e for e in self.endpoints() if e.model == model and e.state == "ready"]
+        present = Counter(e.gang for e in ready)
+        return [e for e in ready if not e.gang or present[e.gang] == e.gang_size]
 
     def models(self) -> list[str]:
         """Names of all models that have a live replica."""
-        return sorted({e.model for e in self.endpoints() if e.model is not None and e.state == "ready"})
+        announced = {e.model for e in self.endpoints() if e.model is not None and e.state == "ready"}
+        return sorted(model for model in announced if self.replicas(model))
 
     def report_failure(self, replica_id: str) -> None:
         """A connection to this replica failed: leave it out until it beats again."""
@@ -197,7 +206,7 @@ class Directory:
 
     async def refresh(self) -> None:
         """Read the store now."""
-        values = await asyncio.to_thread(self._store.read_all, _PREFIX)
+        values = await asyncio.to_thread(self._store.read_all, BEATS_PREFIX)
         forgotten = self._take(values)
         for key in forgotten:  # left behind by a killed replica; a live one would write it again within a second
             await asyncio.to_thread(self._store.delete, key)

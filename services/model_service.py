@@ -22,6 +22,7 @@ from services.discovery import Beacon, BeatStore, ReplicaEndpoint
 from services.error_responses import error_body, error_headers, is_expected, to_api_error
 from services.event_stream import ClientGone, Receive, Send, until_client_leaves
 from services.frames import CONTENT_TYPE, KEEP_ALIVE_FRAME, FrameKind, encode_end, encode_error, encode_frame
+from services.gang import GangLost, GangSeat, WatchPoint
 from services.listener import Listener, start_listener
 from services.model_wire import parse_generation, parse_object
 from services.openai_stream import StreamRenderer, make_renderer
@@ -29,6 +30,8 @@ from services.openai_stream import StreamRenderer, make_renderer
 SECRET_HEADER = b"x-windfarm-internal"
 KEEP_ALIVE_S = 10.0
 DRAIN_S = 30.0
+# For the last words of streams whose engine is lost; whoever ends this process waits no longer.
+GIVE_UP_S = 1.0
 MAX_BODY_BYTES = 256 << 20
 # The directory of every endpoint is refreshed each second; only then nobody sends new requests here.
 _NOTICE_S = 1.5
@@ -40,9 +43,21 @@ class ModelService:
     """An engine as an ASGI application, announced while it runs."""
 
     def __init__(
-        self, engine: Engine, secret: str, *, app: str, replica_id: str, beats: BeatStore, host: str = "127.0.0.1"
+        self,
+        engine: Engine,
+        secret: str,
+        *,
+        app: str,
+        replica_id: str,
+        beats: BeatStore,
+        host: str = "127.0.0.1",
+        seat: GangSeat | None = None,
     ) -> None:
         self._engine = engine
+        self._seat = seat
+        self._watch_point = WatchPoint()
+        self._loss: EngineDead | None = None
+        self._workers: set[asyncio.Task[Any]] = set()
         self._secret = secret.encode()
         self._app = app
         self._replica_id = replica_id
@@ -77,6 +92,9 @@ class ModelService:
             pid=os.getpid(),
             model=self._engine.info.model,
             info=asdict(self._engine.info),
+            gang=self._seat.gang if self._seat else "",
+            rank=self._seat.rank if self._seat else 0,
+            gang_size=self._seat.size if self._seat else 1,
         )
         self._beacon = Beacon(self._beats, endpoint, lambda: self._engine.load)
         await self._beacon.start()
@@ -90,14 +108,27 @@ class ModelService:
             if drain_s > 0:
                 await asyncio.sleep(min(_NOTICE_S, drain_s))
                 await self._wait_until_idle(drain_s)
+        self._watch_point.say_goodbye()
         if listener is not None:
             await listener.stop()
         await self._engine.stop()
         if beacon is not None:
             await beacon.stop()
 
+    async def give_up(self, loss: EngineDead) -> None:
+        """End every running stream with this error and take no more: the engine cannot generate any longer."""
+        self._loss = loss
+        beacon, self._beacon = self._beacon, None
+        for worker in self._workers:
+            worker.cancel()
+        if beacon is not None:
+            await beacon.stop()
+        await self._wait_until_idle(GIVE_UP_S)
+
     async def check_health(self) -> None:
         """Raises when the engine is dead or nobody could reach it any more; Serve then replaces this replica."""
+        if self._loss is not None:
+            raise self._loss
         if self._listener is None or not self._listener.is_running:
             raise EngineDead("The replica's listener is not running.")
         await self._engine.check_health()
@@ -131,13 +162,28 @@ class ModelService:
                 if not isinstance(body.get("text"), str):
                     raise InvalidRequest("text is missing or no string.", param="text")
                 await _answer_json(send, {"token_ids": await self._engine.tokenize(body["text"])})
+            case "GET", "/gang/watch":
+                await self._be_watched(receive, send)
             case "GET", "/health":
                 await self._engine.check_health()
                 await _answer_json(send, {"status": "ok"})
             case _:
                 await _answer(send, 404, b"", {})
 
+    async def _be_watched(self, receive: Receive, send: Send) -> None:
+        await _read_body(receive)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+
+        async def beat() -> None:
+            async for data in self._watch_point.beats():
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+        await until_client_leaves(receive, beat())
+
     async def _generate(self, receive: Receive, send: Send) -> None:
+        if self._loss is not None:
+            raise self._loss
         request, options = parse_generation(await _read_body(receive))
         frames = _FrameStream(send, make_renderer(options))
         self._enter()
@@ -150,16 +196,34 @@ class ModelService:
         except Exception as error:
             if not frames.has_begun:
                 raise  # refused before the first frame: a plain answer with a status
-            await frames.fail(error)
+            await frames.fail(self._in_gang(error))
         finally:
             self._leave()
 
+    def _in_gang(self, error: Exception) -> Exception:
+        """A rank whose engine dies takes its gang with it, whichever of the ranks was first."""
+        if self._seat is None or not isinstance(error, EngineDead) or isinstance(error, GangLost):
+            return error
+        return GangLost(
+            f"The engine of rank {self._seat.rank} ended in the middle of this answer, and its gang {self._seat.gang} "
+            "restarts as a whole. What came so far is incomplete; ask again."
+        )
+
     async def _relay(self, chunks: Any, frames: _FrameStream) -> None:
+        worker = asyncio.current_task()
+        assert worker is not None
+        self._workers.add(worker)
         try:
             async for chunk in chunks:
                 await frames.send_chunk(chunk)
+        except asyncio.CancelledError:
+            if self._loss is not None:
+                raise self._loss from None
+            raise
         finally:
-            await chunks.aclose()
+            self._workers.discard(worker)
+            if self._loss is None:  # nothing answers any more where an abort could be sent
+                await chunks.aclose()
 
     def _enter(self) -> None:
         self._num_streams += 1

@@ -80,7 +80,7 @@ def demands(config: RayConfig) -> list[Demand]:
         for name in names:
             override = config.override(entry.name, name)
             each = FIXED.get((entry.name, name)) or model_resources(_model(config, entry.name))
-            replicas = 1
+            replicas = _model(config, entry.name).data_parallel_size if name == "ModelServer" else 1
             if override is not None:
                 if override.ray_actor_options is not None:
                     options = override.ray_actor_options

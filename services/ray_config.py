@@ -192,6 +192,9 @@ def _anchor_sources(root: dict[str, Any], folder: Path) -> None:
         source = args.get("source")
         if isinstance(source, str) and source.startswith(("./", "../", "~")):
             args["source"] = str((folder / Path(source).expanduser()).resolve())
+        for name in ("expert_trace", "plan"):
+            if isinstance(args.get(name), str):
+                args[name] = str((folder / Path(args[name]).expanduser()).resolve())
 
 
 def _walk(node: yaml.Node, place: Location, lines: dict[Location, int]) -> Iterator[Problem]:
@@ -305,6 +308,7 @@ def _check_application(
         return None, [Problem(_line((*place, "import_path"), lines), _name((*place, "import_path")), message)]
     slice_, problems = _check(builder.config, entry.args, lines, (*place, "args"))
     problems += _check_name(entry, slice_, place, lines)
+    problems += _check_ranks(entry, slice_, place, lines)
     problems += _check_deployments(entry, builder, place, lines)
     return slice_, problems
 
@@ -317,6 +321,36 @@ def _check_name(
         return []
     message = f"this application must be named `{wanted}`, not `{entry.name}`"
     return [Problem(_line((*place, "name"), lines), _name((*place, "name")), message)]
+
+
+def _check_ranks(
+    entry: ApplicationEntry, model: Section | None, place: Location, lines: Mapping[Location, int]
+) -> list[Problem]:
+    """What can be said of a model's ranks without its files."""
+    if not isinstance(model, ModelConfig):
+        return []
+
+    def problem(where: Location, message: str) -> Problem:
+        return Problem(_line((*place, *where), lines), _name((*place, *where)), message)
+
+    found = []
+    if model.num_ranks > 1 and model.engine in ("llamacpp", "remote"):
+        found.append(problem(("args", "engine"), f"only vLLM can cut a model into {model.num_ranks} ranks; use vllm"))
+    if model.expert_placement == "planned" and model.expert_trace is None and model.plan is None:
+        message = "`planned` needs `expert_trace` (from `windfarm experts --save`) or `plan`"
+        found.append(problem(("args", "expert_placement"), message))
+    size = model.data_parallel_size
+    for index, override in enumerate(entry.deployments):
+        if size == 1:
+            continue
+        here: Location = ("deployments", index)
+        if isinstance(override.num_replicas, int) and override.num_replicas % size:
+            message = f"{override.num_replicas} is no multiple of {size}: each rank of a gang is a replica"
+            found.append(problem((*here, "num_replicas"), message))
+        for name in ("max_replicas_per_node", "placement_group_strategy"):
+            if getattr(override, name) is not None:
+                found.append(problem((*here, name), "a gang is placed as a whole; leave this out"))
+    return found
 
 
 def _check_deployments(

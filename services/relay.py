@@ -23,6 +23,7 @@ from services.errors import ApiError, not_found, unavailable
 from services.frames import Frame, FrameDecoder, FrameError, FrameKind
 
 INTERNAL_HEADER = "x-windfarm-internal"
+GANG_LOST = "gang_lost"
 # Below the listener's own limit, so that no request is sent into a connection that the replica is just closing.
 _IDLE_CONNECTION_S = 30
 # A replica sends keep-alive frames while it works; silence of this length means that it or the network is gone.
@@ -65,9 +66,14 @@ class FrameStream:
     """One running generation on one replica. Iterate it, or close it to cancel."""
 
     def __init__(
-        self, response: aiohttp.ClientResponse, on_close: Callable[[], None], on_lost: Callable[[], None]
+        self,
+        response: aiohttp.ClientResponse,
+        on_close: Callable[[], None],
+        on_lost: Callable[[], None],
+        lost: ApiError,
     ) -> None:
         self._response = response
+        self._lost = lost
         self._on_lost = on_lost
         self._on_close: Callable[[], None] | None = on_close
         self._decoder = FrameDecoder()
@@ -85,7 +91,10 @@ class FrameStream:
             failed = next((frame for frame in frames if frame.kind is FrameKind.ERROR), None)
             yield frames[: frames.index(failed)] if failed else frames
             if failed:
-                raise _reported(failed.json())
+                error = _reported(failed.json())
+                if error.code == GANG_LOST:
+                    self._on_lost()
+                raise error
 
     async def __aiter__(self) -> AsyncIterator[Frame]:
         """The same, one by one."""
@@ -102,7 +111,7 @@ class FrameStream:
             return self._decoder.feed(data)
         except (aiohttp.ClientError, FrameError, OSError, TimeoutError) as error:
             self._on_lost()
-            raise stream_lost() from error
+            raise self._lost from error
 
     async def close(self) -> None:
         """Cancel what still runs; after the end the connection goes back for the next request. Safe to call twice."""
@@ -144,6 +153,7 @@ class ModelPool:
             response,
             on_close=lambda: self._leave(replica.replica_id),
             on_lost=lambda: self._replicas.report_failure(replica.replica_id),
+            lost=gang_lost(replica) if replica.gang else stream_lost(),
         )
 
     async def count_tokens(self, model: str, body: Mapping[str, Any]) -> int:
@@ -265,6 +275,17 @@ def stream_lost() -> ApiError:
         "server_error",
         "stream_lost",
         "The model's process was lost in the middle of this answer. What came so far is incomplete; ask again.",
+    )
+
+
+def gang_lost(replica: ReplicaEndpoint) -> ApiError:
+    """The end of a stream whose rank was ended with its gang before it could say so itself."""
+    return ApiError(
+        502,
+        "server_error",
+        GANG_LOST,
+        f"The model's gang {replica.gang} lost a rank in the middle of this answer and restarts as a whole. What came "
+        "so far is incomplete; ask again.",
     )
 
 

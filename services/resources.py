@@ -40,10 +40,13 @@ class Resources:
 
 STORE = Resources(num_cpus=0.2, memory=800 * MIB, is_on_head=True)
 EMBEDDING = Resources(num_cpus=0.3, memory=1200 * MIB)
-GATEWAY = Resources(num_cpus=0.2, memory=500 * MIB)
-PAGE = Resources(num_cpus=0.1, memory=400 * MIB)
+# The public port is opened on the machine where windfarm was started.
+GATEWAY = Resources(num_cpus=0.2, memory=500 * MIB, is_on_head=True)
+PAGE = Resources(num_cpus=0.1, memory=400 * MIB, is_on_head=True)
 
 MODEL_CPUS = 0.5
+# A rank of a model that is cut into several: two of them fit beside everything else on two cores.
+RANK_CPUS = 0.3
 REMOTE = Resources(num_cpus=0.1, memory=300 * MIB)
 # Python with the engine's libraries, without weights.
 _PROCESS_BYTES = {"llamacpp": 500 * MIB, "vllm": 2 * GIB}
@@ -62,11 +65,32 @@ def model_resources(config: ModelConfig) -> Resources:
     choice = choose_engine(resolved, detect_hardware(), config.engine)
     if choice.engine == "remote":
         return REMOTE
+    if config.num_ranks > 1:
+        return _rank_resources(config, resolved, uses_gpu=choice.uses_gpu)
     memory = _PROCESS_BYTES[choice.engine] + _WORK_BYTES[choice.engine]
     memory += int(1.2 * _weight_bytes(resolved, choice.engine))
     if config.memory_gib is not None:
         memory = int(config.memory_gib * GIB)
     return Resources(MODEL_CPUS, memory, num_gpus=1.0 if choice.uses_gpu else 0.0)
+
+
+def _rank_resources(config: ModelConfig, resolved: ResolvedModel, *, uses_gpu: bool) -> Resources:
+    """The least that one replica of a gang needs, from the size of the weights; the plan knows the rest."""
+    tensor = config.tensor_parallel_size
+    memory = runtime_bytes(config) * tensor + _weight_bytes(resolved, "vllm") // config.data_parallel_size
+    if config.memory_gib is not None:
+        memory = int(config.memory_gib * GIB) * tensor
+    return Resources(rank_cpus(config) * tensor, memory, num_gpus=float(tensor) if uses_gpu else 0.0)
+
+
+def rank_cpus(config: ModelConfig) -> float:
+    """CPU share of one rank."""
+    return RANK_CPUS if config.num_ranks > 1 else MODEL_CPUS
+
+
+def runtime_bytes(config: ModelConfig) -> int:
+    """What the processes of one rank hold beside the model."""
+    return _PROCESS_BYTES["vllm"]
 
 
 def _weight_bytes(resolved: ResolvedModel, engine: str) -> int:

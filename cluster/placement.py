@@ -1,0 +1,144 @@
+"""Brings a plan to Ray: what the ranks of a gang reserve, how they are spread, on which nodes, and who holds what.
+
+A gang is one copy of a model that is cut into data-parallel ranks; each rank is one replica of Ray Serve, and Serve
+starts, stops and restarts a gang as a whole. A rank's tensor-parallel group lives inside its replica and so on one
+node. Deciding is the planner's business; here a plan becomes the options of a deployment.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cluster.engines.parallelism import ExpertRanks, placement_of_partitions
+from cluster.errors import PlanError
+from cluster.expert_placement import Plan, PlanRequest
+from cluster.topology import Topology
+
+NODE_ID_LABEL = "ray.io/node-id"
+Strategy = Literal["PACK", "SPREAD"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What one replica (a rank with its tensor-parallel group) reserves on its node; memory in bytes."""
+
+    num_cpus: float
+    memory: int
+    num_gpus: float = 0.0
+
+    def actor_options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {"num_cpus": self.num_cpus, "memory": self.memory}
+        return options | ({"num_gpus": self.num_gpus} if self.num_gpus else {})
+
+    def bundle(self) -> dict[str, float]:
+        """The same as a bundle of a placement group."""
+        bundle = {"CPU": self.num_cpus, "memory": float(self.memory)}
+        return bundle | ({"GPU": self.num_gpus} if self.num_gpus else {})
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A plan as Ray Serve takes it. `nodes` are names of the only nodes that may hold ranks; empty: any."""
+
+    gang_size: int
+    num_gangs: int
+    strategy: Strategy
+    rank: Reservation
+    expert_ranks: ExpertRanks | None = None
+    nodes: tuple[str, ...] = ()
+
+    def deployment_options(self, node_ids: Mapping[str, str]) -> dict[str, Any]:
+        """Options of the deployment, one Serve replica per rank. `node_ids` are Ray's ids by the names of the nodes."""
+        options: dict[str, Any] = {
+            "ray_actor_options": self.rank.actor_options(),
+            "num_replicas": self.num_gangs * self.gang_size,
+        }
+        if self.gang_size > 1:
+            from ray.serve.config import GangPlacementStrategy, GangRuntimeFailurePolicy, GangSchedulingConfig
+
+            options["gang_scheduling_config"] = GangSchedulingConfig(
+                gang_size=self.gang_size,
+                gang_placement_strategy=GangPlacementStrategy(self.strategy),
+                runtime_failure_policy=GangRuntimeFailurePolicy.RESTART_GANG,
+            )
+        if self.nodes:
+            allowed = ",".join(node_ids[name] for name in self.nodes)
+            options["placement_group_bundles"] = [self.rank.bundle()]
+            options["placement_group_bundle_label_selector"] = [{NODE_ID_LABEL: f"in({allowed})"}]
+        return options
+
+
+def place(plan: Plan, reservation: Reservation) -> Placement:
+    """The plan's gangs. Ranks that the plan puts on different nodes are spread, others packed as close as they fit.
+
+    `reservation` is that of one rank with its whole tensor-parallel group.
+    """
+    first = plan.replicas[0]
+    experts = [rank.experts for rank in first.ranks]
+    partitions = [[rank[layer] for rank in experts] for layer in range(len(experts[0]))]
+    return Placement(
+        gang_size=plan.parallel.data,
+        num_gangs=len(plan.replicas),
+        strategy="SPREAD" if len(first.nodes) == plan.parallel.data > 1 else "PACK",
+        rank=reservation,
+        expert_ranks=placement_of_partitions(partitions) if partitions else None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SavedPlan:
+    """What is used of a plan that `windfarm plan --json` wrote."""
+
+    model: str
+    tensor: int
+    data: int
+    num_gangs: int
+    nodes: tuple[str, ...]
+    expert_ranks: ExpertRanks | None
+
+
+def read_plan(path: Path) -> SavedPlan:
+    """Raises `PlanError` for a file that holds no plan."""
+    try:
+        value: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        replicas = [replica["ranks"] for replica in value["replicas"]]
+        parallel = value["parallel"]
+        if parallel["pipeline"] != 1:
+            raise PlanError(f"{path} has {parallel['pipeline']} pipeline stages; only plans with one can be applied.")
+        experts = [rank["experts"] for rank in replicas[0]]
+        partitions = [[rank[layer] for rank in experts] for layer in range(len(experts[0]))]
+        return SavedPlan(
+            model=value["model"],
+            tensor=parallel["tensor"],
+            data=parallel["data"],
+            num_gangs=len(replicas),
+            nodes=tuple(dict.fromkeys(rank["node"] for ranks in replicas for rank in ranks)),
+            expert_ranks=placement_of_partitions(partitions) if partitions else None,
+        )
+    except OSError as error:
+        raise PlanError(
+            f"Cannot read the plan {path}: {error.strerror}. Write it with `windfarm plan --json`."
+        ) from error
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise PlanError(f"{path} is no plan ({error!r}). Write it with `windfarm plan --json`.") from error
+
+
+def check_plan(saved: SavedPlan, request: PlanRequest, topology: Topology) -> None:
+    """Refuse a plan of another model, other sizes, or nodes that are not there (any more)."""
+    if saved.model != request.shape.name:
+        raise PlanError(f"The plan is for the model {saved.model!r}, not {request.shape.name!r}. Plan again.")
+    if (saved.tensor, saved.data) != (request.tensor, request.data):
+        raise PlanError(
+            f"The plan has {saved.data} data-parallel and {saved.tensor} tensor-parallel ranks, the configuration "
+            f"{request.data} and {request.tensor}. Make them alike."
+        )
+    there = {node.name for node in topology.nodes}
+    if gone := [name for name in saved.nodes if name not in there]:
+        raise PlanError(
+            f"The plan puts ranks on {', '.join(gone)}, which is not in the cluster (nodes: "
+            f"{', '.join(sorted(there))}). Bring the node back, or plan again with `windfarm plan`."
+        )

@@ -1,0 +1,138 @@
+"""Models that are cut into ranks: from their section of the configuration and the nodes at hand to a placement.
+
+Asked twice: before anything starts, so that what cannot work is an error at once, and when Serve builds the
+application, with the nodes of the running cluster.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cluster.catalogue import resolve
+from cluster.engines.choice import choose_engine, detect_hardware
+from cluster.engines.parallelism import ExpertRanks
+from cluster.errors import PlanError
+from cluster.expert_placement import ExpertLoads, Plan, PlanRequest, plan
+from cluster.home import Home
+from cluster.known_shapes import find_shape
+from cluster.placement import Placement, Reservation, check_plan, place, read_plan
+from cluster.sizing import ModelShape, Workload
+from cluster.topology import Topology, topology_from_ray
+from cluster.weights.prepare import prepare
+from services.config import ModelConfig
+from services.resources import GIB, rank_cpus, runtime_bytes
+
+
+def is_sharded(config: ModelConfig) -> bool:
+    """Whether one copy of the model has more than one rank."""
+    return config.num_ranks > 1
+
+
+def num_gangs(config: ModelConfig, num_replicas: int | None) -> int:
+    """Copies of the model that `num_replicas` of the file means; one where the file names no number."""
+    if num_replicas is None:
+        return 1
+    size = config.data_parallel_size
+    if num_replicas % size:
+        raise PlanError(
+            f"num_replicas of {config.id} is {num_replicas}, but a gang has {size} ranks and each is a replica. "
+            f"Use a multiple of {size}."
+        )
+    return num_replicas // size
+
+
+def plan_model(config: ModelConfig, topology: Topology, home: Home, gangs: int) -> tuple[Plan, Placement]:
+    """Raises `PlanError` (`NoFit` where the nodes are too small) or another `ClusterError` of the model's files."""
+    resolved = resolve(config.source)
+    choice = choose_engine(resolved, detect_hardware(), config.engine)
+    if choice.engine != "vllm":
+        raise PlanError(
+            f"{config.id} has {config.num_ranks} ranks, but only vLLM can cut a model into ranks, not {choice.engine}. "
+            "Set engine: vllm, or use num_replicas."
+        )
+    shape = model_shape(config, home)
+    cpus = rank_cpus(config)
+    request = PlanRequest(
+        shape=shape,
+        work=_workload(config, shape),
+        replicas=max(1, gangs),
+        tensor=config.tensor_parallel_size,
+        pipeline=1,
+        data=config.data_parallel_size,
+        loads=_loads(config),
+        cores_per_rank=cpus,
+        runtime_bytes=runtime_bytes(config),
+        node_memory_share=1.0,  # Ray's figure leaves out what the system and other programs hold
+    )
+    made = plan(topology, request)
+    rank = made.replicas[0].ranks[0]
+    tensor = config.tensor_parallel_size
+    memory = runtime_bytes(config) if rank.accelerator is not None else _rank_memory(config, rank.needs.total)
+    reservation = Reservation(
+        num_cpus=round(cpus * tensor, 4),
+        memory=memory * tensor,
+        num_gpus=float(tensor) if rank.accelerator is not None else 0.0,
+    )
+    placement = place(made, reservation)
+    if config.plan is not None:
+        placement = _follow_plan(config, request, topology, placement)
+    return made, placement
+
+
+def options_on_cluster(config: ModelConfig, home: Home) -> tuple[dict[str, Any], ExpertRanks | None]:
+    """Options of the deployment and who holds which experts, with the nodes of the Ray that this process is part of."""
+    import ray
+
+    records = ray.nodes()
+    _, placement = plan_model(config, topology_from_ray(records), home, gangs=1)
+    ids = {record["NodeName"]: record["NodeID"] for record in records if record["Alive"]}
+    return placement.deployment_options(ids), placement.expert_ranks
+
+
+def _follow_plan(config: ModelConfig, request: PlanRequest, topology: Topology, made: Placement) -> Placement:
+    """The file's nodes; and its experts, where they are to be planned."""
+    assert config.plan is not None
+    saved = read_plan(Path(config.plan))
+    check_plan(saved, request, topology)
+    experts = saved.expert_ranks if config.expert_placement == "planned" else made.expert_ranks
+    return replace(made, nodes=saved.nodes, expert_ranks=experts)
+
+
+def model_shape(config: ModelConfig, home: Home) -> ModelShape:
+    """From the checkpoint's own config.json, named as clients name the model. Prepares the files where needed."""
+    resolved = resolve(config.source)
+    folder = resolved.path or prepare(resolved, "hf", home)
+    return replace(find_shape(str(folder)), name=config.id)
+
+
+def _workload(config: ModelConfig, shape: ModelShape) -> Workload:
+    """Half of all contexts at their full length, as the engine reserves them; each rank has slots of its own."""
+    sequences = config.data_parallel_size * ((config.parallel_requests + 1) // 2)
+    return Workload(config.max_context or shape.max_context, sequences)
+
+
+def _loads(config: ModelConfig) -> ExpertLoads | None:
+    if config.expert_placement == "linear":
+        return None
+    if config.expert_trace is None:
+        if config.plan is not None:
+            return None
+        raise PlanError(
+            f"expert_placement of {config.id} is planned, but neither expert_trace nor plan is given. Record a trace "
+            "with `windfarm experts --save`, or use expert_placement: linear."
+        )
+    raise PlanError("traces cannot be read yet")
+
+
+def _rank_memory(config: ModelConfig, needed: int) -> int:
+    if config.memory_gib is None:
+        return needed
+    given = int(config.memory_gib * GIB)
+    if given < needed:
+        raise PlanError(
+            f"memory_gib of {config.id} is {config.memory_gib:g}, that is {needed - given} bytes short of the {needed} "
+            "that one rank needs. Leave it out, or lower max_context or parallel_requests."
+        )
+    return given
