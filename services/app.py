@@ -15,7 +15,7 @@ from ray.serve import Application
 
 from cluster.home import open_home
 from services.config import EmbeddingConfig, ModelConfig, PlatformConfig, StoreConfig
-from services.environment import read_environment
+from services.environment import data_folder
 from services.resources import EMBEDDING, GATEWAY, PAGE, STORE, Resources, model_resources
 from services.sharding import is_sharded, options_on_cluster
 
@@ -40,7 +40,7 @@ def build_model(config: ModelConfig) -> Application:
 
     if not is_sharded(config):
         return _deployment(ModelServer, model_resources(config)).bind(config)
-    options, expert_ranks = options_on_cluster(config, open_home(read_environment().home))
+    options, expert_ranks = options_on_cluster(config, open_home(data_folder()))
     return _deployment(ModelServer, model_resources(config)).options(**options).bind(config, expert_ranks)
 
 

@@ -62,6 +62,11 @@ def database_url(variables: Mapping[str, str] | None = None) -> str:
     return variables.get("WINDFARM_DATABASE_URL") or f"sqlite:///{data_folder(variables) / DATABASE_FILE}"
 
 
+def has_elastic_nodes(variables: Mapping[str, str] | None = None) -> bool:
+    """`WINDFARM_ELASTIC_NODES=1`: nodes come with demand, so the ones at hand say nothing about what will fit."""
+    return (environ if variables is None else variables).get("WINDFARM_ELASTIC_NODES") == "1"
+
+
 def public_address(listen: ListenConfig, environment: Environment) -> tuple[str, int]:
     """Host and port of the public endpoint: the environment wins over the file."""
     return environment.listen_host or listen.host, environment.listen_port or listen.port

@@ -74,6 +74,11 @@ class ModelService:
         assert self._listener is not None, "the service has not been started"
         return self._listener.url
 
+    @property
+    def load(self) -> tuple[int, int]:
+        """Generations that run and that wait."""
+        return self._engine.load
+
     async def start(self) -> None:
         """Load the model, listen, and announce that requests are welcome."""
         try:

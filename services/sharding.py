@@ -22,6 +22,7 @@ from cluster.sizing import ModelShape, Workload
 from cluster.topology import Topology, topology_from_ray
 from cluster.weights.prepare import prepare
 from services.config import ModelConfig
+from services.environment import has_elastic_nodes
 from services.resources import GIB, rank_cpus, runtime_bytes
 
 
@@ -82,13 +83,25 @@ def plan_model(config: ModelConfig, topology: Topology, home: Home, gangs: int) 
 
 
 def options_on_cluster(config: ModelConfig, home: Home) -> tuple[dict[str, Any], ExpertRanks | None]:
-    """Options of the deployment and who holds which experts, with the nodes of the Ray that this process is part of."""
+    """Options of the deployment and who holds which experts, with the nodes of the Ray that this process is part of.
+
+    Where nodes come with demand, nothing is asked of them and no file is prepared: what the operator planned beforehand
+    stands in the file, with the resources of a rank in its `deployments:` override.
+    """
+    if has_elastic_nodes():
+        return _options_as_written(config), None
     import ray
 
     records = ray.nodes()
     _, placement = plan_model(config, topology_from_ray(records), home, gangs=1)
     ids = {record["NodeName"]: record["NodeID"] for record in records if record["Alive"]}
     return placement.deployment_options(ids), placement.expert_ranks
+
+
+def _options_as_written(config: ModelConfig) -> dict[str, Any]:
+    tensor = config.tensor_parallel_size
+    rank = Reservation(round(rank_cpus(config) * tensor, 4), runtime_bytes(config) * tensor)
+    return Placement(config.data_parallel_size, 1, "PACK", rank).deployment_options({})
 
 
 def _follow_plan(config: ModelConfig, request: PlanRequest, topology: Topology, made: Placement) -> Placement:
