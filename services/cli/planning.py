@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from cluster.errors import TopologyError
+from services.cli.command_line import command_line
 from services.cli.options import JsonOption
-from services.cli.output import put_json, say
+from services.cli.output import put, put_json, say
 
 if TYPE_CHECKING:
     from cluster.topology import Topology
@@ -28,6 +29,7 @@ NodesOption = Annotated[
 
 
 def plan(
+    invocation: typer.Context,
     model: Annotated[str, typer.Argument(help="A known model (mixtral-8x7b, ...) or a checkpoint folder.")],
     nodes: NodesOption = None,
     replicas: Annotated[int, typer.Option(help="Replicas to place.")] = 1,
@@ -37,6 +39,9 @@ def plan(
     pipeline: Annotated[int | None, typer.Option(help="Pipeline stages.", show_default="chosen")] = None,
     data: Annotated[int | None, typer.Option(help="Data-parallel ranks of a gang.", show_default="chosen")] = None,
     cores_per_rank: Annotated[float, typer.Option(help="CPU cores of a rank on CPU nodes.")] = 1.0,
+    emit: Annotated[
+        Literal["kuberay"] | None, typer.Option(help="Write manifests for this platform instead of the plan.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show how a model would be placed: ranks, experts and memory per node, and why. Nothing is started."""
@@ -61,6 +66,11 @@ def plan(
         cores_per_rank=cores_per_rank,
     )
     made = make_plan(topology, request)
+    if emit is not None:
+        from services.kuberay.emit import emit as write_manifests
+
+        put(write_manifests(topology, made, request.work, command_line(invocation)))
+        return
     if as_json:
         put_json(plan_data(made))
         return

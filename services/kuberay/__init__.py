@@ -1,0 +1,1 @@
+"""Kubernetes manifests for KubeRay, made from a plan: what `windfarm plan --emit kuberay` writes."""
