@@ -9,7 +9,7 @@ from typing import Any
 from cluster.errors import PlanError
 
 ExpertRanks = tuple[tuple[int, ...], ...]
-"""`placement[moe_layer][expert]` is the expert-parallel rank that holds the expert."""
+"""`placement[layer][expert]` is the expert-parallel rank that holds the expert, for each layer of the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,13 @@ class Parallelism:
     @property
     def num_expert_ranks(self) -> int:
         return self.num_ranks if self.enable_expert_parallel else 1
+
+    def expert_ranks(self, num_layers: int, num_experts: int) -> ExpertRanks:
+        """The rank of each expert per layer, with this placement or the linear one."""
+        if self.expert_placement is not None:
+            return self.expert_placement
+        share = num_experts // self.num_expert_ranks
+        return (tuple(expert // share for expert in range(num_experts)),) * num_layers
 
     def check(self, *, num_layers: int, num_experts: int, num_heads: int) -> None:
         """Raises `PlanError` for sizes that the model with these layers, experts (0: dense) and heads cannot have."""

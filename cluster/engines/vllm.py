@@ -27,17 +27,34 @@ from cluster.engines.openmp import limit_spinning
 from cluster.engines.request_checks import MAX_LOGPROBS, answer_limit, check_request, check_token_ids
 from cluster.engines.settings import EngineSettings
 from cluster.engines.structured_output import compact_schema, json_schema_grammar
+from cluster.engines.vllm_experts import (
+    OutputCounts,
+    check_parts,
+    expert_options,
+    needs_plugin,
+    num_experts,
+    read_worker_counts,
+)
 from cluster.errors import ClusterError, EngineDead, EngineFailed, InvalidRequest, LoadUnavailable, ModelDamaged
 from cluster.expert_load import ExpertLoad
-from cluster.vllm_plugin import PARENT_VARIABLE
+from cluster.vllm_plugin.end_with_parent import PARENT_VARIABLE
 
 STOP_LIMIT_S = 10.0
 # vLLM measures free GPU memory itself; on a CPU it would take most of the machine.
 _CPU_CACHE_SHARE = 0.25
 
-# What the configurations of sparse models call their number of experts.
-_EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts")
-_OWNED_OPTIONS = {"model", "served_model_name", "max_model_len", "max_num_seqs", "tokenizer", "worker_extension_cls"}
+_OWNED_OPTIONS = {
+    "model",
+    "served_model_name",
+    "max_model_len",
+    "max_num_seqs",
+    "tokenizer",
+    "worker_extension_cls",
+    "additional_config",
+    "tensor_parallel_size",
+    "enable_expert_parallel",
+    *(f"data_parallel_{name}" for name in ("size", "rank", "address", "rpc_port", "external_lb", "hybrid_lb")),
+}
 
 
 class VllmEngine:
@@ -51,7 +68,7 @@ class VllmEngine:
         self._max_context = _max_context(settings, self._config)
         settings.parallelism.check(
             num_layers=self._config["num_hidden_layers"],
-            num_experts=_num_experts(self._config),
+            num_experts=num_experts(self._config),
             num_heads=self._config["num_attention_heads"],
         )
         self._admission = Admission(settings.parallel_requests, settings.max_queued_requests)
@@ -61,6 +78,8 @@ class VllmEngine:
         self._probe: HealthProbe | None = None
         self._processes: list[psutil.Process] = []
         self._default_sampling: dict[str, Any] = {}
+        self._is_cpu = False
+        self._output_counts: OutputCounts | None = None
 
     @property
     def info(self) -> ModelInfo:
@@ -89,6 +108,7 @@ class VllmEngine:
             ) from error
         finally:
             self._processes = [process for process in _descendants() if process.pid not in others]
+        await self._begin_counting()
         self._default_sampling = dict(self._engine.model_config.get_diff_sampling_param())
         self._tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
         # A question that travels through the engine process's own loop and back.
@@ -109,18 +129,35 @@ class VllmEngine:
         if tokenizer_thread is not None:
             tokenizer_thread.shutdown(wait=False)
 
+    async def _begin_counting(self) -> None:
+        parallelism = self._settings.parallelism
+        if self._is_cpu and needs_plugin(parallelism):
+            try:
+                await check_parts(self._engine)
+            except ClusterError:
+                await self.stop()
+                raise
+        elif parallelism.count_experts and num_experts(self._config):
+            self._output_counts = OutputCounts(parallelism, self._config)
+
+    async def expert_load(self) -> ExpertLoad | None:
+        """See the contract. In a gang: of the tokens that this engine's own requests brought."""
+        if not num_experts(self._config):
+            return None
+        if not self._settings.parallelism.count_experts:
+            raise LoadUnavailable(f"{self._settings.model} counts no experts: it was started with that turned off.")
+        if self._engine is None:
+            raise EngineDead("vLLM is not running.")
+        if self._output_counts is not None:
+            return self._output_counts.load()
+        return await read_worker_counts(self._engine, self._settings.parallelism, self._config)
+
     async def check_health(self) -> None:
         if self._engine is None or self._probe is None:
             raise EngineDead("vLLM is not running.")
         if self._engine.errored:
             raise EngineDead("vLLM's engine process has ended.")
         await self._probe.check()
-
-    async def expert_load(self) -> ExpertLoad | None:
-        num_experts = next((self._config[key] for key in _EXPERT_KEYS if self._config.get(key)), 0)
-        if num_experts < 2:
-            return None
-        raise LoadUnavailable(f"{self._settings.model} has {num_experts} experts, but nothing counts them here.")
 
     async def tokenize(self, text: str) -> list[int]:
         return await self._tokenize(text, add_special=False)
@@ -162,6 +199,8 @@ class VllmEngine:
                 self._probe.note_life()
                 completion = output.outputs[0]
                 num_tokens += len(completion.token_ids)
+                if self._output_counts is not None and completion.routed_experts is not None:
+                    self._output_counts.note(completion.routed_experts)
                 yield _chunk(completion, request.sampling.logprobs)
                 if completion.finish_reason is not None:
                     usage = Usage(len(prompt_ids), num_tokens, output.num_cached_tokens or 0)
@@ -216,16 +255,21 @@ class VllmEngine:
             "disable_log_stats": True,
             **self._settings.parallelism.engine_arguments(),
         }
-        if current_platform.is_cpu():
+        self._is_cpu = current_platform.is_cpu()
+        if num_experts(self._config):
+            options |= expert_options(self._settings.parallelism, is_cpu=self._is_cpu)
+        if self._is_cpu:
             options["kv_cache_memory_bytes"] = _cpu_cache_bytes(self._settings, self._config, self._max_context)
-            # Compiling takes longer than loading the model, and parts of the sampler would compile at their first use.
+            # Compiling takes longer than loading the model.
             options["enforce_eager"] = True
-            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         known = {field.name for field in dataclasses.fields(AsyncEngineArgs)} - _OWNED_OPTIONS
         for name, value in self._settings.options.items():
             if name not in known:
                 raise ValueError(f"engine_options: vLLM has no option {name!r} that can be set here")
             options[name] = value
+        if self._is_cpu and options["enforce_eager"]:
+            # Parts of the sampler would compile at their first use.
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         return AsyncLLM.from_engine_args(AsyncEngineArgs(**options))
 
 
@@ -318,11 +362,6 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     except (OSError, ValueError) as error:
         raise ModelDamaged(f"{file} cannot be read ({error}). Prepare or copy the model again.") from error
     return {**config, **config.get("text_config", {})}
-
-
-def _num_experts(config: Mapping[str, Any]) -> int:
-    """0 for a dense model."""
-    return int(config.get("num_local_experts") or config.get("n_routed_experts") or config.get("num_experts") or 0)
 
 
 def _max_context(settings: EngineSettings, config: Mapping[str, Any]) -> int:
