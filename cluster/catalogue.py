@@ -45,7 +45,8 @@ class PackagedFile:
 
 @dataclass(frozen=True, slots=True)
 class CatalogueEntry:
-    """A model that comes along. `dimension` is the vector length of an embedding model."""
+    """A model that comes along: `file` is what it is made from. `dimension` is the vector length of an embedding
+    model."""
 
     name: str
     title: str
@@ -77,6 +78,18 @@ TINY = CatalogueEntry(
     ),
 )
 
+SMALL = CatalogueEntry(
+    name="small",
+    title="Mixtral of 8 experts, 2 per token, made from SmolLM2-135M-Instruct",
+    task="chat",
+    licence="Apache-2.0",
+    upstream="HuggingFaceTB/SmolLM2-135M-Instruct",
+    num_parameters=700_884_288,
+    max_context=8192,
+    formats=("hf",),
+    file=TINY.file,
+)
+
 EMBED = CatalogueEntry(
     name="embed",
     title="multilingual-e5-small (4 bit)",
@@ -96,7 +109,7 @@ EMBED = CatalogueEntry(
     ),
 )
 
-CATALOGUE: Mapping[str, CatalogueEntry] = MappingProxyType({entry.name: entry for entry in (TINY, EMBED)})
+CATALOGUE: Mapping[str, CatalogueEntry] = MappingProxyType({entry.name: entry for entry in (TINY, SMALL, EMBED)})
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,16 @@ from pathlib import Path
 
 from cluster.errors import ModelDamaged, ModelNotFound
 from cluster.sizing import ModelShape, shape_from_config
+from cluster.weights.checkpoint_check import check_checkpoint
 
 KNOWN_SHAPES: Mapping[str, ModelShape] = {
     shape.name: shape
     for shape in (
+        ModelShape("tiny", 30, 576, 1536, 9, 3, 64, 49152, 8192, tied_embeddings=True),
+        # The same with heads padded to 12 and 4, so that two and four ranks divide them.
+        ModelShape(
+            "small", 30, 576, 1536, 12, 4, 64, 49152, 8192, num_experts=8, experts_per_token=2, tied_embeddings=True
+        ),
         ModelShape("mistral-7b", 32, 4096, 14336, 32, 8, 128, 32000, 32768, sliding_window=4096),
         ModelShape("mixtral-8x7b", 32, 4096, 14336, 32, 8, 128, 32000, 32768, num_experts=8, experts_per_token=2),
         ModelShape("llama-2-70b", 80, 8192, 28672, 64, 8, 128, 32000, 4096),
@@ -33,9 +39,11 @@ def find_shape(source: str) -> ModelShape:
     config = Path(source) / "config.json"
     if config.is_file():
         try:
-            return shape_from_config(json.loads(config.read_text(encoding="utf-8")), name=Path(source).name)
+            shape = shape_from_config(json.loads(config.read_text(encoding="utf-8")), name=Path(source).resolve().name)
         except ValueError as error:
             raise ModelDamaged(f"{config} is not JSON: {error}. Copy the checkpoint again.") from error
+        check_checkpoint(config.parent)
+        return shape
     near = difflib.get_close_matches(source, KNOWN_SHAPES, n=1, cutoff=0.3)
     hint = f"Did you mean {near[0]!r}? " if near else ""
     raise ModelNotFound(

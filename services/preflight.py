@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.catalogue import resolve
 from cluster.errors import ClusterError
+from cluster.weights.checkpoint_check import check_checkpoint
 from services.config import ModelConfig
 from services.listener import ListenError, bind_socket
 from services.ray_config import RayConfig
@@ -135,10 +137,13 @@ def check_disk(home: Path) -> Finding:
 
 
 def check_models(config: RayConfig) -> Iterator[Finding]:
-    """Whether each model of the file exists."""
+    """Whether each model of the file exists, and a checkpoint's tensors are what its config says."""
     for model in config.app.models.values():
         try:
             each = model_resources(model)
+            resolved = resolve(model.source)
+            if resolved.origin == "folder" and resolved.formats == ("hf",) and resolved.path is not None:
+                check_checkpoint(resolved.path)
         except ClusterError as error:
             yield Finding(f"model {model.id}", False, str(error), "Correct `source` in ray_config.yaml.")
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from cluster.catalogue import ResolvedModel, folder_format
@@ -19,14 +20,22 @@ def fetch_from_hub(model: ResolvedModel, home: Home, report: Report) -> Path:
 
     assert model.repository is not None, "models of a hub have a repository"
     cache = home.models / "hub"
+    # Given by name: without it the library sends none, since implicit tokens are off for all our processes.
+    token = os.environ.get("HF_TOKEN") or None
     report(f"fetching {model.repository}", 0.0)
     with explain_disk_errors(cache):
         try:
             if model.filename:
-                path = hf_hub_download(model.repository, model.filename, revision=model.revision, cache_dir=cache)
+                path = hf_hub_download(
+                    model.repository, model.filename, revision=model.revision, cache_dir=cache, token=token
+                )
             else:
                 path = snapshot_download(
-                    model.repository, revision=model.revision, cache_dir=cache, allow_patterns=_CHECKPOINT_FILES
+                    model.repository,
+                    revision=model.revision,
+                    cache_dir=cache,
+                    allow_patterns=_CHECKPOINT_FILES,
+                    token=token,
                 )
         except HfHubHTTPError as error:
             raise ModelNotFound(f"The hub does not give {model.repository}: {error}. {_REFUSED}") from error

@@ -17,6 +17,7 @@ from pathlib import Path
 from cluster.catalogue import Format, ResolvedModel, resolve
 from cluster.errors import ModelDamaged, ModelNotFound
 from cluster.home import Home, explain_disk_errors, require_space, sync_folder
+from cluster.weights.checkpoint_check import check_checkpoint
 from cluster.weights.hub import fetch_from_hub
 from cluster.weights.manifest import Manifest, read_manifest, record_files, sha256_of, verify_files
 from cluster.weights.recipes import Recipe, Report, find_recipe
@@ -35,11 +36,12 @@ def prepare(model: str | ResolvedModel, model_format: Format, home: Home, report
         raise ModelNotFound(
             f"{resolved.source!r} cannot be had as {model_format}, only as {' or '.join(resolved.formats)}."
         )
-    if resolved.origin == "hub":
-        return fetch_from_hub(resolved, home, say)
     if resolved.entry is None:
-        assert resolved.path is not None, "folders and files have a path"
-        return resolved.path
+        found = fetch_from_hub(resolved, home, say) if resolved.origin == "hub" else resolved.path
+        assert found is not None, "folders and files have a path"
+        if model_format == "hf":
+            check_checkpoint(found)
+        return found
     return _prepare_packaged(find_recipe(resolved.entry, model_format), home, say)
 
 

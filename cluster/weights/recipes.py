@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.catalogue import EMBED, TINY, CatalogueEntry, Format
+from cluster.catalogue import EMBED, SMALL, TINY, CatalogueEntry, Format
 
 Report = Callable[[str, float], None]
 """Takes what is being done and how far it is (0 to 1)."""
@@ -40,6 +40,27 @@ def _build_tiny_hf(source: Path, folder: Path, report: Report) -> None:
 
     report("unpacking the weights", 0.1)
     write_llama_checkpoint(source, folder)
+
+
+def _build_small_hf(source: Path, folder: Path, report: Report) -> None:
+    """Identical experts: the mixture answers as well as its parent, while with distinct ones (seeded noise, nothing is
+    trained) it can only be worse. The router is random and differs by layer, so that experts have unequal load, as in
+    a trained mixture."""
+    from cluster.weights.checkpoint_check import check_checkpoint
+    from cluster.weights.llama_checkpoint import write_llama_checkpoint
+    from cluster.weights.upcycle import MixtureRecipe, upcycle
+
+    parent, made = folder / "parent", folder / "made"
+    parent.mkdir()
+    report("unpacking the parent", 0.05)
+    write_llama_checkpoint(source, parent)
+    upcycle(parent, made, MixtureRecipe(), lambda done, total: report("making the experts", 0.3 + 0.4 * done / total))
+    report("checking the tensors", 0.85)
+    check_checkpoint(made)
+    for path in made.iterdir():
+        path.rename(folder / path.name)
+    made.rmdir()
+    shutil.rmtree(parent)
 
 
 def _build_embed_hf(source: Path, folder: Path, report: Report) -> None:
@@ -76,6 +97,7 @@ EMBED_GGUF = "multilingual-e5-small-q4_0.gguf"
 RECIPES: tuple[Recipe, ...] = (
     Recipe(TINY, "gguf", 1, 100_000_000, _build_tiny_gguf, TINY_GGUF),
     Recipe(TINY, "hf", 2, 280_000_000, _build_tiny_hf),
+    Recipe(SMALL, "hf", 1, 1_750_000_000, _build_small_hf),
     Recipe(EMBED, "gguf", 1, 90_000_000, _build_embed_gguf, EMBED_GGUF),
     Recipe(EMBED, "hf", 1, 250_000_000, _build_embed_hf),
 )

@@ -33,7 +33,7 @@ def test_catalogue_names_are_known(name: str) -> None:
 
 
 def test_an_unknown_name_brings_the_nearest_and_all_ways_to_name_a_model() -> None:
-    with pytest.raises(ModelNotFound, match=r"Did you mean 'tiny'\?.*tiny, embed.*hf:owner/name"):
+    with pytest.raises(ModelNotFound, match=r"Did you mean 'tiny'\?.*tiny, small, embed.*hf:owner/name"):
         resolve("tinny")
 
 

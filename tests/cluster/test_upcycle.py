@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,10 @@ from typing import Any
 import pytest
 
 from cluster.errors import ModelDamaged, ModelNotFound
-from cluster.weights.upcycle import Heads, MixtureRecipe, sliding_window_twin, upcycle
+from cluster.weights.__main__ import main
+from cluster.weights.dense_checkpoint import Heads
+from cluster.weights.dense_twins import sliding_window_twin, wide_twin
+from cluster.weights.upcycle import MixtureRecipe, upcycle
 
 pytestmark = [pytest.mark.integration, pytest.mark.requires("vllm")]
 
@@ -65,18 +69,54 @@ def test_identical_experts_answer_as_their_parent(parent: Path, tmp_path: Path) 
     torch.testing.assert_close(logits(made), logits(load(parent)), atol=1e-4, rtol=1e-4)
 
 
-def test_swapping_two_distinct_experts_changes_greedy_tokens(parent: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
+def test_swapping_any_two_distinct_experts_changes_greedy_tokens(parent: Path, tmp_path: Path) -> None:
     upcycle(parent, tmp_path / "right", MixtureRecipe(num_experts=4, variant="distinct", dtype="float32", noise=0.5))
-    expected = logits(load(tmp_path / "right"))
-    tensors = load_file(tmp_path / "right" / "model.safetensors")
-    for matrix in ("w1", "w2", "w3"):
-        names = [f"model.layers.0.block_sparse_moe.experts.{expert}.{matrix}.weight" for expert in (0, 3)]
-        tensors[names[0]], tensors[names[1]] = tensors[names[1]], tensors[names[0]]
-    save_file(tensors, tmp_path / "right" / "model.safetensors", metadata={"format": "pt"})
-    swapped = logits(load(tmp_path / "right"))
-    assert (swapped.argmax(-1) != expected.argmax(-1)).any()
+    model = load(tmp_path / "right")
+    expected = logits(model, 96).argmax(-1)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for layer, (one, other) in itertools.product(range(2), itertools.combinations(range(4), 2)):
+        order = list(range(4))
+        order[one], order[other] = other, one
+        names = [name for name in weights if f"layers.{layer}." in name and ".experts." in name]
+        assert names, "Transformers keeps the experts of a layer in one tensor"
+        model.load_state_dict(weights | {name: weights[name][order] for name in names})
+        assert (logits(model, 96).argmax(-1) != expected).any(), f"experts {one} and {other} of layer {layer}"
+
+
+def test_the_wide_twin_has_the_size_of_the_mixture_and_answers_as_the_parent(parent: Path, tmp_path: Path) -> None:
+    import torch
+
+    wide_twin(parent, tmp_path / "wide", 4, dtype="float32")
+    upcycle(parent, tmp_path / "mixture", EXACT)
+    twin, mixture = load(tmp_path / "wide"), load(tmp_path / "mixture")
+    assert twin.config.intermediate_size == 4 * 64
+    router = 2 * 4 * 48  # layers, experts, hidden size
+    assert sum(p.numel() for p in twin.parameters()) + router == sum(p.numel() for p in mixture.parameters())
+    torch.testing.assert_close(logits(twin), logits(load(parent)), atol=1e-4, rtol=1e-4)
+
+
+def test_the_command_makes_each_kind(parent: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folders = {name: str(tmp_path / name) for name in ("mixture", "wide", "window")}
+    asked = [
+        "upcycle",
+        str(parent),
+        folders["mixture"],
+        "--experts",
+        "4",
+        "--router-skew",
+        "2",
+        "--variant",
+        "distinct",
+    ]
+    assert main(asked) == 0
+    assert main(["wide-twin", str(parent), folders["wide"], "--blocks", "2", "--ranks", "1"]) == 0
+    assert main(["sliding-window", str(parent), folders["window"], "--window", "16"]) == 0
+    configs = {name: json.loads((Path(folder) / "config.json").read_text()) for name, folder in folders.items()}
+    assert configs["mixture"]["num_local_experts"] == 4
+    assert (configs["wide"]["intermediate_size"], configs["wide"]["num_attention_heads"]) == (128, 3)
+    assert (configs["window"]["architectures"], configs["window"]["sliding_window"]) == (["MistralForCausalLM"], 16)
+    assert main(["sliding-window", str(parent), folders["window"], "--window", "0"]) == 1
+    assert "at least one token" in capfd.readouterr().err
 
 
 def test_the_same_seeds_make_the_same_checkpoint(parent: Path, tmp_path: Path) -> None:
