@@ -7,22 +7,26 @@ it. What remains after that (workers, engines) is the guardian's to end.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import importlib
 import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from services import ray_adapter
 from services.control import ControlServer
+from services.environment import INTERNAL_HOST_VARIABLE
+from services.local_network import Seat
+from services.local_node import STARTED, LocalNode
+from services.processes import end_with_parent
 from services.ray_status import summarize
 
-PR_SET_PDEATHSIG = 1
 CHECK_EVERY_S = 0.25
 SERVE_STOP_S = 7.0
 
@@ -32,8 +36,10 @@ _log = logging.getLogger("windfarm.conductor")
 class Conductor:
     """State of this process: which phase of the start it is in, then Serve's client."""
 
-    def __init__(self, options: ray_adapter.HeadOptions) -> None:
+    def __init__(self, options: ray_adapter.NodeOptions, local_nodes: Sequence[LocalNode] = ()) -> None:
         self._options = options
+        self._local_nodes = local_nodes
+        self._node_processes: dict[str, subprocess.Popen[str]] = {}
         self._phase = "starting Ray"
         self._client: Any = None
         self._address: str | None = None
@@ -57,6 +63,9 @@ class Conductor:
         preload.start()
         # In the main thread: the kernel ends the head's processes with the thread that started them.
         node = ray_adapter.start_head(self._options)
+        for local in self._local_nodes:
+            self._phase = f"starting the node {local.seat.address}"
+            self._node_processes[local.seat.address] = _start_local_node(local, node.address)
         preload.join()
         self._phase, self._address = "starting Serve", node.address
         self._client = ray_adapter.start_serve(node.address)
@@ -66,9 +75,19 @@ class Conductor:
             if dead := ray_adapter.dead_processes(node):
                 _log.error("Ray's %s ended unexpectedly", ", ".join(dead))
                 os._exit(3)  # nothing of Ray answers any more, an orderly end would only hang
+            self._note_lost_nodes()
         self._stop_serve()
+        for process in self._node_processes.values():
+            process.terminate()
         ray_adapter.stop_head(node)
         return 0
+
+    def _note_lost_nodes(self) -> None:
+        """A node that ends takes only its replicas with it; Serve starts them elsewhere where there is room."""
+        for address, process in list(self._node_processes.items()):
+            if process.poll() is not None:
+                _log.error("The node %s ended with %d", address, process.returncode)
+                del self._node_processes[address]
 
     def end_on_signals(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -97,28 +116,42 @@ class Conductor:
         stopping.join(SERVE_STOP_S)
 
 
+def _start_local_node(local: LocalNode, head: str) -> subprocess.Popen[str]:
+    """Returns when it has joined. From the main thread, for the same reason as the head."""
+    command = [sys.executable, "-m", "services.local_node", "--head", head, "--node", json.dumps(asdict(local.options))]
+    process = subprocess.Popen(
+        local.seat.command(command),
+        env={**os.environ, INTERNAL_HOST_VARIABLE: local.seat.address},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip() == STARTED:
+            return process
+    raise RuntimeError(f"the node {local.seat.address} did not start; see above")
+
+
+def _read_local_node(text: str) -> LocalNode:
+    value = json.loads(text)
+    return LocalNode(ray_adapter.NodeOptions(**value["options"]), Seat(**value["seat"]))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="windfarm-conductor")
     parser.add_argument("--control", required=True)
-    parser.add_argument("--head", required=True, type=json.loads, help="fields of HeadOptions as JSON")
+    parser.add_argument("--head", required=True, type=json.loads, help="fields of NodeOptions as JSON")
+    parser.add_argument("--node", action="append", default=[], type=_read_local_node, help="a LocalNode as JSON")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    _end_with_parent()
-    conductor = Conductor(ray_adapter.HeadOptions(**options.head))
+    end_with_parent()
+    conductor = Conductor(ray_adapter.NodeOptions(**options.head), options.node)
     conductor.end_on_signals()
     control = ControlServer(options.control, conductor.handle)
     try:
         return conductor.run()
     finally:
         control.close()
-
-
-def _end_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the guardian dies."""
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 if __name__ == "__main__":

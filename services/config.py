@@ -166,6 +166,8 @@ class Environment(Section):
     """`WINDFARM_INTERNAL_SECRET`: made anew at each start; what internal ports demand."""
     internal_host: str = "127.0.0.1"
     """`WINDFARM_INTERNAL_HOST`: the address of this node that internal ports (models, page) listen on."""
+    public_namespace: Path | None = None
+    """The network namespace in which the public port is opened too, where this process runs in one of its own."""
     public_url: str | None = None
     """`WINDFARM_PUBLIC_URL`: where the page reaches the public endpoint that is not on its own machine."""
     qdrant_url: str | None = None

@@ -12,10 +12,12 @@ from urllib.parse import urlsplit
 
 from cluster.home import DATABASE_FILE, HOME_ENV, default_root
 from services.config import Environment, ListenConfig
+from services.guardian import GUARDIAN_VARIABLE
 from services.setup_errors import ConfigError
 
 SECRET_VARIABLE = "WINDFARM_INTERNAL_SECRET"
 INTERNAL_HOST_VARIABLE = "WINDFARM_INTERNAL_HOST"
+NAMESPACES_VARIABLE = "WINDFARM_NAMESPACES"
 LOOPBACK = "127.0.0.1"
 # Enough that nobody guesses it: internal ports on the network have nothing else in front of them.
 MIN_SECRET_CHARACTERS = 32
@@ -42,6 +44,7 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
         database_url=database_url(variables),
         internal_secret=secret,
         internal_host=internal_host,
+        public_namespace=_public_namespace(variables),
         public_url=_url(variables, "WINDFARM_PUBLIC_URL"),
         qdrant_url=_url(variables, "WINDFARM_QDRANT_URL"),
         listen_host=variables.get("WINDFARM_HOST") or None,
@@ -96,6 +99,14 @@ def _internal_host(variables: Mapping[str, str]) -> str:
             "address of this node that they reach."
         )
     return host
+
+
+def _public_namespace(variables: Mapping[str, str]) -> Path | None:
+    """That of the guardian, who stays where windfarm was started when its nodes get namespaces of their own."""
+    guardian = variables.get(GUARDIAN_VARIABLE)
+    if not variables.get(NAMESPACES_VARIABLE) or guardian is None:
+        return None
+    return Path(f"/proc/{guardian}/ns/net")
 
 
 def _url(variables: Mapping[str, str], name: str) -> str | None:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import os
 import time
 
-from cluster.errors import EngineDead
+import psutil
+
+from cluster.errors import ClusterError, EngineDead
 from services.discovery import BeatStore
 from services.gang import GangLost, GangSeat, GangWatch, Loss, Meeting, meet, part, record_loss
 from services.model_service import ModelService
@@ -22,6 +25,19 @@ _STORE_S = 1.0
 _EXIT_CODE = 1
 
 _log = logging.getLogger(__name__)
+
+
+def use_network_of(host: str) -> None:
+    """Have vLLM and gloo use the interface with this address of the node; by themselves they take the machine's name
+    or its way to the outside."""
+    names = [
+        name for name, addresses in psutil.net_if_addrs().items() if any(each.address == host for each in addresses)
+    ]
+    if not names and not ipaddress.ip_address(host).is_loopback:
+        raise ClusterError(f"No interface of this node has the address {host}; correct WINDFARM_INTERNAL_HOST.")
+    # All of 127.0.0.0/8 is reached through the loopback interface, whichever of its addresses is written there.
+    os.environ["GLOO_SOCKET_IFNAME"] = names[0] if names else "lo"
+    os.environ["VLLM_HOST_IP"] = host
 
 
 class GangMember:
@@ -38,6 +54,7 @@ class GangMember:
 
     async def join(self, host: str) -> Meeting:
         """Wait for the other ranks. `host` is the address of this rank's node."""
+        use_network_of(host)
         meeting = await meet(self._store, self._seat, host)
         _log.info(
             "Rank %d of %d of gang %s; rank 0 waits at %s:%d, ranks are on %s",

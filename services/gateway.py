@@ -11,13 +11,13 @@ from ray.serve.handle import DeploymentHandle
 
 from services.calls import ServeCalls
 from services.chat import make_story
-from services.config import PlatformConfig
+from services.config import Environment, PlatformConfig
 from services.database import Database
 from services.discovery import Directory, RayBeatStore
 from services.endpoint import Endpoint, Surroundings
-from services.environment import public_address, read_environment
+from services.environment import LOOPBACK, public_address, read_environment
 from services.knowledge_calls import RemoteSearcher, RemoteSentenceEmbedder
-from services.listener import start_listener
+from services.listener import Listener, bind_socket_in, start_listener
 from services.model_status import ServeStates, read_serve
 from services.ray_adapter import close_replica_ports
 from services.replica_log import log_into_replica_file
@@ -55,8 +55,17 @@ class Gateway:
             )
         )
         await asyncio.gather(self._directory.start(), self._states.start())
-        self._listener = await start_listener(self._endpoint.app, host, port, reuse_port=True, websockets=True)
+        self._listener = await self._listen(environment, host, port)
         await self._endpoint.start()
+
+    async def _listen(self, environment: Environment, host: str, port: int) -> Listener:
+        """Where this process has a network of its own, the public port is opened outside, and inside for the page."""
+        outside = []
+        if environment.public_namespace is not None:
+            outside.append(bind_socket_in(environment.public_namespace, host, port, reuse_port=True))
+            host = LOOPBACK
+        app = self._endpoint.app
+        return await start_listener(app, host, port, reuse_port=True, websockets=True, others=outside)
 
     async def check_health(self) -> None:
         """Serve restarts the replica when this raises."""

@@ -16,12 +16,14 @@ import sys
 import time
 from collections.abc import Sequence
 
+from services.local_network import delete_network
 from services.processes import INSTANCE_VARIABLE, descendants, end_all, reap_children, tagged
 
 PR_SET_CHILD_SUBREAPER = 36
 CHECK_EVERY_S = 0.5
 CONDUCTOR_STOP_S = 9.0
 GRACE_S = 1.0
+GUARDIAN_VARIABLE = "WINDFARM_GUARDIAN"
 KEEP = b"k"
 """What a starter writes into its pipe before it leaves: go on without me."""
 
@@ -33,10 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     _become_subreaper()
     wake = _wake_on_signals()
-    conductor = subprocess.Popen(options.command)
+    conductor = subprocess.Popen(options.command, env={**os.environ, GUARDIAN_VARIABLE: str(os.getpid())})
     reason = _watch(conductor.pid, options.starter_fd, wake)
     _say(f"ending: {reason}")
     _end_everything(conductor.pid, ask_first=not reason.startswith("the conductor"))
+    if instance := os.environ.get(INSTANCE_VARIABLE):
+        delete_network(instance)
     return 0 if reason == "asked to" else 1
 
 

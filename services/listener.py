@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
+import os
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -19,6 +23,7 @@ import uvicorn
 # at the moment when the server closes would be lost.
 KEEP_ALIVE_S = 75
 BACKLOG = 2048
+_CLONE_NEWNET = 0x40000000
 
 
 class ListenError(OSError):
@@ -80,11 +85,12 @@ async def start_listener(
     reuse_port: bool = False,
     websockets: bool = False,
     lifespan: bool = False,
+    others: Sequence[socket.socket] = (),
 ) -> Listener:
     """Serve `app` at `host`:`port` (0: any free port); returns when connections are accepted.
 
     `reuse_port` lets several processes share one port (each must ask for it). `lifespan` runs the app's own start and
-    shutdown events.
+    shutdown events. `others` are bound sockets on which the app is served as well.
     """
     sock = bind_socket(host, port, reuse_port=reuse_port)
     config = uvicorn.Config(
@@ -102,14 +108,15 @@ async def start_listener(
         backlog=BACKLOG,
     )
     server = _Server(config)
-    task = asyncio.create_task(_serve(server, sock), name=f"listener {host}:{port}")
+    task = asyncio.create_task(_serve(server, [sock, *others]), name=f"listener {host}:{port}")
     started = asyncio.create_task(server.has_started.wait())
     try:
         await asyncio.wait([task, started], return_when=asyncio.FIRST_COMPLETED)
     finally:
         started.cancel()
     if task.done():
-        sock.close()
+        for bound in (sock, *others):
+            bound.close()
         task.result()
     return Listener(server, task, host, sock.getsockname()[1])
 
@@ -135,8 +142,26 @@ def bind_socket(host: str, port: int, *, reuse_port: bool = False) -> socket.soc
     return sock
 
 
-async def _serve(server: _Server, sock: socket.socket) -> None:
+def bind_socket_in(namespace: Path, host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
+    """A socket of another network namespace (a file such as /proc/PID/ns/net); it stays there, only root may.
+
+    A thread of its own enters the namespace, so that nothing else of this process does.
+    """
+
+    def bind() -> socket.socket:
+        with namespace.open("rb") as file:
+            libc = ctypes.CDLL(None, use_errno=True)
+            if libc.setns(file.fileno(), _CLONE_NEWNET) != 0:
+                number = ctypes.get_errno()
+                raise ListenError(number, f"{namespace} cannot be entered: {os.strerror(number)}")
+        return bind_socket(host, port, reuse_port=reuse_port)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="namespace") as thread:
+        return thread.submit(bind).result()
+
+
+async def _serve(server: _Server, sockets: list[socket.socket]) -> None:
     try:
-        await server.serve(sockets=[sock])
+        await server.serve(sockets=sockets)
     except SystemExit as error:  # uvicorn's way to say that the app's own start failed; it must not end our process
         raise RuntimeError("The app's start-up failed; the log above says why.") from error

@@ -13,11 +13,14 @@ from pathlib import Path
 
 from cluster.catalogue import resolve
 from cluster.errors import ClusterError
+from cluster.home import Home
+from cluster.topology import Topology
 from cluster.weights.checkpoint_check import check_checkpoint
 from services.config import ModelConfig
 from services.listener import ListenError, bind_socket
 from services.ray_config import RayConfig
 from services.resources import EMBEDDING, GATEWAY, GIB, MIB, PAGE, STORE, Resources, count_gpus, model_resources
+from services.sharding import is_sharded, num_gangs, plan_model
 
 # Ray's head, Serve's controller, the guardian.
 OVERHEAD_BYTES = 900 * MIB
@@ -148,6 +151,22 @@ def check_models(config: RayConfig) -> Iterator[Finding]:
             yield Finding(f"model {model.id}", False, str(error), "Correct `source` in ray_config.yaml.")
         else:
             yield Finding(f"model {model.id}", True, f"{model.source}, asks for {each.memory / GIB:.1f} GiB")
+
+
+def check_ranks(config: RayConfig, home: Home, topology: Topology) -> Iterator[Finding]:
+    """Whether each model that is cut into ranks can be placed on these nodes. Their files must have been prepared."""
+    for model in config.app.models.values():
+        if not is_sharded(model):
+            continue
+        override = config.override(f"llm-{model.id}", "ModelServer")
+        replicas = override.num_replicas if override is not None else None
+        try:
+            gangs = num_gangs(model, replicas if isinstance(replicas, int) else None)
+            plan, _ = plan_model(model, topology, home, gangs)
+        except ClusterError as error:
+            yield Finding(f"ranks of {model.id}", False, str(error).rstrip("."), "Change it in ray_config.yaml.")
+        else:
+            yield Finding(f"ranks of {model.id}", True, " ".join(plan.reasons))
 
 
 def explain(findings: list[Finding]) -> str:

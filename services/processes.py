@@ -5,6 +5,7 @@ our processes as its ancestor is ever signalled. Standard library only: the guar
 """
 
 import contextlib
+import ctypes
 import os
 import select
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 INSTANCE_VARIABLE = "WINDFARM_INSTANCE"
 PROC = Path("/proc")
 LOOK_AGAIN_S = 0.1
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,14 @@ class _Status:
     def has_ended(self) -> bool:
         """A zombie with more than one thread is a process whose first thread alone has ended."""
         return self.state in "ZX" and self.num_threads <= 1
+
+
+def end_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the thread that started this process ends."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def find_process(pid: int) -> Process | None:

@@ -36,8 +36,8 @@ RAY_VARIABLES: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class HeadOptions:
-    """How to start Ray's head. `memory_bytes` is what replicas may ask for, beside the object store."""
+class NodeOptions:
+    """How to start one of Ray's nodes. `memory_bytes` is what replicas may ask for, beside the object store."""
 
     node_ip: str
     temp_folder: str
@@ -47,22 +47,34 @@ class HeadOptions:
     object_store_bytes: int
 
 
-def start_head(options: HeadOptions) -> Node:
+def start_head(options: NodeOptions) -> Node:
     """Start GCS and raylet as children that end with this process; returns when both answer."""
     from ray._private.node import Node
-    from ray._private.parameter import RayParams
-    from ray._private import utils  # isort: skip  # cannot be the first to be imported
 
     class HeadNode(Node):
         def start_api_server(self, *, include_dashboard: bool | None, raise_on_failure: bool) -> None:
             self._webui_url = ""
 
+    parameters = _parameters(options, gcs_server_port=0, _system_config={"enable_metrics_collection": False})
+    return HeadNode(parameters, head=True, shutdown_at_exit=True, spawn_reaper=True)
+
+
+def start_node(options: NodeOptions, head: str) -> Node:
+    """Start a raylet that joins the head at `host:port`, as a child that ends with this process."""
+    from ray._private.node import Node
+
+    return Node(_parameters(options, gcs_address=head), head=False, shutdown_at_exit=True, spawn_reaper=True)
+
+
+def _parameters(options: NodeOptions, **others: Any) -> Any:
+    from ray._private.parameter import RayParams
+    from ray._private import utils  # isort: skip  # cannot be the first to be imported
+
     # Ray's own switch for an agent without HTTP, gRPC and metrics ports is that its packages are missing.
     utils.get_dashboard_dependency_error = lambda: "not wanted"
-    parameters = RayParams(
+    return RayParams(
         node_ip_address=options.node_ip,
         node_name=options.node_ip,
-        gcs_server_port=0,
         include_dashboard=False,
         include_log_monitor=False,
         no_monitor=True,
@@ -71,9 +83,8 @@ def start_head(options: HeadOptions) -> Node:
         memory=options.memory_bytes,
         object_store_memory=options.object_store_bytes,
         temp_dir=options.temp_folder,
-        _system_config={"enable_metrics_collection": False},
+        **others,
     )
-    return HeadNode(parameters, head=True, shutdown_at_exit=True, spawn_reaper=True)
 
 
 def dead_processes(node: Node) -> list[str]:
@@ -83,6 +94,13 @@ def dead_processes(node: Node) -> list[str]:
 
 def stop_head(node: Node) -> None:
     node.kill_all_processes(check_alive=False, allow_graceful=True)
+
+
+def num_alive_nodes() -> int:
+    """Of the Ray that this process is connected to."""
+    import ray
+
+    return sum(bool(node["Alive"]) for node in ray.nodes())
 
 
 def import_serve() -> None:

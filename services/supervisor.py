@@ -15,8 +15,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,28 @@ import httpx
 from cluster.catalogue import Format, resolve
 from cluster.engines.choice import choose_engine, detect_hardware
 from cluster.home import Home, open_home
+from cluster.topology import Topology, topology_from_ray
 from services.config import Environment
 from services.control import RunState, ask, ray_folder_of, read_state, remove_state, running_state, write_state
-from services.environment import database_url, public_address
+from services.environment import (
+    INTERNAL_HOST_VARIABLE,
+    LOOPBACK,
+    NAMESPACES_VARIABLE,
+    database_url,
+    public_address,
+    url_of,
+)
 from services.guardian import KEEP
+from services.local_network import (
+    NetworkRefused,
+    Seat,
+    delete_network,
+    loopback_seats,
+    make_network,
+    namespace_seats,
+    why_no_network,
+)
+from services.local_node import LocalNode
 from services.preflight import (
     OBJECT_STORE_BYTES,
     OVERHEAD_BYTES,
@@ -37,6 +55,7 @@ from services.preflight import (
     check_disk,
     check_models,
     check_port,
+    check_ranks,
     check_resources,
     demands,
     explain,
@@ -44,7 +63,7 @@ from services.preflight import (
 )
 from services.process_environment import full_environment, load_secrets, process_variables, uses_hub
 from services.processes import INSTANCE_VARIABLE, Process, end_all, find_process, in_session, tagged
-from services.ray_adapter import HeadOptions
+from services.ray_adapter import NodeOptions
 from services.ray_config import RayConfig
 from services.setup_errors import NotRunning, StartFailed, StartRefused
 
@@ -67,6 +86,10 @@ class UpOptions:
     host: str | None = None
     port: int | None = None
     threads: int | None = None
+    num_local_nodes: int = 1
+    """More than one: that many nodes of Ray on this machine, each with its share of cores and memory."""
+    use_namespaces: bool | None = None
+    """Whether those nodes get network namespaces; `None`: where that is possible."""
 
     @property
     def is_local(self) -> bool:
@@ -110,7 +133,18 @@ def start(options: UpOptions, say: Say, prepare_models: Callable[[RayConfig, Hom
         machine = read_machine()
         refuse_unless_fit(options, machine)
         prepare_models(options.config, home)
-        return _launch(options, home, machine, lock)
+        instance = secrets.token_hex(8)
+        seats = choose_seats(options, instance, say)
+        refuse_unless_planned(options.config, home, _topology(node_options(machine, home.run, seats)))
+        try:
+            if seats[0].namespace is not None:
+                make_network(instance, len(seats))
+            return _launch(options, home, machine, lock, instance, seats)
+        except NetworkRefused as error:
+            raise StartRefused(f"The nodes can get no networks of their own: {error}. Use --no-namespaces.") from error
+        except BaseException:
+            delete_network(instance)
+            raise
     finally:
         os.close(lock)  # the guardian holds it from now on
 
@@ -122,11 +156,28 @@ def refuse_unless_fit(options: UpOptions, machine: Machine) -> None:
         raise StartRefused(explain(findings))
 
 
+def refuse_unless_planned(config: RayConfig, home: Home, topology: Topology) -> None:
+    """Plan every model that is cut into ranks on these nodes; raises `StartRefused` where one cannot be placed."""
+    findings = list(check_ranks(config, home, topology))
+    if not all(finding.is_ok for finding in findings):
+        raise StartRefused(explain(findings))
+
+
+def _topology(nodes: Sequence[NodeOptions]) -> Topology:
+    """As Ray will describe it when they run."""
+    records = [
+        {"Alive": True, "NodeName": node.node_ip, "Resources": {"CPU": node.num_cpus, "memory": node.memory_bytes}}
+        for node in nodes
+    ]
+    return topology_from_ray(records)
+
+
 def check_everything(options: UpOptions, machine: Machine) -> list[Finding]:
     models = list(check_models(options.config))
     found = [check_port(options.address), check_disk(options.home), *models]
     if all(model.is_ok for model in models):
-        found += check_resources(demands(options.config), machine)
+        cores = options.num_local_nodes * cores_of_node(machine, options.num_local_nodes)
+        found += check_resources(demands(options.config), replace(machine, num_cpus=max(machine.num_cpus, cores)))
     return found
 
 
@@ -226,6 +277,7 @@ def stop(home: Path) -> None:
     if survivors := end_all(leftovers_of(state), 2.0):
         pids = ", ".join(str(process.pid) for process in survivors)
         raise StartFailed(f"Processes {pids} cannot be ended; they wait for a disk or a device. Try again later.")
+    delete_network(state.instance)
     Path(state.control).unlink(missing_ok=True)
     remove_state(run)
 
@@ -259,23 +311,26 @@ def _end_leftovers(home: Home, say: Say) -> None:
     if leftovers := leftovers_of(state):
         say(f"Ending {len(leftovers)} processes that a crash left behind")
         end_all(leftovers, 2.0)
+    delete_network(state.instance)
     remove_state(home.run)
 
 
-def _launch(options: UpOptions, home: Home, machine: Machine, lock: int) -> Running:
-    instance = secrets.token_hex(8)
+def _launch(
+    options: UpOptions, home: Home, machine: Machine, lock: int, instance: str, seats: Sequence[Seat]
+) -> Running:
     folder = ray_folder(home)
     control = str(folder / "control.sock")
     host, port = options.address
+    nodes = node_options(machine, folder, seats)
     variables = process_variables(home.root, load_secrets(home.run, renew=True), options.config, settings(options))
     variables |= {INSTANCE_VARIABLE: instance, "WINDFARM_HOST": host, "WINDFARM_PORT": str(port)}
+    variables |= node_variables(seats, nodes, port, options)
+    command = ["-m", "services.conductor", "--control", control, "--head", json.dumps(asdict(nodes[0]))]
+    for local in map(LocalNode, nodes[1:], seats[1:]):
+        command += ["--node", json.dumps(asdict(local))]
     reader, writer = os.pipe()
     guardian = _spawn_guardian(
-        ["-m", "services.conductor", "--control", control, "--head", json.dumps(asdict(head_options(machine, folder)))],
-        full_environment(variables),
-        home,
-        lock,
-        reader,
+        seats[0].command([sys.executable, *command]), full_environment(variables), home, lock, reader
     )
     os.close(reader)
     started = find_process(guardian.pid)
@@ -295,12 +350,37 @@ def _launch(options: UpOptions, home: Home, machine: Machine, lock: int) -> Runn
     return Running(home, state, guardian, writer)
 
 
+def choose_seats(options: UpOptions, instance: str, say: Say) -> list[Seat]:
+    """Where the nodes run. Networks of their own lead nowhere, so what needs the outside gets none."""
+    count = options.num_local_nodes
+    if count == 1:
+        return loopback_seats(1)
+    reason = "as asked" if options.use_namespaces is False else _why_outside(options.config) or why_no_network()
+    if reason is None:
+        return namespace_seats(instance, count)
+    if options.use_namespaces:
+        raise StartRefused(f"The nodes can get no networks of their own: {reason}. Use --no-namespaces.")
+    say(f"{count} nodes on loopback addresses, without networks of their own: {reason}")
+    return loopback_seats(count)
+
+
+def _why_outside(config: RayConfig) -> str | None:
+    """What of the configuration lies outside of this machine."""
+    remote = [model.id for model in config.app.models.values() if resolve(model.source).origin == "remote"]
+    if remote:
+        return f"the model {remote[0]} is a remote API"
+    if config.app.store.qdrant.url is not None or os.environ.get("WINDFARM_QDRANT_URL"):
+        return "Qdrant is a server"
+    if not database_url().startswith("sqlite"):
+        return "the database is a server"
+    return "a model comes from a hub" if uses_hub(config) else None
+
+
 def _spawn_guardian(
     conductor: list[str], environment: dict[str, str], home: Home, lock: int, reader: int
 ) -> subprocess.Popen[bytes]:
     log = (home.logs / "windfarm.log").open("ab")
-    guardian = ["-m", "services.guardian", "--starter-fd", str(reader), "--"]
-    command = [sys.executable, *guardian, sys.executable, *conductor]
+    command = [sys.executable, "-m", "services.guardian", "--starter-fd", str(reader), "--", *conductor]
     try:
         return subprocess.Popen(
             command,
@@ -324,15 +404,40 @@ def settings(options: UpOptions) -> dict[str, str]:
     return given
 
 
-def head_options(machine: Machine, folder: Path) -> HeadOptions:
-    return HeadOptions(
-        node_ip="127.0.0.1",
-        temp_folder=str(folder),
-        num_cpus=machine.num_cpus,
-        num_gpus=machine.num_gpus or None,
-        memory_bytes=max(0, machine.free_memory - OVERHEAD_BYTES - OBJECT_STORE_BYTES),
-        object_store_bytes=OBJECT_STORE_BYTES,
-    )
+def node_options(machine: Machine, folder: Path, seats: Sequence[Seat]) -> list[NodeOptions]:
+    """The head first. Nodes on one machine share its cores and memory evenly, but each has a core at least."""
+    count = len(seats)
+    free = machine.free_memory - OVERHEAD_BYTES - count * OBJECT_STORE_BYTES
+    return [
+        NodeOptions(
+            node_ip=seat.address,
+            temp_folder=str(folder),
+            num_cpus=cores_of_node(machine, count),
+            num_gpus=(machine.num_gpus or None) if seat is seats[0] else 0,
+            memory_bytes=max(0, free // count),
+            object_store_bytes=OBJECT_STORE_BYTES,
+        )
+        for seat in seats
+    ]
+
+
+def cores_of_node(machine: Machine, count: int) -> int:
+    return max(1, machine.num_cpus // count)
+
+
+def node_variables(
+    seats: Sequence[Seat], nodes: Sequence[NodeOptions], port: int, options: UpOptions
+) -> dict[str, str]:
+    """What processes have to know of several nodes on one machine."""
+    if len(seats) == 1:
+        return {}
+    variables = {INTERNAL_HOST_VARIABLE: seats[0].address}
+    if options.threads is None:
+        variables["WINDFARM_THREADS"] = str(nodes[0].num_cpus)
+    if seats[0].namespace is not None:
+        # The page runs in the head's namespace; there the endpoint listens on loopback.
+        variables |= {NAMESPACES_VARIABLE: "1", "WINDFARM_PUBLIC_URL": url_of(LOOPBACK, port)}
+    return variables
 
 
 def ray_folder(home: Home) -> Path:

@@ -27,6 +27,17 @@ def up(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads of each model.", show_default="all cores")
     ] = None,
+    local_nodes: Annotated[
+        int, typer.Option(min=1, max=32, help="Nodes of Ray on this machine, each with its share of cores and memory.")
+    ] = 1,
+    namespaces: Annotated[
+        bool | None,
+        typer.Option(
+            "--namespaces/--no-namespaces",
+            help="With several nodes: give each a network of its own.",
+            show_default="where it is possible (root, `ip netns`)",
+        ),
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when it is ready; end with `down`.")] = False,
     as_json: JsonOption = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait until it is ready.")] = 900,
@@ -36,7 +47,15 @@ def up(
     from services.cli.up_display import Display, prepare_models
     from services.ray_config import load_ray_config
 
-    options = supervisor.UpOptions(home_of(home), load_ray_config(config_path_of(config)), host, port, threads)
+    options = supervisor.UpOptions(
+        home_of(home),
+        load_ray_config(config_path_of(config)),
+        host,
+        port,
+        threads,
+        num_local_nodes=local_nodes,
+        use_namespaces=namespaces,
+    )
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     running: Running | None = None
