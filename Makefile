@@ -10,7 +10,7 @@ BIN := .venv/bin
 SETUP := $(PYTHON) -m infra.setup
 ARGS ?=
 
-.PHONY: help setup setup-dev up down test test-unit lint format bench-laptop lock screenshots map clean
+.PHONY: help setup setup-dev up down test test-unit lint format bench-laptop lock screenshots manifests manifests-check map clean
 
 help: ## List all targets
 	@echo "windfarm: make up starts everything and prints the address of the page."
@@ -53,6 +53,12 @@ lock: setup-dev ## Resolve requirements/*.in again (ARGS=--upgrade: newest versi
 
 screenshots: setup-dev ## Take the pictures of the README again, from the real page in a real browser
 	@$(BIN)/python -m tests.e2e.screenshots $(ARGS)
+
+manifests: setup-dev ## Write infra/kuberay/*.yaml again, each by the command in its first line
+	@$(BIN)/python -m infra.kuberay.write
+
+manifests-check: setup-dev ## Check the Kubernetes manifests and Serve configs without a cluster
+	@$(BIN)/python -m infra.kuberay.check $(ARGS)
 
 map: setup-dev ## Write the code map of README.md from the docstrings
 	@$(BIN)/python -m infra.setup.code_map

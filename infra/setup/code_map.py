@@ -17,6 +17,7 @@ FOLDERS = {
     "rag": "text in, passages out. No Ray, no HTTP",
     "ui": "the page. Talks HTTP, imports nothing of the others",
     "infra/setup": "what `make` runs before there is an environment",
+    "infra/kuberay": "checks of the Kubernetes manifests, without a cluster",
 }
 
 

@@ -9,7 +9,7 @@ import typer
 
 def command_line(context: typer.Context) -> str:
     """The command with the options that differ from their defaults, as one would type it."""
-    words = context.command_path.split()
+    words = ["windfarm", str(context.info_name)]
     for parameter in context.command.params:
         value = context.params.get(parameter.name or "")
         if value is None or value == parameter.default:
