@@ -103,6 +103,8 @@ class ModelInfo:
     gives_logprobs: bool = True
     takes_json_schema: bool = True
     takes_grammar: bool = True
+    checkpoint: str = ""
+    """Fingerprint of the checkpoint's content, for models with experts; empty: not known."""
     template_knows_tools: bool = False
     """Whether `tools` reach the prompt through the chat template; otherwise the caller must put them there."""
 

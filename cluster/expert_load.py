@@ -7,7 +7,7 @@ numbers of tokens since the engine began to count, so two readings can be subtra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,23 @@ class ExpertLoad:
         for layer in range(self.num_layers):
             np.add.at(result[layer], self.rank_of[layer], self.tokens[layer])
         return result
+
+    def shares(self) -> NDArray[np.float64]:
+        """Part of a layer's (token, expert) pairs that each expert got, as [layer, expert]; 0 where nothing came."""
+        totals = self.tokens.sum(axis=1, keepdims=True)
+        return np.divide(self.tokens, totals, out=np.zeros(self.tokens.shape), where=totals > 0)
+
+    def imbalance(self) -> NDArray[np.float64]:
+        """Of each layer: busiest rank's pairs divided by the mean of the ranks; 1.0 is even, and so is no load."""
+        ranks = self.rank_tokens()
+        means = ranks.mean(axis=1)
+        return np.divide(ranks.max(axis=1), means, out=np.ones(len(means)), where=means > 0)
+
+    def minus(self, earlier: ExpertLoad) -> ExpertLoad:
+        """What came after an `earlier` reading of the same engines; everything, where they were restarted since."""
+        if earlier.tokens.shape != self.tokens.shape or (self.pairs < earlier.pairs).any():
+            return self
+        return replace(self, tokens=self.tokens - earlier.tokens, pairs=self.pairs - earlier.pairs, since=earlier.until)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data for the wire; `from_json` reads it."""

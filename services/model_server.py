@@ -12,8 +12,10 @@ from cluster.engine import Engine
 from cluster.engines.choice import choose_engine, detect_hardware, make_engine
 from cluster.engines.parallelism import ExpertRanks, Parallelism
 from cluster.engines.settings import EngineSettings
+from cluster.engines.vllm_experts import num_experts
 from cluster.errors import ClusterError
 from cluster.home import open_home
+from cluster.weights.checkpoint_check import read_json
 from cluster.weights.prepare import prepare
 from services.config import Environment, ModelConfig
 from services.discovery import RayBeatStore
@@ -24,7 +26,7 @@ from services.load_scaling import load_stats
 from services.model_service import ModelService
 from services.ray_adapter import close_replica_ports
 from services.replica_log import log_into_replica_file
-from services.sharding import is_sharded, model_shape
+from services.sharding import is_sharded, model_folder, model_shape
 
 
 class ModelServer:
@@ -114,7 +116,7 @@ def parallelism_of(
     """How the engine of this replica is cut, and which part of it this is."""
     sizes = Parallelism(tensor_parallel_size=config.tensor_parallel_size)
     if not is_sharded(config):
-        return sizes
+        return replace(sizes, count_experts=_has_experts(config, environment))
     shape = model_shape(config, open_home(environment.home))
     sizes = replace(
         sizes,
@@ -131,6 +133,13 @@ def parallelism_of(
         data_parallel_address=meeting.address,
         data_parallel_rpc_port=meeting.port,
     )
+
+
+def _has_experts(config: ModelConfig, environment: Environment) -> bool:
+    """Whether this is a mixture that runs whole in vLLM here, whose experts can then be counted."""
+    if choose_engine(resolve(config.source), detect_hardware(), config.engine).engine != "vllm":
+        return False
+    return num_experts(read_json(model_folder(config, open_home(environment.home)) / "config.json")) > 1
 
 
 def _share_of_cores(config: ModelConfig, environment: Environment, meeting: Meeting | None) -> int | None:

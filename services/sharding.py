@@ -18,9 +18,11 @@ from cluster.expert_placement import ExpertLoads, Plan, PlanRequest, plan
 from cluster.home import Home
 from cluster.known_shapes import find_shape
 from cluster.placement import Placement, Reservation, check_plan, place, read_plan
+from cluster.routing_trace import read_trace
 from cluster.sizing import ModelShape, Workload
 from cluster.topology import Topology, topology_from_ray
 from cluster.weights.prepare import prepare
+from cluster.weights.safetensors_header import fingerprint
 from services.config import ModelConfig
 from services.environment import has_elastic_nodes
 from services.resources import GIB, rank_cpus, runtime_bytes
@@ -62,7 +64,7 @@ def plan_model(config: ModelConfig, topology: Topology, home: Home, gangs: int) 
         tensor=config.tensor_parallel_size,
         pipeline=1,
         data=config.data_parallel_size,
-        loads=_loads(config),
+        loads=_loads(config, shape, home),
         cores_per_rank=cpus,
         runtime_bytes=runtime_bytes(config),
         node_memory_share=1.0,  # Ray's figure leaves out what the system and other programs hold
@@ -115,9 +117,13 @@ def _follow_plan(config: ModelConfig, request: PlanRequest, topology: Topology, 
 
 def model_shape(config: ModelConfig, home: Home) -> ModelShape:
     """From the checkpoint's own config.json, named as clients name the model. Prepares the files where needed."""
+    return replace(find_shape(str(model_folder(config, home))), name=config.id)
+
+
+def model_folder(config: ModelConfig, home: Home) -> Path:
+    """Where the checkpoint lies, prepared if need be."""
     resolved = resolve(config.source)
-    folder = resolved.path or prepare(resolved, "hf", home)
-    return replace(find_shape(str(folder)), name=config.id)
+    return resolved.path or prepare(resolved, "hf", home)
 
 
 def _workload(config: ModelConfig, shape: ModelShape) -> Workload:
@@ -126,7 +132,7 @@ def _workload(config: ModelConfig, shape: ModelShape) -> Workload:
     return Workload(config.max_context or shape.max_context, sequences)
 
 
-def _loads(config: ModelConfig) -> ExpertLoads | None:
+def _loads(config: ModelConfig, shape: ModelShape, home: Home) -> ExpertLoads | None:
     if config.expert_placement == "linear":
         return None
     if config.expert_trace is None:
@@ -136,7 +142,8 @@ def _loads(config: ModelConfig) -> ExpertLoads | None:
             f"expert_placement of {config.id} is planned, but neither expert_trace nor plan is given. Record a trace "
             "with `windfarm experts --save`, or use expert_placement: linear."
         )
-    raise PlanError("traces cannot be read yet")
+    checkpoint = fingerprint(model_folder(config, home))
+    return read_trace(Path(config.expert_trace)).loads_for(shape, checkpoint)
 
 
 def _rank_memory(config: ModelConfig, needed: int) -> int:

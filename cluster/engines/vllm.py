@@ -38,6 +38,7 @@ from cluster.engines.vllm_experts import (
 from cluster.errors import ClusterError, EngineDead, EngineFailed, InvalidRequest, LoadUnavailable, ModelDamaged
 from cluster.expert_load import ExpertLoad
 from cluster.vllm_plugin.end_with_parent import PARENT_VARIABLE
+from cluster.weights.safetensors_header import fingerprint
 
 STOP_LIMIT_S = 10.0
 # vLLM measures free GPU memory itself; on a CPU it would take most of the machine.
@@ -79,6 +80,7 @@ class VllmEngine:
         self._processes: list[psutil.Process] = []
         self._default_sampling: dict[str, Any] = {}
         self._is_cpu = False
+        self._checkpoint = fingerprint(self._folder) if num_experts(self._config) else ""
         self._output_counts: OutputCounts | None = None
 
     @property
@@ -88,6 +90,7 @@ class VllmEngine:
             engine="vllm",
             max_context=self._max_context,
             max_concurrency=self._settings.parallel_requests,
+            checkpoint=self._checkpoint,
             template_knows_tools=self._template.knows_tools,
         )
 

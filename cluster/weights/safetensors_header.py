@@ -51,8 +51,10 @@ def fingerprint(folder: Path) -> str:
     """A short name of what a checkpoint holds: the same for a copy, another for any other training or noise.
 
     The first 24 hexadecimal digits of the sha256 over names, types, shapes and the first values of all tensors. It does
-    not prove that nothing was changed; checksums do.
+    not prove that nothing was changed; checksums do. Empty for weights in another format.
     """
+    if not any(folder.glob("*.safetensors")):
+        return ""
     digest = hashlib.sha256()
     for name, info in sorted(read_tensor_infos(folder).items()):
         digest.update(f"{name} {info.dtype} {info.shape}\n".encode())
