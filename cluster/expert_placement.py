@@ -130,6 +130,8 @@ class _Space:
 def plan(topology: Topology, request: PlanRequest) -> Plan:
     """The cheapest plan that fits; raises `NoFit` or `PlanError` with the cause and what would do."""
     _check_request(request)
+    if request.redundant_experts and not topology.has_accelerators:
+        raise PlanError("Redundant experts need GPUs: on CPU nodes each expert of a gang lies on one rank.")
     shortfalls: list[_Shortfall] = []
     for parallel in _candidates(topology, request):
         needs = _needs(topology, request, parallel)
@@ -180,6 +182,12 @@ def _check_request(request: PlanRequest) -> None:
         raise PlanError(
             f"{ranks} ranks are more than the {shape.num_experts} experts of {shape.name}; "
             f"use at most {shape.num_experts}."
+        )
+    slots = shape.num_experts + request.redundant_experts
+    if shape.is_sparse and (request.tensor or request.data) and slots % ranks:
+        what = "experts with their copies" if request.redundant_experts else "experts"
+        raise PlanError(
+            f"The {slots} {what} of {shape.name} cannot be spread evenly over {ranks} ranks; use a divisor."
         )
     if request.data and request.data > 1 and not shape.is_sparse:
         raise PlanError(f"{shape.name} is dense: use replicas instead of {request.data} data-parallel ranks.")

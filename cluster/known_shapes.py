@@ -14,6 +14,7 @@ from pathlib import Path
 from cluster.errors import ModelDamaged, ModelNotFound
 from cluster.sizing import ModelShape, shape_from_config
 from cluster.weights.checkpoint_check import check_checkpoint
+from cluster.weights.safetensors_header import fingerprint
 
 KNOWN_SHAPES: Mapping[str, ModelShape] = {
     shape.name: shape
@@ -30,6 +31,13 @@ KNOWN_SHAPES: Mapping[str, ModelShape] = {
         ModelShape("miqu-1-70b-q5", 80, 8192, 28672, 64, 8, 128, 32000, 32764, bytes_per_param=48.8e9 / 68.98e9),
     )
 }
+
+
+def checkpoint_of(source: str, home: Path) -> str:
+    """Fingerprint of the files of a model that can be planned for; empty where they are not on this machine."""
+    prepared = home / "models" / source / "hf"
+    folder = prepared if source in KNOWN_SHAPES else Path(source)
+    return fingerprint(folder) if folder.is_dir() else ""
 
 
 def find_shape(source: str) -> ModelShape:

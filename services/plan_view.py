@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -9,8 +10,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from cluster.expert_balance import imbalance, imbalance_bound, linear_partition
 from cluster.expert_placement import ExpertLoads, Plan, RankPlan
+from cluster.plan_judgement import copied_experts, judge
 from cluster.topology import Node, Topology
 
 BAR_WIDTH = 32
@@ -18,7 +19,8 @@ _PARTS = (("weights", "cyan"), ("kv_cache", "magenta"), ("activations", "yellow"
 
 
 def plan_data(plan: Plan, loads: ExpertLoads | None = None) -> dict[str, Any]:
-    """The plan as JSON-ready data. Bytes are whole numbers; `experts` has one list per layer."""
+    """The plan as JSON-ready data. Bytes are whole numbers; `experts` has one list per layer. `loads` are what the
+    balance is judged by; `copied_experts` says in how many layers an expert has copies."""
     parallel = plan.parallel
     return {
         "model": plan.shape.name,
@@ -31,6 +33,7 @@ def plan_data(plan: Plan, loads: ExpertLoads | None = None) -> dict[str, Any]:
         "replicas": [{"ranks": [_rank_data(rank) for rank in replica.ranks]} for replica in plan.replicas],
         "free_slots": dict(plan.free_slots),
         "reasons": list(plan.reasons),
+        "copied_experts": {str(expert): layers for expert, layers in copied_experts(plan).items()},
         "balance": _balance(plan, loads),
     }
 
@@ -53,24 +56,20 @@ def _rank_data(rank: RankPlan) -> dict[str, Any]:
     }
 
 
-def _balance(plan: Plan, loads: ExpertLoads | None) -> dict[str, float] | None:
-    """Mean imbalance over the layers: linear placement, this plan, and what no placement can beat."""
-    ranks = plan.parallel.num_expert_ranks
-    if loads is None or ranks == 1 or not plan.replicas:
-        return None
-    layers = range(len(loads.tokens))
-    held = [tuple(rank.experts[layer] for rank in plan.replicas[0].ranks) for layer in layers]
-    linear = linear_partition(plan.shape.num_experts, ranks)
-    mean = 1 / len(loads.tokens)
-    return {
-        "linear": mean * sum(imbalance(loads.tokens[layer], linear) for layer in layers),
-        "planned": mean * sum(imbalance(loads.tokens[layer], held[layer]) for layer in layers),
-        "bound": mean * sum(imbalance_bound(loads.tokens[layer], ranks) for layer in layers),
-    }
+def _balance(plan: Plan, loads: ExpertLoads | None) -> dict[str, Any] | None:
+    """Linear placement, this plan, and what no placement can beat, as means over the layers."""
+    balance = judge(plan, loads) if loads is not None else None
+    return asdict(balance) if balance is not None else None
 
 
-def print_plan(console: Console, topology: Topology, plan: Plan, loads: ExpertLoads | None = None) -> None:
-    """The plan for people: a heading, the ranks, the nodes as a picture, and why it is so."""
+def print_plan(
+    console: Console,
+    topology: Topology,
+    plan: Plan,
+    loads: ExpertLoads | None = None,
+    judged_by: str = "by the load that it was planned from",
+) -> None:
+    """The plan for people: a heading, the ranks, the nodes as a picture, why it is so, and how even `loads` make it."""
     parallel = plan.parallel
     console.print(
         Text.assemble(
@@ -84,11 +83,15 @@ def print_plan(console: Console, topology: Topology, plan: Plan, loads: ExpertLo
     console.print(_picture(topology, plan))
     for reason in plan.reasons:
         console.print(f"- {reason}")
-    balance = _balance(plan, loads)
+    if copied := copied_experts(plan):
+        listed = ", ".join(f"{expert} ({layers})" for expert, layers in copied.items())
+        console.print(f"- Experts with copies, and in how many layers: {listed}.")
+    balance = judge(plan, loads) if loads is not None else None
     if balance is not None:
         console.print(
-            f"- Busiest rank against the mean: linear {balance['linear']:.3f}, this plan {balance['planned']:.3f}, "
-            f"no placement below {balance['bound']:.3f}."
+            f"- Busiest rank against the mean, {judged_by}: linear {balance.linear:.3f}, this plan "
+            f"{balance.planned:.3f}, {balance.over_bound:.1%} above the {balance.bound:.3f} that no placement "
+            f"can beat. Worst in layer {balance.worst_layer}: {balance.worst:.3f}."
         )
 
 

@@ -12,8 +12,11 @@ from cluster.errors import TopologyError
 from services.cli.command_line import command_line
 from services.cli.options import JsonOption
 from services.cli.output import put, put_json, say
+from services.environment import data_folder
 
 if TYPE_CHECKING:
+    from cluster.expert_placement import ExpertLoads
+    from cluster.sizing import ModelShape
     from cluster.topology import Topology
 
 NodesOption = Annotated[
@@ -39,6 +42,15 @@ def plan(
     pipeline: Annotated[int | None, typer.Option(help="Pipeline stages.", show_default="chosen")] = None,
     data: Annotated[int | None, typer.Option(help="Data-parallel ranks of a gang.", show_default="chosen")] = None,
     cores_per_rank: Annotated[float, typer.Option(help="CPU cores of a rank on CPU nodes.")] = 1.0,
+    load: Annotated[
+        Path | None, typer.Option("--load", help="Place the experts by this routing trace (windfarm experts --save).")
+    ] = None,
+    judge: Annotated[
+        Path | None, typer.Option("--judge", help="Judge the placement by this other trace.", show_default="by --load")
+    ] = None,
+    redundant: Annotated[
+        int, typer.Option("--redundant", min=0, help="Copies of busy experts in each layer, on GPUs; needs --load.")
+    ] = 0,
     emit: Annotated[
         Literal["kuberay"] | None, typer.Option(help="Write manifests for this platform instead of the plan.")
     ] = None,
@@ -64,7 +76,10 @@ def plan(
         pipeline=pipeline,
         data=data,
         cores_per_rank=cores_per_rank,
+        loads=_loads(load, model, shape),
+        redundant_experts=redundant,
     )
+    judged = _loads(judge, model, shape) or request.loads
     made = make_plan(topology, request)
     if emit is not None:
         from services.kuberay.emit import emit as write_manifests
@@ -72,10 +87,18 @@ def plan(
         put(write_manifests(topology, made, request.work, command_line(invocation)))
         return
     if as_json:
-        put_json(plan_data(made))
+        put_json(plan_data(made, judged))
         return
-    print_plan(Console(), topology, made)
+    judged_by = f"judged by {judge}" if judge is not None else "by the load that it was planned from"
+    print_plan(Console(), topology, made, judged, judged_by)
     say("Nothing was started. Other machines: --nodes FILE; data for scripts: --json.")
+
+
+def _loads(path: Path | None, model: str, shape: ModelShape) -> ExpertLoads | None:
+    from cluster.known_shapes import checkpoint_of
+    from cluster.routing_trace import read_trace
+
+    return None if path is None else read_trace(path).loads_for(shape, checkpoint_of(model, data_folder()))
 
 
 def _this_machine() -> Topology:

@@ -1,0 +1,91 @@
+"""`windfarm plan`: by measured load, judged on another trace, as a table and as data, and refusals by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from cluster.expert_load import ExpertLoad
+from cluster.known_shapes import KNOWN_SHAPES
+from cluster.routing_trace import RoutingTrace, write_trace
+from services.cli.commands import app
+
+SHAPE = KNOWN_SHAPES["small"]
+WIDE = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+NODES = Path(__file__).parents[2] / "infra" / "nodes"
+
+
+def record(path: Path, seed: int, *, model: str = "small", checkpoint: str = "") -> Path:
+    """A trace of 4000 tokens; experts are as popular in one as in the next, the tokens are others."""
+    pairs = np.zeros((SHAPE.num_layers, 8, 8), np.int64)
+    random = np.random.default_rng(seed)
+    for layer in range(SHAPE.num_layers):
+        popularity = np.random.default_rng(layer).dirichlet(np.full(8, 2.0))
+        chosen = np.argsort(np.log(popularity) + random.gumbel(size=(4000, 8)), axis=1)[:, -2:]
+        hot = np.zeros((4000, 8), np.int64)
+        np.put_along_axis(hot, chosen, 1, axis=1)
+        pairs[layer] = hot.T @ hot
+    tokens = np.einsum("lee->le", pairs).copy()
+    rank_of = np.zeros((SHAPE.num_layers, 8), np.int64)
+    write_trace(path, RoutingTrace(model, checkpoint, ExpertLoad(tokens, pairs, rank_of, 1, 2, 0.0, 60.0)))
+    return path
+
+
+def run(home: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(app, ["plan", *arguments], env=WIDE | {"WINDFARM_HOME": str(home)})
+
+
+def test_experts_are_placed_by_one_trace_and_judged_by_another(tmp_path: Path) -> None:
+    first, second = record(tmp_path / "a.json", 1), record(tmp_path / "b.json", 2)
+    nodes = str(NODES / "cpu-experts-4.yaml")
+    asked = ["small", "--nodes", nodes, "--data", "4", "--load", str(first), "--judge", str(second)]
+    made = json.loads(run(tmp_path, *asked, "--json").stdout)
+    balance = made["balance"]
+    assert balance["bound"] <= balance["planned"] < balance["linear"]
+    assert balance["planned"] < 1.02 * balance["bound"]
+    held = [rank["experts"][0] for rank in made["replicas"][0]["ranks"]]
+    assert sorted(expert for experts in held for expert in experts) == list(range(8))
+    shown = run(tmp_path, *asked).stdout
+    assert f"linear {balance['linear']:.3f}, this plan {balance['planned']:.3f}" in shown
+    assert f"{balance['bound']:.3f} that no placement can beat" in shown
+    assert "judged by" in shown
+
+
+def test_on_gpus_it_says_which_experts_to_copy(tmp_path: Path) -> None:
+    trace = record(tmp_path / "a.json", 1)
+    asked = ["small", "--nodes", str(NODES / "mixtral-2x4x40gb.yaml"), "--data", "4", "--load", str(trace)]
+    made = json.loads(run(tmp_path, *asked, "--redundant", "4", "--json").stdout)
+    assert made["copied_experts"]
+    assert {len(rank["experts"][0]) for rank in made["replicas"][0]["ranks"]} == {3}
+    assert "Experts with copies, and in how many layers" in run(tmp_path, *asked, "--redundant", "4").stdout
+
+
+def test_a_trace_of_another_model_is_refused(tmp_path: Path) -> None:
+    other = record(tmp_path / "o.json", 1, model="other")
+    answer = run(tmp_path, "small", "--nodes", str(NODES / "cpu-experts-4.yaml"), "--load", str(other))
+    assert answer.exit_code != 0
+    assert "of the model 'other', not 'small'" in str(answer.exception)
+
+
+def test_a_file_that_is_no_trace_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text("{}")
+    answer = run(tmp_path, "small", "--nodes", str(NODES / "cpu-experts-4.yaml"), "--load", str(tmp_path / "t.json"))
+    assert "is no routing trace" in str(answer.exception)
+
+
+def test_copies_need_a_trace_and_gpus(tmp_path: Path) -> None:
+    trace = record(tmp_path / "a.json", 1)
+    cpus = ["small", "--nodes", str(NODES / "cpu-experts-4.yaml"), "--data", "4", "--redundant", "4"]
+    assert "give a routing trace" in str(run(tmp_path, *cpus).exception)
+    assert "Redundant experts need GPUs" in str(run(tmp_path, *cpus, "--load", str(trace)).exception)
+
+
+@pytest.mark.parametrize("ranks", ["16", "3"])
+def test_ranks_that_cannot_hold_the_experts_are_refused(tmp_path: Path, ranks: str) -> None:
+    answer = run(tmp_path, "small", "--nodes", str(NODES / "16-cpu.yaml"), "--data", ranks)
+    assert answer.exit_code != 0
+    assert "8 experts" in str(answer.exception)
