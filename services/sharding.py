@@ -101,6 +101,11 @@ def options_on_cluster(config: ModelConfig, home: Home) -> tuple[dict[str, Any],
 
 
 def _options_as_written(config: ModelConfig) -> dict[str, Any]:
+    if config.expert_placement != "linear" or config.plan is not None:
+        raise PlanError(
+            f"{config.id} wants its experts placed as planned, but where nodes come with demand "
+            "(WINDFARM_ELASTIC_NODES=1) they are placed linearly. Set expert_placement: linear and leave plan out."
+        )
     tensor = config.tensor_parallel_size
     rank = Reservation(round(rank_cpus(config) * tensor, 4), runtime_bytes(config) * tensor)
     return Placement(config.data_parallel_size, 1, "PACK", rank).deployment_options({})

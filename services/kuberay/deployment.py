@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cluster.errors import PlanError
+from cluster.expert_balance import linear_partition
 from cluster.expert_placement import Plan
 from cluster.sizing import Workload
 from cluster.topology import GB, GIB, Node, Topology
@@ -83,6 +84,7 @@ def deployment_of(topology: Topology, plan: Plan, work: Workload) -> Deployment:
             "data-parallel ranks, but no pipelines. Ask for another cut with --data or --tensor, or for a shorter "
             "--context."
         )
+    _check_experts(plan)
     group = _worker_group(topology, plan)
     replicas_per_pod = group.ranks_per_pod // parallel.tensor
     return Deployment(
@@ -98,6 +100,22 @@ def deployment_of(topology: Topology, plan: Plan, work: Workload) -> Deployment:
         replica_memory=_replica_memory(plan, group),
         group=group,
     )
+
+
+def _check_experts(plan: Plan) -> None:
+    """Pods have no trace and no plan to read: their engines place experts linearly."""
+    ranks = plan.parallel.num_expert_ranks
+    if not plan.shape.is_sparse or ranks == 1:
+        return
+    linear = linear_partition(plan.shape.num_experts, ranks)
+    for replica in plan.replicas:
+        for rank in replica.ranks:
+            expert_rank = rank.data_rank * plan.parallel.tensor + rank.tensor_rank
+            if any(layer != linear[expert_rank] for layer in rank.experts):
+                raise PlanError(
+                    "This plan places experts by a measured load, and manifests cannot carry that yet: pods place them "
+                    "linearly. Leave --load and --redundant out."
+                )
 
 
 def _source(model: str) -> str:

@@ -3,6 +3,7 @@
 import pytest
 import ray
 
+from cluster.errors import PlanError
 from cluster.home import Home, open_home
 from services.config import ModelConfig
 from services.environment import has_elastic_nodes
@@ -34,6 +35,12 @@ def test_a_tensor_parallel_group_alone_is_no_gang(home: Home) -> None:
     options, _ = options_on_cluster(MIXTRAL.model_copy(update={"data_parallel_size": 1}), home)
     assert "gang_scheduling_config" not in options
     assert options["num_replicas"] == 1
+
+
+@pytest.mark.parametrize("change", [{"expert_placement": "planned"}, {"plan": "plan.json"}])
+def test_a_plan_that_could_not_be_followed_is_refused(home: Home, change: dict[str, str]) -> None:
+    with pytest.raises(PlanError, match="placed linearly"):
+        options_on_cluster(MIXTRAL.model_copy(update=change), home)
 
 
 def test_nodes_are_fixed_unless_the_environment_says_otherwise() -> None:
