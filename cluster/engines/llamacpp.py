@@ -33,7 +33,7 @@ from cluster.engine import (
 )
 from cluster.engines.admission import Admission
 from cluster.engines.health_probe import HealthProbe
-from cluster.engines.openmp import limit_spinning
+from cluster.engines.openmp import SpinGovernor, is_spinning_governed, prepare_governed_spinning
 from cluster.engines.request_checks import answer_limit, check_request, check_token_ids
 from cluster.engines.settings import EngineSettings
 from cluster.engines.stop_strings import StopMatcher
@@ -55,6 +55,9 @@ from cluster.gguf_metadata import GgufMetadata, read_gguf_metadata
 PROMPT_BATCH = 512
 PROMPT_CACHE_MIB = 256
 DEFAULT_CONTEXT = 4096
+# After a delivery the event loop is left alone for this long. llama.cpp computes on all cores and its threads wait for
+# each other, so every wake-up of another thread stops the computation; first and last words never wait.
+DELIVERY_PAUSE_S = 0.03
 
 _OWNED_OPTIONS = {"model", "port", "hostnames", "api_keys", "n_ctx", "n_parallel", "model_alias", "endpoint_metrics"}
 
@@ -78,6 +81,7 @@ class LlamaCppEngine:
         self._mailbox: _Mailbox | None = None
         self._workers: ThreadPoolExecutor | None = None
         self._probe = HealthProbe("llama.cpp", self._ask)
+        self._spinning: SpinGovernor | None = None
 
     @property
     def info(self) -> ModelInfo:
@@ -95,6 +99,8 @@ class LlamaCppEngine:
 
     async def start(self) -> None:
         self._mailbox = _Mailbox(asyncio.get_running_loop())
+        if is_spinning_governed():
+            self._spinning = SpinGovernor(self._params.cpuparams.n_threads)
         # One thread per slot, and one for health.
         self._workers = ThreadPoolExecutor(self._settings.parallel_requests + 1, thread_name_prefix="llamacpp")
         try:
@@ -115,6 +121,7 @@ class LlamaCppEngine:
 
     async def stop(self) -> None:
         server, self._server = self._server, None
+        spinning, self._spinning = self._spinning, None
         http, self._http = self._http, None
         workers, self._workers = self._workers, None
         if self._mailbox is not None:
@@ -128,6 +135,8 @@ class LlamaCppEngine:
             holder = [server]
             del server
             await asyncio.to_thread(holder.clear)  # its destructor waits for the engine's loop
+        if spinning is not None:
+            spinning.close()
 
     async def check_health(self) -> None:
         if self._server is None:
@@ -176,12 +185,18 @@ class LlamaCppEngine:
         if self._server is None or self._mailbox is None or self._workers is None:
             self._admission.release()
             raise EngineDead("llama.cpp is not running.")
-        call = _Call(self._mailbox, self._probe.note_life)
+        call = _Call(self._mailbox, self._note_token)
         self._mailbox.open(call)
         loop = asyncio.get_running_loop()
         future: Future[None] = self._workers.submit(call.run, self._server.handle_completions, body)
         future.add_done_callback(lambda _: _soon(loop, self._admission.release))
         return call
+
+    def _note_token(self) -> None:
+        """In the thread of a generation, for each token."""
+        self._probe.note_life()
+        if self._spinning is not None:
+            self._spinning.adapt()
 
     async def _prompt_ids(self, request: GenerationRequest) -> list[int]:
         if request.prompt_token_ids is not None:
@@ -238,10 +253,11 @@ class _End:
 class _Call:
     """One blocking call into llama.cpp, in a thread, with its items collected for the event loop."""
 
-    def __init__(self, mailbox: _Mailbox, note_life: Callable[[], None]) -> None:
+    def __init__(self, mailbox: _Mailbox, note_token: Callable[[], None]) -> None:
         self._mailbox = mailbox
-        self._note_life = note_life
+        self._note_token = note_token
         self._is_cancelled = False
+        self._has_begun = False
         self._items: list[Any] = []
         self._has_items = asyncio.Event()
 
@@ -253,13 +269,14 @@ class _Call:
                 handle(body, self._on_item)
             except (RuntimeError, ValueError) as error:
                 end.error = EngineFailed(f"llama.cpp failed: {error}")
-        self._mailbox.post(self, end)
+        self._mailbox.post(self, end, is_urgent=True)
 
     def _on_item(self, item: Any) -> bool:
         """In the thread, for each token; true ends the generation."""
-        self._note_life()
+        self._note_token()
         if not self._is_cancelled:
-            self._mailbox.post(self, item)
+            is_first, self._has_begun = not self._has_begun, self._has_begun or "choices" in item
+            self._mailbox.post(self, item, is_urgent=is_first or _is_last(item))
         return self._is_cancelled
 
     def cancel(self) -> None:
@@ -285,14 +302,19 @@ class _Mailbox:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._posted: deque[tuple[_Call, Any]] = deque()
-        self._is_awake = False
+        self._will_look = False
+        self._is_urgent = False
         self._open_calls: set[_Call] = set()
 
-    def post(self, call: _Call, item: Any) -> None:
+    def post(self, call: _Call, item: Any, *, is_urgent: bool) -> None:
+        """In any thread. Urgent items, and all posted before them, are not held back by the pause."""
         self._posted.append((call, item))
-        if not self._is_awake:
-            self._is_awake = True
-            _soon(self._loop, self._deliver_all)
+        if is_urgent and not self._is_urgent:
+            self._is_urgent = True
+            _soon(self._loop, self._deliver)
+        elif not self._will_look:
+            self._will_look = True
+            _soon(self._loop, self._deliver_and_pause)
 
     def forget(self, call: _Call) -> None:
         self._open_calls.discard(call)
@@ -306,9 +328,18 @@ class _Mailbox:
             call.deliver(_End(EngineDead(reason)))
             call.cancel()
 
-    def _deliver_all(self) -> None:
-        # Cleared first: an item posted from now on wakes the loop again, so none is ever left behind.
-        self._is_awake = False
+    def _deliver_and_pause(self) -> None:
+        if self._posted:
+            self._deliver()
+            self._loop.call_later(DELIVERY_PAUSE_S, self._deliver_and_pause)
+            return
+        self._will_look = False
+        # An item posted before that line saw no need to wake the loop.
+        self._deliver()
+
+    def _deliver(self) -> None:
+        # Cleared first: an urgent item posted from now on wakes the loop again, so none is ever left behind.
+        self._is_urgent = False
         while self._posted:
             call, item = self._posted.popleft()
             call.deliver(item)
@@ -397,6 +428,10 @@ def _completion_body(prompt_ids: list[int], max_tokens: int, sampling: SamplingP
     return body
 
 
+def _is_last(item: Mapping[str, Any]) -> bool:
+    return "error" in item or ("choices" in item and item["choices"][0]["finish_reason"] is not None)
+
+
 def _logprobs(answer: Mapping[str, Any] | None, num_alternatives: int | None) -> list[TokenLogprob]:
     if not answer or num_alternatives is None:
         return []
@@ -433,7 +468,7 @@ def _max_context(settings: EngineSettings, metadata: GgufMetadata) -> int:
 
 def _load_library() -> Any:
     """Imported late: OpenMP reads its settings once, when the first library that uses it is loaded."""
-    limit_spinning()
+    prepare_governed_spinning()
     import xllamacpp
 
     return xllamacpp
