@@ -328,3 +328,12 @@ def test_pods_without_a_gpu_do_not_see_those_of_their_node() -> None:
         for container in containers("one-gpu")
     ]
     assert hidden == [True, True, False]
+
+
+def test_the_readme_names_every_file_and_every_secret_that_somebody_must_make() -> None:
+    readme = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for profile in PROFILES:
+        assert f"`{profile}.yaml`" in readme
+    for secret in OPERATORS_SECRETS:
+        assert f"create secret generic {secret} " in readme
+    assert "have not been applied to a\ncluster" in readme
