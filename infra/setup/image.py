@@ -56,7 +56,7 @@ def add_packages(environment: Environment, profile: str, progress: Progress) -> 
     progress.step(f"Packages of the profile {profile}")
     wanted = Stamp(key="", dev_key=None, asked=profile, profile=profile, home="")
     install_packages(environment, wanted, profile, progress, previous=None)
-    environment.compile([""])
+    environment.compile_all()
 
 
 def add_project(environment: Environment, progress: Progress) -> None:

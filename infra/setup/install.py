@@ -89,6 +89,11 @@ class Environment:
         site = next(self.folder.glob("lib/python3.*/site-packages"))
         self._run([str(self.python), "-m", "compileall", "-q", "-j0", *(str(site / name) for name in packages)])
 
+    def compile_all(self) -> None:
+        """Compile every package. Some carry files for other versions of Python: those fail, and are never imported."""
+        site = next(self.folder.glob("lib/python3.*/site-packages"))
+        self._follow([str(self.python), "-m", "compileall", "-qq", "-j0", str(site)])
+
     def install_project(self) -> None:
         """The repository itself, so that `windfarm` and its packages are found from any folder."""
         self._install(["--no-deps", "--no-build-isolation", "--editable", str(self.root)])

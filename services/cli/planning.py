@@ -82,6 +82,8 @@ def plan(
     judged = _loads(judge, model, shape) or request.loads
     made = make_plan(topology, request)
     if emit is not None:
+        if as_json:
+            raise typer.BadParameter("--emit writes YAML; leave --json out.")
         from services.kuberay.emit import emit as write_manifests
 
         put(write_manifests(topology, made, request.work, command_line(invocation)))

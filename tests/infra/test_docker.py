@@ -122,6 +122,9 @@ class Recorded(Environment):
     def compile(self, packages: object) -> None:
         self.steps.append(("compile", packages))
 
+    def compile_all(self) -> None:
+        self.steps.append(("compile all", None))
+
     def install_project(self) -> None:
         self.steps.append(("project", None))
 
@@ -131,7 +134,7 @@ def test_the_layer_of_packages_is_made_as_on_a_machine(profile: str, has_torch_f
     environment = Recorded()
     image.add_packages(environment, profile, Progress(num_steps=2))
     names = [name for name, _ in environment.steps]
-    assert names == ["create", *(["torch"] if has_torch_first else []), "lock", "compile"]
+    assert names == ["create", *(["torch"] if has_torch_first else []), "lock", "compile all"]
     assert ("lock", [profile]) in environment.steps
 
 
@@ -140,6 +143,18 @@ def test_the_layer_of_the_project_compiles_all_of_it() -> None:
     image.add_project(environment, Progress(num_steps=2))
     assert [name for name, _ in environment.steps] == ["project", "compile"]
     assert {Path(str(name)).name for name in environment.steps[-1][1]} == {"cluster", "services", "rag", "ui"}  # type: ignore[attr-defined]
+
+
+def test_files_for_another_python_do_not_stop_the_image(tmp_path: Path) -> None:
+    environment = Environment(tmp_path, lambda text: None)
+    site = tmp_path / ".venv" / "lib" / "python3.11" / "site-packages"
+    site.mkdir(parents=True)
+    (tmp_path / ".venv" / "bin").mkdir()
+    (tmp_path / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    (site / "new.py").write_text("this is no Python\n")
+    (site / "old.py").write_text("a = 1\n")
+    environment.compile_all()
+    assert [path.name.split(".")[0] for path in site.rglob("*.pyc")] == ["old"]
 
 
 @pytest.mark.parametrize("text", ["", "auto", "cuda"])

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from infra.kuberay.check import FOLDER, check_document, check_file, main, read_documents
 from infra.kuberay.references import OPERATORS_SECRETS, lost_references, pod_templates
 from infra.kuberay.write import command_of, written_again
+from services.cli.commands import app
 from services.process_environment import NO_TELEMETRY
 from services.ray_adapter import RAY_VARIABLES, SUPPORTED_RAY
 
@@ -337,3 +339,11 @@ def test_the_readme_names_every_file_and_every_secret_that_somebody_must_make() 
     for secret in OPERATORS_SECRETS:
         assert f"create secret generic {secret} " in readme
     assert "have not been applied to a\ncluster" in readme
+
+
+def test_one_output_has_one_format() -> None:
+    command = ["plan", "mistral-7b", "--nodes", str(FOLDER.parent / "nodes" / "one-gpu.yaml"), "--emit", "kuberay"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    answer = CliRunner().invoke(app, [*command, "--json"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+    assert answer.exit_code == 2
+    assert "leave --json out" in answer.output
