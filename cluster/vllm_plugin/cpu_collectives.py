@@ -89,10 +89,13 @@ def _as_bytes(tensor: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 def _unpack(gathered: torch.Tensor, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    import torch
+
     result, start = [], 0
     for tensor in like:
         width = tensor.shape[1:].numel() * tensor.element_size()
-        part = gathered[:, start : start + width].contiguous().view(tensor.dtype)
+        # A copy even of what lies together already: the offset of a part may not be a multiple of its element size.
+        part = gathered[:, start : start + width].clone(memory_format=torch.contiguous_format).view(tensor.dtype)
         result.append(part.view(gathered.shape[0], *tensor.shape[1:]))
         start += width
     return result

@@ -1,0 +1,57 @@
+"""The CPU parts are on only where they belong: in workers, on CPU, on a version of vLLM that they know."""
+
+import multiprocessing
+from types import SimpleNamespace
+
+import pytest
+
+from cluster.engines.parallelism import Parallelism
+from cluster.engines.vllm_experts import check_parts, expert_options
+from cluster.errors import ClusterError
+
+pytestmark = pytest.mark.requires("vllm")
+
+SPREAD = Parallelism(tensor_parallel_size=2, enable_expert_parallel=True)
+
+
+def test_the_installed_version_is_known() -> None:
+    from cluster.vllm_plugin.versions import check_version
+
+    check_version("Expert parallelism")
+
+
+def test_an_unknown_version_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vllm.version.__version__", "0.30.1+cpu")
+    with pytest.raises(ClusterError, match=r"needs vLLM 0\.29\.0, but 0\.30\.1 is installed.*make setup"):
+        expert_options(SPREAD, is_cpu=True)
+    assert expert_options(Parallelism(), is_cpu=True) == {}  # one rank needs no part of ours
+
+
+def test_parts_stay_off_outside_workers_and_on_unknown_versions(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    import cluster.vllm_plugin as plugin
+
+    monkeypatch.setattr(plugin, "parts", ())
+    monkeypatch.delenv(plugin.end_with_parent.PARENT_VARIABLE, raising=False)
+    plugin.register()
+    assert plugin.parts == ()
+    monkeypatch.setattr(multiprocessing.current_process(), "_name", "VllmWorker-0")
+    monkeypatch.setattr("vllm.version.__version__", "0.30.1")
+    plugin.register()
+    assert plugin.parts == ()
+
+
+async def test_a_worker_without_the_parts_is_an_error() -> None:
+    async def collective_rpc(method: str) -> list[list[str]]:
+        return [["end_with_parent"]]
+
+    with pytest.raises(ClusterError, match="cpu_experts, expert_counters, placed_experts missing"):
+        await check_parts(SimpleNamespace(collective_rpc=collective_rpc))
+
+
+def test_single_experts_are_not_placed_on_gpus() -> None:
+    placed = Parallelism(
+        tensor_parallel_size=2, enable_expert_parallel=True, expert_placement=((0, 1),), count_experts=True
+    )
+    with pytest.raises(ClusterError, match="enable_eplb"):
+        expert_options(placed, is_cpu=False)
+    assert expert_options(Parallelism(count_experts=True), is_cpu=False) == {"enable_return_routed_experts": True}
