@@ -21,7 +21,9 @@ from typing import Any
 
 from services import ray_adapter
 from services.control import ControlServer
+from services.discovery import RayBeatStore
 from services.environment import INTERNAL_HOST_VARIABLE
+from services.gang_tracker import GangTracker
 from services.local_network import Seat
 from services.local_node import STARTED, LocalNode
 from services.processes import end_with_parent
@@ -44,6 +46,8 @@ class Conductor:
         self._client: Any = None
         self._address: str | None = None
         self._lock = threading.Lock()
+        self._gangs = GangTracker(RayBeatStore())
+        self._applied: dict[str, Any] = {}
         self.should_end = threading.Event()
 
     def handle(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -70,6 +74,7 @@ class Conductor:
         self._phase, self._address = "starting Serve", node.address
         self._client = ray_adapter.start_serve(node.address)
         self.end_on_signals()  # again: Ray put its own handlers in their place
+        threading.Thread(target=self._gangs.run, args=[self.should_end], name="gangs", daemon=True).start()
         self._phase = "ready"
         while not self.should_end.wait(CHECK_EVERY_S):
             if dead := ray_adapter.dead_processes(node):
@@ -100,13 +105,18 @@ class Conductor:
         import ray
 
         details = ray_adapter.serve_details(self._client)
-        return base | summarize(details, ray.nodes(), ray.available_resources())
+        return base | summarize(details, ray.nodes(), ray.available_resources()) | {"gangs": self._gangs.summary()}
 
     def _apply(self, config: dict[str, Any]) -> dict[str, Any]:
         if self._client is None:
             raise RuntimeError(f"still {self._phase}; try again in a few seconds")
         with self._lock:
+            applications = {entry["name"]: entry for entry in config["applications"]}
+            for name in self._applied.keys() | applications.keys():
+                if self._applied.get(name) != applications.get(name):
+                    self._gangs.expect_change(name)
             ray_adapter.deploy(self._client, config)
+            self._applied = applications
         return {"applied": True}
 
     def _stop_serve(self) -> None:

@@ -121,12 +121,12 @@ def _follow_plan(config: ModelConfig, request: PlanRequest, topology: Topology, 
 
 
 def model_shape(config: ModelConfig, home: Home) -> ModelShape:
-    """From the checkpoint's own config.json, named as clients name the model. Prepares the files where needed."""
-    return replace(find_shape(str(model_folder(config, home))), name=config.id)
+    """From the checkpoint's own config.json. Prepares the files where needed."""
+    resolved = resolve(config.source)
+    return replace(find_shape(str(_folder(config, home))), name=resolved.name)
 
 
-def model_folder(config: ModelConfig, home: Home) -> Path:
-    """Where the checkpoint lies, prepared if need be."""
+def _folder(config: ModelConfig, home: Home) -> Path:
     resolved = resolve(config.source)
     return resolved.path or prepare(resolved, "hf", home)
 
@@ -138,17 +138,10 @@ def _workload(config: ModelConfig, shape: ModelShape) -> Workload:
 
 
 def _loads(config: ModelConfig, shape: ModelShape, home: Home) -> ExpertLoads | None:
-    if config.expert_placement == "linear":
+    """The load that experts are placed by. A trace of another model is refused."""
+    if config.expert_placement == "linear" or config.expert_trace is None:
         return None
-    if config.expert_trace is None:
-        if config.plan is not None:
-            return None
-        raise PlanError(
-            f"expert_placement of {config.id} is planned, but neither expert_trace nor plan is given. Record a trace "
-            "with `windfarm experts --save`, or use expert_placement: linear."
-        )
-    checkpoint = fingerprint(model_folder(config, home))
-    return read_trace(Path(config.expert_trace)).loads_for(shape, checkpoint)
+    return read_trace(Path(config.expert_trace)).loads_for(shape, fingerprint(_folder(config, home)))
 
 
 def _rank_memory(config: ModelConfig, needed: int) -> int:

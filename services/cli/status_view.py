@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,11 @@ def render(status: Mapping[str, Any]) -> None:
         console.print(f"  {status['phase']}")
         return
     console.print(_applications(status["applications"]))
+    if gangs := status.get("gangs"):
+        console.print(_gangs(gangs))
+        for app, value in gangs.items():
+            for restart in value["restarts"]:
+                console.print(f"{app}: {_restart(restart)}", highlight=False)
     console.print(_nodes(status["nodes"], status["free"]))
     for item in status["pending"]:
         console.print(f"pending: {item['application']}/{item['deployment']} ({item['replicas']}): {item['reason']}")
@@ -36,6 +42,26 @@ def _applications(applications: Mapping[str, Any]) -> Table:
         if app["message"]:
             table.add_row("", app["message"].strip().splitlines()[-1])
     return table
+
+
+def _gangs(gangs: Mapping[str, Any]) -> Table:
+    """One line per rank."""
+    table = Table("application", "gang", "state", "rank", "node", "process", "running", box=None)
+    for app, value in gangs.items():
+        for gang, facts in value["gangs"].items():
+            state = "serves" if facts["is_complete"] else f"{len(facts['ranks'])} of {facts['size']} ranks"
+            for rank in facts["ranks"]:
+                row = (str(rank["rank"]), rank["node"], str(rank["pid"]), str(rank["running"]))
+                table.add_row(app, gang, state, *row)
+    return table
+
+
+def _restart(restart: Mapping[str, Any]) -> str:
+    at = time.strftime("%H:%M:%S", time.localtime(restart["lost_at"]))
+    return (
+        f"gang {restart['lost_gang']} lost rank {restart['rank']} at {at} ({restart['reason']}); "
+        f"{restart['gang']} served in its place {restart['seconds']:.1f} s later"
+    )
 
 
 def _nodes(nodes: list[Mapping[str, Any]], free: Mapping[str, float]) -> Table:
