@@ -2,6 +2,7 @@
 #   PYTHON=python3.12 make up     another interpreter (3.11 to 3.13)
 #   PROFILE=base make setup       another profile (base, cpu, gpu); default: the best this machine can have
 #   ARGS="--port 9000" make up    options of the windfarm command
+#   WORKERS=0 make test           one test after the other (default: two side by side, because many wait)
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
@@ -9,6 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := $(PYTHON) -m infra.setup
 ARGS ?=
+WORKERS ?= 2
 
 .PHONY: help setup setup-dev up down test test-unit lint format bench-laptop lock screenshots manifests manifests-check map clean
 
@@ -30,7 +32,7 @@ down: ## Stop windfarm and everything it started
 	@if [ -x $(BIN)/windfarm ]; then $(BIN)/windfarm down $(ARGS); else echo "Nothing is set up here, so nothing runs."; fi
 
 test: lint ## All checks and tests: what CI runs
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 test-unit: setup-dev ## Only the tests that start nothing: seconds
 	@$(BIN)/python -m pytest -m "not integration and not e2e and not bench" $(ARGS)
@@ -38,7 +40,6 @@ test-unit: setup-dev ## Only the tests that start nothing: seconds
 lint: setup-dev ## Style, format and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
-	@rm -f ui/*.pyi  # Gradio writes them beside its components; mypy would read them instead of the code
 	@$(BIN)/mypy
 
 format: setup-dev ## Rewrite the code in the project's format
