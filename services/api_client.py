@@ -107,6 +107,14 @@ class ApiClient:
         job: dict[str, Any] = answer.get("job", answer)
         return job
 
+    def experts(self, model: str) -> dict[str, Any]:
+        """Counts of a model's experts; see the route for the fields."""
+        return self._call("GET", "/v1/cluster/experts", params={"model": model})
+
+    def expert_models(self) -> list[dict[str, Any]]:
+        """The same of every model; those without experts say so in `reason`."""
+        return _items(self._call("GET", "/v1/cluster/experts"))
+
     def search(self, collection: str, query: str, top_k: int) -> list[dict[str, Any]]:
         body = {"query": query, "top_k": top_k}
         path = f"/v1/collections/{quote(collection, safe='')}/search"

@@ -13,11 +13,13 @@ import aiohttp
 from cluster.engine import GenerationRequest, SamplingParams
 from services.accounts import Accounts
 from services.calls import Calls
+from services.cluster_routes import ClusterRoutes
 from services.config import PlatformConfig
 from services.conversation_routes import ConversationRoutes
 from services.conversations import Conversations
 from services.database import Database
 from services.discovery import ReplicaEndpoint
+from services.expert_observatory import ExpertObservatory
 from services.gateway_app import GatewayApp
 from services.generation import ChatStory, Generation
 from services.host_check import HostCheck
@@ -88,7 +90,8 @@ class Endpoint:
 
     def _make_app(self) -> GatewayApp:
         around, config = self._around, self._around.config
-        metrics = Metrics(around.replicas.endpoints)
+        observatory = ExpertObservatory(self._session, around.replicas, around.states)
+        metrics = Metrics(around.replicas.endpoints, lambda: observatory.latest)
         conversations = Conversations(around.database)
         generation = Generation(config.chat, self._pool, around.story, conversations, metrics)
         routes = [
@@ -107,7 +110,14 @@ class Endpoint:
                 around.home / UPLOADS_FOLDER,
                 config.max_body_mib,
             ).routes(),
-            *StatusRoutes(self._readiness, metrics, around.states.applications, around.replicas.endpoints).routes(),
+            *StatusRoutes(
+                self._readiness,
+                metrics,
+                around.states.applications,
+                around.replicas.endpoints,
+                observatory.refresh,
+            ).routes(),
+            *ClusterRoutes(observatory).routes(),
         ]
         page = UiProxy(
             self._ui_session,

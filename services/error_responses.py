@@ -11,7 +11,15 @@ from typing import Any
 
 from sqlalchemy.exc import OperationalError
 
-from cluster.errors import EngineBusy, EngineDead, EngineFailed, HomeError, InvalidRequest, ModelNotFound
+from cluster.errors import (
+    EngineBusy,
+    EngineDead,
+    EngineFailed,
+    HomeError,
+    InvalidRequest,
+    LoadUnavailable,
+    ModelNotFound,
+)
 from rag.errors import EmbeddingMismatch, ParseError, StoreError
 from services.errors import ApiError
 
@@ -23,6 +31,7 @@ _TABLE: tuple[tuple[type[Exception], int, str, str], ...] = (
     (EngineDead, 503, "service_unavailable", "engine_dead"),
     (EngineFailed, 500, "server_error", "generation_failed"),
     (ModelNotFound, 404, "not_found_error", "model_not_found"),
+    (LoadUnavailable, 501, "server_error", "experts_not_counted"),
     (HomeError, 507, "server_error", "storage_unavailable"),
     (ParseError, 422, "invalid_request_error", "unreadable_document"),
     (EmbeddingMismatch, 409, "conflict_error", "embedding_mismatch"),

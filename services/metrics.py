@@ -7,11 +7,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from cluster.engine import Usage
 from services.discovery import ReplicaEndpoint
+from services.expert_counts import ModelExperts
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -20,9 +21,12 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 class Metrics:
     """One registry per endpoint process."""
 
-    def __init__(self, replicas: Callable[[], Sequence[ReplicaEndpoint]]) -> None:
+    def __init__(
+        self, replicas: Callable[[], Sequence[ReplicaEndpoint]], experts: Callable[[], Sequence[ModelExperts]]
+    ) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_Replicas(replicas))
+        self._registry.register(_Experts(experts))
         self._requests = Counter(
             "windfarm_requests", "Finished requests", ("route", "method", "status", "model"), registry=self._registry
         )
@@ -77,3 +81,31 @@ class _Replicas(Collector):
             running.add_metric(values, replica.running)
             queued.add_metric(values, replica.queued)
         return (up, running, queued)
+
+
+class _Experts(Collector):
+    """Per rank of each gang, over all layers; the matrix of layers and experts is not for labels."""
+
+    def __init__(self, experts: Callable[[], Sequence[ModelExperts]]) -> None:
+        self._experts = experts
+
+    def collect(self) -> Iterable[Metric]:
+        computed = CounterMetricFamily(
+            "windfarm_expert_rank_tokens",
+            "Pairs of token and expert that fell to the experts of a rank, all layers together",
+            labels=("model", "gang", "rank"),
+        )
+        mean = GaugeMetricFamily(
+            "windfarm_expert_imbalance", "Busiest rank / mean rank, mean of the layers", labels=("model", "gang")
+        )
+        worst = GaugeMetricFamily(
+            "windfarm_expert_imbalance_worst", "Busiest rank / mean rank, worst layer", labels=("model", "gang")
+        )
+        for experts in self._experts():
+            for gang in experts.gangs:
+                for rank, tokens in enumerate(gang.load.rank_tokens().sum(axis=0).tolist()):
+                    computed.add_metric((experts.model, gang.name, str(rank)), tokens)
+                imbalance = gang.load.imbalance()
+                mean.add_metric((experts.model, gang.name), float(imbalance.mean()))
+                worst.add_metric((experts.model, gang.name), float(imbalance.max()))
+        return (computed, mean, worst)

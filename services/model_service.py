@@ -167,6 +167,9 @@ class ModelService:
                 if not isinstance(body.get("text"), str):
                     raise InvalidRequest("text is missing or no string.", param="text")
                 await _answer_json(send, {"token_ids": await self._engine.tokenize(body["text"])})
+            case "GET", "/experts":
+                load = await self._engine.expert_load()
+                await _answer_json(send, {"has_experts": load is not None, "load": load and load.to_json()})
             case "GET", "/gang/watch":
                 await self._be_watched(receive, send)
             case "GET", "/health":

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -23,11 +23,13 @@ class StatusRoutes:
         metrics: Metrics,
         applications: Callable[[], Sequence[ApplicationState]],
         replicas: Callable[[], Sequence[ReplicaEndpoint]],
+        before_scrape: Callable[[], Awaitable[None]],
     ) -> None:
         self._readiness = readiness
         self._metrics = metrics
         self._applications = applications
         self._replicas = replicas
+        self._before_scrape = before_scrape
 
     def routes(self) -> list[Route]:
         return [
@@ -47,6 +49,7 @@ class StatusRoutes:
         return json_answer({"status": "starting"}, 503, {"retry-after": "1"})
 
     async def metrics(self, call: Call) -> Answer:
+        await self._before_scrape()
         return Answer(self._metrics.text(), content_type=CONTENT_TYPE)
 
     async def me(self, call: Call) -> Answer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from services.cli import knowledge, machine, planning, running, talking
+from services.cli import experts, knowledge, machine, planning, running, talking
 
 app = typer.Typer(
     name="windfarm",
@@ -24,6 +24,7 @@ for _command in (
     machine.env,
     machine.key,
     planning.plan,
+    experts.experts,
     talking.ask,
     talking.chat,
     knowledge.ingest,
