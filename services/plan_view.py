@@ -14,7 +14,7 @@ from cluster.expert_placement import ExpertLoads, Plan, RankPlan
 from cluster.plan_judgement import copied_experts, judge
 from cluster.topology import Node, Topology
 
-BAR_WIDTH = 32
+BAR_WIDTH = 24
 _PARTS = (("weights", "cyan"), ("kv_cache", "magenta"), ("activations", "yellow"))
 
 

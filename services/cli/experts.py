@@ -10,6 +10,7 @@ import typer
 
 from services.cli.options import ApiOption, HomeOption, JsonOption, KeyOption
 from services.cli.output import put_json, say
+from services.cli.svg import SvgOption, save_svg
 from services.setup_errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def experts(
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show what comes from now on, until ctrl-C.")] = False,
     every: Annotated[float, typer.Option(min=0.2, help="With --watch: seconds between two readings.")] = 2.0,
+    svg: SvgOption = None,
     home: HomeOption = None,
     api: ApiOption = None,
     key: KeyOption = None,
@@ -46,6 +48,8 @@ def experts(
     if save is not None:
         write_trace(save, RoutingTrace(reading.model, reading.checkpoint, reading.total))
         say(f"Saved {reading.total.num_tokens} tokens' routes: windfarm plan MODEL --load {save}")
+    if svg is not None:
+        save_svg(svg, f"windfarm experts {reading.model}", lambda on: on.print(picture(reading)), width=80)
     if as_json:
         put_json(experts_json(reading))
     elif not watch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,6 +13,7 @@ from cluster.errors import TopologyError
 from services.cli.command_line import command_line
 from services.cli.options import JsonOption
 from services.cli.output import put, put_json, say
+from services.cli.svg import SvgOption, save_svg
 from services.environment import data_folder
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ def plan(
     emit: Annotated[
         Literal["kuberay"] | None, typer.Option(help="Write manifests for this platform instead of the plan.")
     ] = None,
+    svg: SvgOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show how a model would be placed: ranks, experts and memory per node, and why. Nothing is started."""
@@ -88,10 +91,13 @@ def plan(
 
         put(write_manifests(topology, made, request.work, command_line(invocation)))
         return
+    judged_by = f"judged by {judge}" if judge is not None else "by the load that it was planned from"
+    if svg is not None:
+        title = command_line(invocation).replace(f" --svg {shlex.quote(str(svg))}", "")
+        save_svg(svg, title, lambda on: print_plan(on, topology, made, judged, judged_by))
     if as_json:
         put_json(plan_data(made, judged))
         return
-    judged_by = f"judged by {judge}" if judge is not None else "by the load that it was planned from"
     print_plan(Console(), topology, made, judged, judged_by)
     say("Nothing was started. Other machines: --nodes FILE; data for scripts: --json.")
 

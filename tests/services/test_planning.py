@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -89,3 +90,21 @@ def test_ranks_that_cannot_hold_the_experts_are_refused(tmp_path: Path, ranks: s
     answer = run(tmp_path, "small", "--nodes", str(NODES / "16-cpu.yaml"), "--data", ranks)
     assert answer.exit_code != 0
     assert "8 experts" in str(answer.exception)
+
+
+def test_the_picture_is_the_drawing_and_loads_nothing_from_the_network(tmp_path: Path) -> None:
+    asked = ["mixtral-8x7b", "--nodes", str(NODES / "mixtral-2x4x40gb.yaml"), "--replicas", "2"]
+    for name in ("a.svg", "b.svg"):
+        assert run(tmp_path, *asked, "--svg", str(tmp_path / name)).exit_code == 0
+    drawn = (tmp_path / "a.svg").read_text()
+    words = "".join(ElementTree.fromstring(drawn).itertext()).replace("\xa0", " ")
+    assert "mixtral-8x7b: 2 x 4 ranks" in words
+    assert "gpu-b (4 x A100-40G" in words
+    assert "url(http" not in drawn
+    without_place = [(tmp_path / name).read_text().replace(name, "") for name in ("a.svg", "b.svg")]
+    assert without_place[0] == without_place[1]
+
+
+def test_a_picture_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    answer = run(tmp_path, "small", "--nodes", str(NODES / "16-cpu.yaml"), "--svg", str(tmp_path / "no" / "a.svg"))
+    assert "cannot be written" in str(answer.exception)
