@@ -12,7 +12,7 @@ SETUP := $(PYTHON) -m infra.setup
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help setup setup-dev up down test test-unit lint format bench-laptop lock screenshots manifests manifests-check map clean
+.PHONY: help setup setup-dev up down test test-unit lint format bench-laptop bench-experts lock screenshots manifests manifests-check map clean
 
 help: ## List all targets
 	@echo "windfarm: make up starts everything and prints the address of the page."
@@ -48,6 +48,9 @@ format: setup-dev ## Rewrite the code in the project's format
 
 bench-laptop: setup-dev ## Speed of one chat stream against the bare llama.cpp server, and of the start
 	@$(BIN)/python -m tests.bench.laptop $(ARGS)
+
+bench-experts: setup-dev ## Experts in pieces: exactness, balance, speed of two ranks against one, cost of counting
+	@$(BIN)/python -m tests.bench.experts $(ARGS)
 
 lock: setup-dev ## Resolve requirements/*.in again (ARGS=--upgrade: newest versions)
 	@$(BIN)/python -m infra.setup.lock $(ARGS)

@@ -6,13 +6,14 @@ An engine sets the environment of its process, so that each rank of a gang has o
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,10 @@ class EngineProcess:
         self._answers = os.fdopen(reader)
         values = {name: getattr(settings, name) for name in EngineSettings.__slots__}
         self.send(values | {"location": str(settings.location), "parallelism": asdict(settings.parallelism)})
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def send(self, command: dict[str, Any]) -> None:
         assert self._process.stdin is not None
@@ -124,6 +129,12 @@ class Replica:
             engine.send({"do": "ask", "method": method, "args": args})
         return [answer for engine in self.engines for answer in engine.receive()]
 
+    def call(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """Calls `function(worker, *args)` in all workers. The engines need VLLM_ALLOW_INSECURE_SERIALIZATION."""
+        for engine in self.engines:
+            engine.send({"do": "call", "function": [function.__module__, function.__name__], "args": args})
+        return [answer for engine in self.engines for answer in engine.receive()]
+
     def loads(self) -> list[ExpertLoad]:
         for engine in self.engines:
             engine.send({"do": "load"})
@@ -189,6 +200,10 @@ async def _answer(engine: Any, command: dict[str, Any]) -> Any:
             return time.perf_counter() - begin
         case "ask":
             return await engine._engine.collective_rpc(command["method"], args=tuple(command["args"]))
+        case "call":
+            module, name = command["function"]
+            function = getattr(importlib.import_module(module), name)
+            return await engine._engine.collective_rpc(function, args=tuple(command["args"]))
         case "load":
             load = await engine.expert_load()
             return None if load is None else load.to_json()

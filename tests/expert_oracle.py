@@ -106,3 +106,10 @@ def shortened(parent: Path, folder: Path, num_layers: int) -> Path:
     }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def swap_map_entries(worker: Any, layer: int, first: int, second: int) -> None:
+    """Runs in a worker. The mutation: swaps two entries of a layer's expert map after the weights are loaded."""
+    modules = [module for module in worker.model_runner.model.modules() if type(module).__name__ == "RoutedExperts"]
+    expert_map = modules[layer]._expert_map
+    expert_map[[first, second]] = expert_map[[second, first]]

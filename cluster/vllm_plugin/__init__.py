@@ -1,12 +1,14 @@
 """Loaded by vLLM in each of its processes (entry point group `vllm.general_plugins`): turns windfarm's parts on.
 
-Each part is a module of its own and is on only where it belongs: the end with the parent process wherever an engine of
-ours started vLLM; CPU collectives, CPU experts, expert placement and expert counters only in worker processes, only
-where vLLM's platform is the CPU, and only on a vLLM version whose private parts they know.
+Each part is a module of its own and is on only where it belongs. The end with the parent process: wherever an engine of
+ours started vLLM. All others: only where vLLM's platform is the CPU, and only on a version of vLLM whose private parts
+they know. Of these, patient queues are on in all of an engine's processes; CPU collectives, CPU experts, placed experts
+and expert counters only in the workers, which compute.
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
 import multiprocessing
 
@@ -15,7 +17,7 @@ from cluster.vllm_plugin.versions import is_known_version
 
 logger = logging.getLogger("vllm.windfarm")
 
-# vLLM gives its worker processes names that begin so. Nothing else computes, and importing the experts takes a while.
+# vLLM gives its worker processes names that begin so.
 _WORKER_NAME = "VllmWorker"
 
 parts: tuple[str, ...] = ()
@@ -27,19 +29,23 @@ def register() -> None:
     global parts
     if end_with_parent.install():
         parts = (*parts, "end_with_parent")
-    if not multiprocessing.current_process().name.startswith(_WORKER_NAME):
+    # The process that made the engine computes nothing, and importing what the other parts change takes a while.
+    if multiprocessing.parent_process() is None or not _is_for_us():
         return
+    names = ["patient_queues"]
+    if multiprocessing.current_process().name.startswith(_WORKER_NAME):
+        names += ["cpu_collectives", "cpu_experts", "placed_experts", "expert_counters"]
+    for name in names:
+        importlib.import_module(f"{__name__}.{name}").install()
+    parts = (*parts, *names)
+
+
+def _is_for_us() -> bool:
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
-        return
+        return False
     if not is_known_version():
         logger.warning("windfarm's CPU parts are off: this version of vLLM is unknown to them.")
-        return
-    from cluster.vllm_plugin import cpu_collectives, cpu_experts, expert_counters, placed_experts
-
-    cpu_collectives.install()
-    cpu_experts.install()
-    placed_experts.install()
-    expert_counters.install()
-    parts = (*parts, "cpu_collectives", "cpu_experts", "placed_experts", "expert_counters")
+        return False
+    return True

@@ -35,6 +35,7 @@ def test_parts_stay_off_outside_workers_and_on_unknown_versions(monkeypatch: pyt
     plugin.register()
     assert plugin.parts == ()
     monkeypatch.setattr(multiprocessing.current_process(), "_name", "VllmWorker-0")
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
     monkeypatch.setattr("vllm.version.__version__", "0.30.1")
     plugin.register()
     assert plugin.parts == ()

@@ -1,0 +1,106 @@
+"""Exactness, pairs and balance: whether spread experts compute what they should, and how evenly."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from cluster.engines.parallelism import ExpertRanks, Parallelism
+from cluster.expert_balance import balanced_partition, imbalance, imbalance_bound, linear_partition
+from tests.bench.expert_parts import Models, planned, questions, replica, tell
+from tests.engine_process import Replica, gang
+from tests.expert_oracle import Reference
+
+ANSWER = 64
+RANKS = (2, 4)
+
+
+def measure_exactness(models: Models, number: int, only: Sequence[str]) -> dict[str, Any]:
+    """`exact` is the smallest number over all ways to spread the experts; 64 greedy tokens each, float32."""
+    prompts = questions(models.distinct, number)
+    reference = Reference(models.distinct)
+    ways: dict[str, dict[str, Any]] = {}
+    loads: list[list[int]] = []
+    for name, parallelism in _ways(loads):
+        if only and name not in only and name != "1 rank":
+            continue
+        with replica(models.distinct, parallelism, dtype="float32") as running:
+            answers = running.generate(prompts, ANSWER)
+            if not loads:
+                loads.extend(running.loads()[0].tokens.tolist())
+            pairs = pairs_exact(running)
+        verdict = reference.judge(prompts, answers)
+        ways[name] = {"exact": verdict.exact, "near_ties": verdict.near_ties, "pairs_exact": pairs}
+        tell(f"{name}: {ways[name]}")
+        for difference in verdict.differences:
+            tell(f"  {difference}")
+    return {
+        "exact": min(way["exact"] for way in ways.values()),
+        "prompts": len(prompts),
+        "near_ties": sum(way["near_ties"] for way in ways.values()),
+        "pairs_exact": min(way["pairs_exact"] for way in ways.values()),
+        "exact_each": ways,
+    }
+
+
+def _ways(loads: list[list[int]]) -> Iterator[tuple[str, Parallelism]]:
+    """The first one, on one rank, measures the loads that the planned placements are made from."""
+    yield "1 rank", Parallelism(count_experts=True)
+    for ranks in RANKS:
+        placements: dict[str, ExpertRanks | None] = {"linear": None, "planned": planned(loads, ranks)}
+        for placement, experts in placements.items():
+            more: dict[str, Any] = {"count_experts": True, "expert_placement": experts}
+            yield f"{ranks} ranks, one engine, {placement}", Parallelism(ranks, enable_expert_parallel=True, **more)
+            yield f"{ranks} ranks, gang, {placement}", gang(ranks, **more)
+    more = {"count_experts": True, "expert_placement": planned(loads, 4)}
+    yield "4 ranks, gang of 2 engines, planned", gang(2, tensor=2, **more)
+
+
+def pairs_exact(running: Replica) -> int:
+    """1 if each rank computed of each of its experts exactly what the routers sent there, and nothing else.
+
+    Rows that only fill an idle rank's batch are routed and computed as well; they are counted apart and included here.
+    """
+    counts = running.ask("windfarm_expert_counts")
+    held = running.ask("windfarm_held_experts")
+    routers = counts[:: len(counts) // len(running.engines)]
+    routed = sum(np.einsum("lee->le", np.array(router["together"])) + np.array(router["filling"]) for router in routers)
+    expected = np.zeros((len(counts), *routed.shape), np.int64)
+    for rank, layers in enumerate(held):
+        for layer, experts in enumerate(layers):
+            expected[rank, layer, experts] = routed[layer, experts]
+    computed = np.array([count["computed"] for count in counts])
+    return int(np.array_equal(computed, expected) and computed.sum() == routed.sum())
+
+
+def measure_imbalance(models: Models, number: int) -> dict[str, Any]:
+    """On the skewed model: planned from the loads of some prompts, judged on those of others.
+
+    The busiest rank's share against the mean, averaged over the layers; the bound is the best possible placement for
+    the loads that it is judged on.
+    """
+    seen, later = (questions(models.skewed, number, skip=skip) for skip in (0, number))
+    with replica(models.skewed, Parallelism(count_experts=True), dtype="bfloat16") as running:
+        traces = []
+        for prompts in (seen, later):
+            running.ask("windfarm_reset_expert_counts")
+            running.generate(prompts, ANSWER)
+            traces.append(running.loads()[0].tokens.tolist())
+    result: dict[str, Any] = {"imbalance_linear": {}, "imbalance_planned": {}, "imbalance_bound": {}}
+    for ranks in RANKS:
+        layers = list(zip(*traces, strict=True))
+        linear = [imbalance(now, linear_partition(len(now), ranks)) for _, now in layers]
+        chosen = [imbalance(now, balanced_partition(before, ranks)) for before, now in layers]
+        bound = [imbalance_bound(now, ranks) for _, now in layers]
+        for key, values in (("linear", linear), ("planned", chosen), ("bound", bound)):
+            result[f"imbalance_{key}"][str(ranks)] = round(statistics.mean(values), 4)
+    return result | {
+        "planned_over_bound": {
+            ranks: round(result["imbalance_planned"][ranks] / result["imbalance_bound"][ranks] - 1, 4)
+            for ranks in map(str, RANKS)
+        },
+        "skewed_load": traces[0],
+    }

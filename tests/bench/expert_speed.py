@@ -1,0 +1,154 @@
+"""Speed of spread experts: two ranks against one, placement, sparse against dense, and what counting costs."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from cluster.engines.parallelism import Parallelism
+from tests.bench.expert_parts import (
+    Models,
+    alternate,
+    install_timers,
+    planned,
+    questions,
+    ratio,
+    read_timers,
+    replica,
+    tell,
+    turn_counters,
+)
+from tests.engine_process import Replica, gang
+
+SEQUENCES, ANSWER = 32, 64
+PREFILL = 768
+TWO = Parallelism(2, enable_expert_parallel=True)
+
+
+def throughput(running: Replica, prompts: list[list[int]], answer: int = ANSWER) -> float:
+    """Generated tokens per second at the engine, all prompts at once."""
+    return len(prompts) * answer / running.time(prompts, answer)
+
+
+def measure_ratio(models: Models, times: int) -> dict[str, Any]:
+    """Two ranks with a core each against one rank with a core, as one engine and as a gang; bfloat16, 32 sequences."""
+    prompts = questions(models.distinct, SEQUENCES)
+    bf16 = {"dtype": "bfloat16"}
+    kinds = {
+        "one": lambda: replica(models.distinct, Parallelism(), **bf16),
+        "engine": lambda: replica(models.distinct, TWO, **bf16),
+        "gang": lambda: replica(models.distinct, gang(2), **bf16),
+    }
+    values = alternate(kinds, lambda _, running: throughput(running, prompts), times)
+    shares = {}
+    for name, make in list(kinds.items())[1:]:
+        with make() as running:
+            throughput(running, prompts, 8)
+            running.call(install_timers)
+            throughput(running, prompts, ANSWER)
+            seconds = running.call(read_timers)
+        shares[name] = round(statistics.mean(each["exchange"] / each["step"] for each in seconds), 3)
+    ratios = {name: round(ratio(values, name, "one"), 3) for name in shares}
+    best = max(ratios, key=lambda name: ratios[name])
+    return {
+        "ratio_2_vs_1": ratios[best],
+        "exchange_share": shares[best],
+        "ratio_2_vs_1_each": ratios,
+        "exchange_share_each": shares,
+        "ratio_alternations": times,
+        "tokens_per_s_32": {name: round(statistics.median(each), 1) for name, each in values.items()},
+    }
+
+
+def measure_placement_gain(models: Models, loads: list[list[int]], times: int) -> dict[str, Any]:
+    """Two ranks on the skewed model: planned placement against linear."""
+    prompts = questions(models.skewed, SEQUENCES, skip=SEQUENCES)
+    placed = Parallelism(2, enable_expert_parallel=True, expert_placement=planned(loads, 2))
+    kinds = {
+        "linear": lambda: replica(models.skewed, TWO, dtype="bfloat16"),
+        "planned": lambda: replica(models.skewed, placed, dtype="bfloat16"),
+    }
+    values = alternate(kinds, lambda _, running: throughput(running, prompts), times)
+    return {"placement_gain": round(ratio(values, "planned", "linear"), 3)}
+
+
+def measure_sparse(models: Models, times: int) -> dict[str, Any]:
+    """The mixture against a dense model of the same total size, one rank: one stream, a long prompt, 32 streams."""
+    one, many = questions(models.distinct, 1), questions(models.distinct, SEQUENCES)
+    long = [(one[0] * PREFILL)[:PREFILL]]
+    work = {
+        "decode": lambda running: ANSWER / running.time(one, ANSWER),
+        "prefill": lambda running: PREFILL / running.time([_varied(long[0])], 1),
+        "streams_32": lambda running: throughput(running, many),
+    }
+    kinds = {
+        "sparse": lambda: replica(models.distinct, Parallelism(), dtype="bfloat16"),
+        "dense": lambda: replica(models.dense, Parallelism(), dtype="bfloat16"),
+    }
+    measured: dict[str, list[tuple[float, ...]]] = {name: [] for name in kinds}
+
+    def all_of_it(name: str, running: Replica) -> float:
+        measured[name].append(tuple(task(running) for task in work.values()))
+        return measured[name][-1][0]
+
+    alternate(kinds, all_of_it, times)
+    total, active, experts = parameters(models.distinct)
+    gain = {
+        task: statistics.median(
+            sparse[place] / dense[place] for sparse, dense in zip(measured["sparse"], measured["dense"], strict=True)
+        )
+        for place, task in enumerate(work)
+    }
+    possible = total / active
+    # 32 tokens choose 64 experts of 8 in each layer: nearly all weights are read, as in the dense model.
+    read = 1 - (1 - 2 / 8) ** SEQUENCES
+    return {
+        "sparse_vs_dense": {
+            "decode": round(gain["decode"] / possible, 3),
+            "prefill": round(gain["prefill"] / possible, 3),
+            "gain": {task: round(value, 2) for task, value in gain.items()},
+            "total_over_active": round(possible, 2),
+            "streams_32_gain": round(gain["streams_32"], 2),
+            "streams_32_limit_by_memory": round(total / (total - (1 - read) * experts), 2),
+            "streams_32_limit_by_arithmetic": round(possible, 2),
+        }
+    }
+
+
+_turn = 0
+
+
+def _varied(prompt: list[int]) -> list[int]:
+    """A prompt that no cache has seen: it begins otherwise."""
+    global _turn
+    _turn += 1
+    return [1000 + _turn, *prompt[1:]]
+
+
+def parameters(folder: Path) -> tuple[int, int, int]:
+    """In all, used per token, and of the experts; the embedding counts once, as the output layer does per token."""
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    hidden, layers, wide = config["hidden_size"], config["num_hidden_layers"], config["intermediate_size"]
+    heads, kv, width = config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
+    expert = 3 * hidden * wide
+    rest = layers * (2 * heads + 2 * kv) * width * hidden + config["vocab_size"] * hidden
+    experts = layers * config["num_local_experts"] * expert
+    return rest + experts, rest + layers * config["num_experts_per_tok"] * expert, experts
+
+
+def measure_counters(models: Models, times: int) -> dict[str, Any]:
+    """Counting on and off in turn in one engine: 1 - speed with / speed without, for 32 streams."""
+    prompts = questions(models.distinct, SEQUENCES)
+    with replica(models.distinct, Parallelism(count_experts=True), dtype="bfloat16") as running:
+        throughput(running, prompts, 16)
+        ratios = []
+        for number in range(times):
+            speeds = {}
+            for on in (True, False) if number % 2 else (False, True):
+                running.call(turn_counters, on)
+                speeds[on] = throughput(running, prompts)
+            ratios.append(speeds[True] / speeds[False])
+            tell(f"counting: {ratios[-1]:.3f} of the speed without")
+    return {"counters_cost": round(1 - statistics.median(ratios), 4), "counters_alternations": times}
