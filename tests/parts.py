@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable
 
 from infra.setup.chromium import find_chromium
+from services.local_network import why_no_network
 
 
 def why_missing(part: str) -> str | None:
@@ -38,6 +39,12 @@ def tmpfs() -> str | None:
 
 
 @functools.cache
+def namespaces() -> str | None:
+    """Networks of their own for several nodes on one machine."""
+    return why_no_network()
+
+
+@functools.cache
 def postgres() -> str | None:
     if shutil.which("postgres") and shutil.which("initdb"):
         return None
@@ -55,4 +62,5 @@ PARTS: dict[str, Callable[[], str | None]] = {
     "tmpfs": tmpfs,
     "git": git,
     "postgres": postgres,
+    "namespaces": namespaces,
 }

@@ -1,0 +1,194 @@
+"""What cannot work with a model's ranks is an error before anything starts, with what is short to the byte."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import ClusterError, NoFit, PlanError
+from cluster.home import Home, open_home
+from cluster.topology import Node, Topology
+from services import supervisor
+from services.config import ModelConfig
+from services.preflight import check_ranks, explain
+from services.ray_config import parse_ray_config
+from services.resources import GIB
+from services.setup_errors import ConfigError, StartRefused
+from services.sharding import num_gangs, plan_model
+
+FILE = Path(__file__).resolve().parents[2] / "ray_config.yaml"
+CHECKPOINT: dict[str, Any] = {
+    "architectures": ["MixtralForCausalLM"],
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "head_dim": 16,
+    "vocab_size": 256,
+    "max_position_embeddings": 512,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "torch_dtype": "float32",
+}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return open_home(tmp_path / "home")
+
+
+@pytest.fixture
+def mixture(tmp_path: Path) -> str:
+    """A folder with a real, tiny Mixtral checkpoint."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.MixtralConfig(
+        **{key: value for key, value in CHECKPOINT.items() if key not in ("architectures", "torch_dtype")}
+    )
+    transformers.MixtralForCausalLM(config).save_pretrained(tmp_path / "mixture")
+    return str(tmp_path / "mixture")
+
+
+def model(source: str, **changes: Any) -> ModelConfig:
+    return ModelConfig(**({"id": "mixture", "source": source, "engine": "vllm", "data_parallel_size": 2} | changes))
+
+
+def nodes(*memory: int, cores: float = 2) -> Topology:
+    return Topology(tuple(Node(f"n{number}", cores, size) for number, size in enumerate(memory, 1)))
+
+
+def needs(config: ModelConfig, home: Home) -> int:
+    """Bytes that one rank asks for."""
+    made, placement = plan_model(config, nodes(100 * GIB, 100 * GIB), home, 1)
+    assert placement.rank.memory == made.replicas[0].ranks[0].needs.total
+    return placement.rank.memory
+
+
+@pytest.mark.requires("vllm")
+def test_memory_that_is_short_by_one_byte_is_refused(mixture: str, home: Home) -> None:
+    config = model(mixture)
+    rank = needs(config, home)
+    plan_model(config, nodes(2 * rank), home, 1)
+    with pytest.raises(NoFit, match="the node n1 is 1 bytes short of memory"):
+        plan_model(config, nodes(2 * rank - 1), home, 1)
+    with pytest.raises(NoFit, match="1 bytes short"):
+        plan_model(config, nodes(rank - 1, 0), home, 1)
+
+
+@pytest.mark.requires("vllm")
+def test_too_few_cores_are_refused(mixture: str, home: Home) -> None:
+    with pytest.raises(NoFit, match=r"2 ranks of 0\.3 cores each, the nodes have 0\.5 cores"):
+        plan_model(model(mixture), nodes(100 * GIB, cores=0.5), home, 1)
+
+
+@pytest.mark.requires("vllm")
+def test_several_gangs_need_room_for_all_their_ranks(mixture: str, home: Home) -> None:
+    rank = needs(model(mixture), home)
+    made, placement = plan_model(model(mixture), nodes(2 * rank, 2 * rank), home, 2)
+    assert placement.num_gangs == 2
+    assert [replica.nodes for replica in made.replicas] == [("n1", "n2"), ("n1", "n2")]
+    with pytest.raises(NoFit, match="room for 1 of 2 replicas"):
+        plan_model(model(mixture), nodes(2 * rank, rank), home, 2)
+
+
+@pytest.mark.requires("vllm")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data_parallel_size": 16}, "16 ranks are more than the 8 experts"),
+        ({"data_parallel_size": 1, "tensor_parallel_size": 5}, "5 tensor-parallel ranks do not divide the 12 "),
+        ({"memory_gib": 0.5}, "bytes short of the"),
+        ({"max_context": 4096}, "at most 512 tokens"),
+    ],
+)
+def test_sizes_that_the_model_cannot_have_are_refused(
+    mixture: str, home: Home, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(PlanError, match=message):
+        plan_model(model(mixture, **changes), nodes(100 * GIB, 100 * GIB, cores=64), home, 1)
+
+
+@pytest.mark.requires("vllm")
+def test_a_dense_model_gets_replicas_and_no_gang(home: Home, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, vocab_size=64
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "dense")
+    with pytest.raises(PlanError, match="is dense: use replicas"):
+        plan_model(model(str(tmp_path / "dense")), nodes(100 * GIB), home, 1)
+
+
+def test_only_vllm_cuts_models_into_ranks(home: Home) -> None:
+    with pytest.raises(PlanError, match="only vLLM can cut a model into ranks, not llamacpp"):
+        plan_model(model("tiny", engine="llamacpp"), nodes(100 * GIB), home, 1)
+
+
+@pytest.mark.requires("vllm")
+def test_a_damaged_trace_is_refused(mixture: str, home: Home, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json"
+    trace.write_text(json.dumps({"format": "something else"}), encoding="utf-8")
+    config = model(mixture, expert_placement="planned", expert_trace=str(trace))
+    with pytest.raises(ClusterError, match=r"trace\.json"):
+        plan_model(config, nodes(100 * GIB), home, 1)
+
+
+def test_replicas_of_a_gang_come_in_whole_gangs() -> None:
+    assert num_gangs(model("small"), None) == 1
+    assert num_gangs(model("small"), 4) == 2
+    with pytest.raises(PlanError, match="Use a multiple of 2"):
+        num_gangs(model("small"), 3)
+
+
+def with_model(arguments: str, deployments: str = "") -> str:
+    line = (
+        "  - {name: llm-mixture, route_prefix: null, import_path: 'services.app:build_model', "
+        f"args: {{id: mixture, {arguments}}}{deployments}}}\n"
+    )
+    return FILE.read_text(encoding="utf-8").replace("  - name: llm-tiny", line + "  - name: llm-tiny", 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "deployments", "message"),
+    [
+        ("data_parallel_size: 2", ", deployments: [{name: ModelServer, num_replicas: 3}]", "3 is no multiple of 2"),
+        ("data_parallel_size: 2, engine: llamacpp", "", "only vLLM can cut a model into 2 ranks"),
+        ("data_parallel_size: 2, expert_placement: planned", "", "needs `expert_trace`"),
+        ("data_parallel_size: 0", "", "greater than or equal to 1"),
+        (
+            "data_parallel_size: 2",
+            ", deployments: [{name: ModelServer, placement_group_strategy: SPREAD}]",
+            "a gang is placed as a whole",
+        ),
+    ],
+)
+def test_the_file_is_refused_where_its_ranks_contradict_themselves(
+    arguments: str, deployments: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_ray_config(with_model(arguments, deployments), FILE)
+
+
+def test_the_line_that_turns_small_on_is_in_the_file() -> None:
+    text = FILE.read_text(encoding="utf-8")
+    line = next(line for line in text.splitlines() if line.startswith("  # - {name: llm-small"))
+    config = parse_ray_config(text.replace(line, line.replace("# - ", "- ")), FILE)
+    assert config.app.models["small"].data_parallel_size == 2
+
+
+@pytest.mark.requires("vllm")
+def test_up_refuses_ranks_that_do_not_fit_its_nodes(mixture: str, home: Home) -> None:
+    config = parse_ray_config(with_model(f"source: '{mixture}', engine: vllm, data_parallel_size: 2"), FILE)
+    with pytest.raises(StartRefused, match=r"ranks of mixture: .* does not fit"):
+        supervisor.refuse_unless_planned(config, home, nodes(GIB))
+    assert explain(list(check_ranks(config, home, nodes(100 * GIB)))) == ""
+
+
+def test_trace_and_plan_beside_the_file_are_found_from_every_folder(tmp_path: Path) -> None:
+    arguments = "data_parallel_size: 2, expert_placement: planned, expert_trace: trace.json, plan: ./plan.json"
+    found = parse_ray_config(with_model(arguments), tmp_path / "ray_config.yaml").app.models["mixture"]
+    assert found.expert_trace == str(tmp_path / "trace.json")
+    assert found.plan == str(tmp_path / "plan.json")
