@@ -23,7 +23,8 @@ from cluster.engines.parallelism import Parallelism
 from cluster.engines.settings import EngineSettings
 from cluster.expert_load import ExpertLoad
 
-START_LIMIT_S = 240
+# What an engine in this very process may have set for itself.
+_LEFT_BY_ENGINES = ("TORCHDYNAMO_DISABLE", "OMP_NUM_THREADS", "WINDFARM_ENGINE_PARENT", "LD_PRELOAD")
 Prompts = Sequence[Sequence[int]]
 
 
@@ -41,7 +42,8 @@ class EngineProcess:
             stderr=subprocess.STDOUT if log is not None else None,
             pass_fds=[writer],
             text=True,
-            env={**os.environ, "CI": "", **(environment or {})},
+            env={name: value for name, value in os.environ.items() if name not in _LEFT_BY_ENGINES}
+            | (environment or {}),
         )
         os.close(writer)
         self._answers = os.fdopen(reader)

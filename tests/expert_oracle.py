@@ -21,11 +21,16 @@ Tokens = Sequence[int]
 
 @dataclass(slots=True)
 class Verdict:
-    """`exact` of `prompts` answers are Transformers' own; of their tokens `near_ties` are the second of two equals."""
+    """`exact` of `prompts` answers are Transformers' own; of their tokens `near_ties` are the second of two equals.
+
+    `largest_gap`: how far below Transformers' best logit a token was at most, in all answers. Engines that compute in
+    half precision take tokens a little below the best; wrong experts take tokens far below.
+    """
 
     prompts: int = 0
     exact: int = 0
     near_ties: int = 0
+    largest_gap: float = 0.0
     differences: list[str] = field(default_factory=list)
 
 
@@ -38,7 +43,7 @@ class Reference:
 
         torch.set_num_threads(threads)
         self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        self._seen: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[int, str]] = {}
+        self._seen: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[int, float, str]] = {}
 
     def judge(self, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> Verdict:
         verdict = Verdict()
@@ -46,8 +51,9 @@ class Reference:
             key = (tuple(prompt), tuple(answer))
             if key not in self._seen:
                 self._seen[key] = self._judge_one(*key)
-            near_ties, difference = self._seen[key]
+            near_ties, gap, difference = self._seen[key]
             verdict.prompts += 1
+            verdict.largest_gap = max(verdict.largest_gap, gap)
             if difference:
                 verdict.differences.append(difference)
             else:
@@ -55,18 +61,24 @@ class Reference:
                 verdict.near_ties += near_ties
         return verdict
 
-    def _judge_one(self, prompt: Tokens, answer: Tokens) -> tuple[int, str]:
-        """Near ties, and where the answer leaves the reference's ("" if nowhere)."""
-        best = self._forward([*prompt, *answer]).logits[0, len(prompt) - 1 : -1].topk(2)
-        near_ties = 0
+    def _judge_one(self, prompt: Tokens, answer: Tokens) -> tuple[int, float, str]:
+        """Near ties, the largest gap, and where the answer first leaves the reference's ("" if nowhere)."""
+        import torch
+
+        logits = self._forward([*prompt, *answer]).logits[0, len(prompt) - 1 : -1]
+        best = logits.topk(2)
+        gaps = best.values[:, 0] - logits.gather(1, torch.tensor(answer)[:, None])[:, 0]
+        near_ties, difference = 0, ""
         for place, token in enumerate(answer):
             (first, second), (top, next_best) = best.values[place].tolist(), best.indices[place].tolist()
             if token == top:
                 continue
-            if token != next_best or first - second >= NEAR_TIE:
-                return near_ties, f"token {place}: {token}, but {top} leads {next_best} by {first - second:.2g}"
-            near_ties += 1
-        return near_ties, ""
+            if token == next_best and first - second < NEAR_TIE:
+                near_ties += 1
+                continue
+            difference = f"token {place}: {token}, but {top} leads {next_best} by {first - second:.2g}"
+            break
+        return near_ties, float(gaps.max()), difference
 
     def routed(self, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[list[int]]:
         """Tokens routed to each expert in each layer, [layer][expert]; an answer's last token goes through no layer."""
@@ -113,3 +125,10 @@ def swap_map_entries(worker: Any, layer: int, first: int, second: int) -> None:
     modules = [module for module in worker.model_runner.model.modules() if type(module).__name__ == "RoutedExperts"]
     expert_map = modules[layer]._expert_map
     expert_map[[first, second]] = expert_map[[second, first]]
+
+
+def num_compiled_graphs(worker: Any) -> int:
+    """Runs in a worker."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])

@@ -68,9 +68,9 @@ class VllmEngine:
         self._template: ChatTemplate = template_from_folder(self._folder, model=settings.model)
         self._max_context = _max_context(settings, self._config)
         settings.parallelism.check(
-            num_layers=self._config["num_hidden_layers"],
+            num_layers=self._config.get("num_hidden_layers", 0),
             num_experts=num_experts(self._config),
-            num_heads=self._config["num_attention_heads"],
+            num_heads=self._config.get("num_attention_heads", 0),
         )
         self._admission = Admission(settings.parallel_requests, settings.max_queued_requests)
         self._engine: Any = None
@@ -103,6 +103,9 @@ class VllmEngine:
         self._starter = _Starter(self._load)
         try:
             self._engine = await asyncio.wrap_future(self._starter.result)
+        except ClusterError:
+            await self.stop()
+            raise
         except (RuntimeError, ValueError, OSError) as error:
             await self.stop()
             raise ModelDamaged(
@@ -111,7 +114,11 @@ class VllmEngine:
             ) from error
         finally:
             self._processes = [process for process in _descendants() if process.pid not in others]
-        await self._begin_counting()
+        try:
+            await self._begin_counting()
+        except BaseException:
+            await self.stop()
+            raise
         self._default_sampling = dict(self._engine.model_config.get_diff_sampling_param())
         self._tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
         # A question that travels through the engine process's own loop and back.
@@ -135,11 +142,7 @@ class VllmEngine:
     async def _begin_counting(self) -> None:
         parallelism = self._settings.parallelism
         if self._is_cpu and needs_plugin(parallelism):
-            try:
-                await check_parts(self._engine)
-            except ClusterError:
-                await self.stop()
-                raise
+            await check_parts(self._engine)
         elif parallelism.count_experts and num_experts(self._config):
             self._output_counts = OutputCounts(parallelism, self._config)
 

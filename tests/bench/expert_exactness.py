@@ -27,7 +27,8 @@ def measure_exactness(models: Models, number: int, only: Sequence[str]) -> dict[
     for name, parallelism in _ways(loads):
         if only and name not in only and name != "1 rank":
             continue
-        with replica(models.distinct, parallelism, dtype="float32") as running:
+        options = {"enforce_eager": False} if name.endswith("compiled") else {}
+        with replica(models.distinct, parallelism, dtype="float32", **options) as running:
             answers = running.generate(prompts, ANSWER)
             if not loads:
                 loads.extend(running.loads()[0].tokens.tolist())
@@ -55,6 +56,9 @@ def _ways(loads: list[list[int]]) -> Iterator[tuple[str, Parallelism]]:
             more: dict[str, Any] = {"count_experts": True, "expert_placement": experts}
             yield f"{ranks} ranks, one engine, {placement}", Parallelism(ranks, enable_expert_parallel=True, **more)
             yield f"{ranks} ranks, gang, {placement}", gang(ranks, **more)
+    more = {"count_experts": True, "expert_placement": planned(loads, 2)}
+    yield "2 ranks, one engine, planned, compiled", Parallelism(2, enable_expert_parallel=True, **more)
+    yield "2 ranks, gang, planned, compiled", gang(2, **more)
     more = {"count_experts": True, "expert_placement": planned(loads, 4)}
     yield "4 ranks, gang of 2 engines, planned", gang(2, tensor=2, **more)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +34,36 @@ def throughput(running: Replica, prompts: list[list[int]], answer: int = ANSWER)
 
 
 def measure_ratio(models: Models, times: int) -> dict[str, Any]:
-    """Two ranks with a core each against one rank with a core, as one engine and as a gang; bfloat16, 32 sequences."""
+    """Two ranks with a core each against one rank with a core, as one engine and as a gang; bfloat16, 32 sequences.
+
+    Experts are placed by the load that the one rank measured on other prompts; all engines count.
+    """
     prompts = questions(models.distinct, SEQUENCES)
-    bf16 = {"dtype": "bfloat16"}
-    kinds = {
-        "one": lambda: replica(models.distinct, Parallelism(), **bf16),
-        "engine": lambda: replica(models.distinct, TWO, **bf16),
-        "gang": lambda: replica(models.distinct, gang(2), **bf16),
-    }
+    loads: list[list[int]] = []
+
+    def make(parallelism: Parallelism) -> Replica:
+        return replica(models.distinct, parallelism, dtype="bfloat16")
+
+    def one() -> Replica:
+        running = make(Parallelism(count_experts=True))
+        running.generate(questions(models.distinct, SEQUENCES, skip=SEQUENCES), ANSWER)
+        loads.extend(running.loads()[0].tokens.tolist())
+        return running
+
+    def engine() -> Replica:
+        return make(replace(TWO, count_experts=True, expert_placement=planned(loads, 2)))
+
+    def gang_of_two() -> Replica:
+        return make(gang(2, count_experts=True, expert_placement=planned(loads, 2)))
+
+    kinds = {"one": one, "engine": engine, "gang": gang_of_two}
     values = alternate(kinds, lambda _, running: throughput(running, prompts), times)
     shares = {}
-    for name, make in list(kinds.items())[1:]:
-        with make() as running:
+    for name, start in (("engine", engine), ("gang", gang_of_two)):
+        with start() as running:
             throughput(running, prompts, 8)
             running.call(install_timers)
-            throughput(running, prompts, ANSWER)
+            throughput(running, prompts)
             seconds = running.call(read_timers)
         shares[name] = round(statistics.mean(each["exchange"] / each["step"] for each in seconds), 3)
     ratios = {name: round(ratio(values, name, "one"), 3) for name in shares}

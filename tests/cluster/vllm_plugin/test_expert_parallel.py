@@ -18,7 +18,7 @@ from cluster.weights.dense_twins import sliding_window_twin
 from cluster.weights.prepare import prepare
 from cluster.weights.upcycle import MixtureRecipe, upcycle
 from tests.engine_process import Replica, gang
-from tests.expert_oracle import Reference, shortened, swap_map_entries
+from tests.expert_oracle import Reference, num_compiled_graphs, shortened, swap_map_entries
 
 pytestmark = [pytest.mark.integration, pytest.mark.requires("vllm"), pytest.mark.timeout(400)]
 
@@ -144,11 +144,12 @@ def test_an_idle_rank_of_a_gang_computes_for_the_other_and_counts_nothing_of_its
     assert_pairs_exact(gang_of_four)
 
 
-def test_identical_experts_answer_as_their_dense_parent_on_two_data_parallel_ranks(parent: Path) -> None:
+def test_identical_experts_answer_as_their_dense_parent_on_two_ranks_that_compile(parent: Path) -> None:
     folder = parent.parent / "identical"
     upcycle(parent, folder, MixtureRecipe(dtype="float32"))
     placement = tuple(tuple(1 - rank for rank in layer) for layer in PLACEMENT)
-    with engine(folder, gang(2, expert_placement=placement)) as replica:
+    with engine(folder, gang(2, expert_placement=placement), enforce_eager=False) as replica:
+        assert min(replica.call(num_compiled_graphs)) > 0
         verdict = Reference(parent).judge(SHORT, replica.generate(SHORT, ANSWER))
     assert verdict.differences == []
 
