@@ -123,10 +123,11 @@ def _follow_plan(config: ModelConfig, request: PlanRequest, topology: Topology, 
 def model_shape(config: ModelConfig, home: Home) -> ModelShape:
     """From the checkpoint's own config.json. Prepares the files where needed."""
     resolved = resolve(config.source)
-    return replace(find_shape(str(_folder(config, home))), name=resolved.name)
+    return replace(find_shape(str(model_folder(config, home))), name=resolved.name)
 
 
-def _folder(config: ModelConfig, home: Home) -> Path:
+def model_folder(config: ModelConfig, home: Home) -> Path:
+    """The checkpoint. Prepares the files where needed."""
     resolved = resolve(config.source)
     return resolved.path or prepare(resolved, "hf", home)
 
@@ -141,7 +142,7 @@ def _loads(config: ModelConfig, shape: ModelShape, home: Home) -> ExpertLoads | 
     """The load that experts are placed by. A trace of another model is refused."""
     if config.expert_placement == "linear" or config.expert_trace is None:
         return None
-    return read_trace(Path(config.expert_trace)).loads_for(shape, fingerprint(_folder(config, home)))
+    return read_trace(Path(config.expert_trace)).loads_for(shape, fingerprint(model_folder(config, home)))
 
 
 def _rank_memory(config: ModelConfig, needed: int) -> int:
