@@ -1,15 +1,17 @@
 """Counts in each worker which experts the router chose, and which pairs of token and expert were computed.
 
 On where the engine asks for it. Per layer a token adds one to each pair of experts that it chose together; the diagonal
-of that matrix is the number of tokens per expert. It is one small matrix product per layer and step. A data-parallel
-rank counts the tokens that it routed itself, never those that other ranks sent to its experts; rows that only fill a
-batch (an idle rank's, or padding) are counted apart, so that nothing that was computed is missing from the books.
+of that matrix is the number of tokens per expert. A data-parallel rank counts the tokens that it routed itself, never
+those that other ranks sent to its experts; rows that only fill a batch (an idle rank's, or padding) are counted apart,
+so that nothing that was computed is missing from the books.
+
+While a step runs the layers' choices are only kept; they are counted together when it has ended, with a few operations
+for all layers, because each operation costs as much as ten tokens.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cluster.vllm_plugin.options import counts_experts
@@ -18,60 +20,96 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(slots=True)
-class LayerCounts:
-    """Counts of one layer in this process, in float64: exact up to 2**53, and what matrix products give.
+class ExpertCounts:
+    """Counts of one process, in float64: exact up to 2**53, and what matrix products give.
 
-    `together[a, b]`: tokens of this rank's own requests that went to both a and b; the diagonal: to a. `filling[e]`:
-    rows of this rank that belong to no request. `computed[e]`: rows that this rank computed, whoever routed them.
+    `together[layer, a, b]`: tokens of this rank's own requests that went to both a and b; the diagonal: to a.
+    `filling[layer, e]`: rows of this rank that belong to no request. `computed[layer, e]`: rows that this rank
+    computed, whoever routed them. Layers are numbered in the order in which they were added.
     """
 
-    num_experts: int
-    together: torch.Tensor = field(init=False)
-    filling: torch.Tensor = field(init=False)
-    computed: torch.Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
+        self.is_on = False
+        self.num_real = 0
+        """Rows of requests in the step that runs; they come before rows that fill the batch."""
+        self._held: list[torch.Tensor] = []
+        self._num_experts = 0
+        self._routed: list[torch.Tensor] = []
+        self._routed_layers: list[int] = []
+        self._computed: list[torch.Tensor] = []
+        self._computed_layers: list[int] = []
         self.reset()
 
+    def add_layer(self, num_experts: int, held: torch.Tensor | None) -> int:
+        """`held`: the expert behind each local id; None where all experts are local. Returns the layer's number."""
+        import torch
+
+        self._held.append(torch.arange(num_experts) if held is None else held)
+        self._num_experts = num_experts
+        self.reset()
+        return len(self._held) - 1
+
     def reset(self) -> None:
         import torch
 
-        self.together = torch.zeros((self.num_experts, self.num_experts), dtype=torch.float64)
-        self.filling = torch.zeros(self.num_experts, dtype=torch.float64)
-        self.computed = torch.zeros(self.num_experts, dtype=torch.float64)
-
-    def note_routed(self, ids: torch.Tensor, num_real: int) -> None:
-        """`ids` [rows, experts per token] of this rank; the first `num_real` rows belong to requests."""
-        if num_real:
-            chosen = _one_hot(ids[:num_real], self.num_experts)
-            self.together += chosen.T @ chosen
-        if num_real < ids.shape[0]:
-            self.filling += _one_hot(ids[num_real:], self.num_experts).sum(0)
-
-    def note_computed(self, ids: torch.Tensor) -> None:
-        """`ids` [pairs], over all experts of the layer."""
-        import torch
-
-        self.computed += torch.bincount(ids.flatten(), minlength=self.num_experts)
-
-
-@dataclass(slots=True)
-class WorkerCounts:
-    """What one worker process counts. `num_real` is the number of rows of requests in the step that runs."""
-
-    is_on: bool = False
-    layers: dict[int, LayerCounts] = field(default_factory=dict)
-    num_real: int = 0
-    since: float = field(default_factory=time.time)
-
-    def reset(self) -> None:
-        for layer in self.layers.values():
-            layer.reset()
+        layers, experts = len(self._held), self._num_experts
+        self._drop()
+        self.together = torch.zeros((layers, experts, experts), dtype=torch.float64)
+        self.filling = torch.zeros((layers, experts), dtype=torch.float64)
+        self.computed = torch.zeros((layers, experts), dtype=torch.float64)
         self.since = time.time()
 
+    def note_routed(self, layer: int, ids: torch.Tensor) -> None:
+        """`ids` [rows, experts per token] that this rank routed."""
+        if layer in self._routed_layers:  # a new step has begun where nobody said that one ended
+            self.end_step()
+        self._routed.append(ids)
+        self._routed_layers.append(layer)
 
-counts = WorkerCounts()
+    def note_computed(self, layer: int, local_ids: torch.Tensor) -> None:
+        """`local_ids` [pairs] that this rank computes."""
+        self._computed.append(local_ids.flatten())
+        self._computed_layers.append(layer)
+
+    def begin_step(self, num_real: int) -> None:
+        self.end_step()
+        self.num_real = num_real
+
+    def end_step(self) -> None:
+        """Counts what was kept."""
+        if self._routed:
+            self._count_routed()
+        if self._computed:
+            self._count_computed()
+        self._drop()
+
+    def _count_routed(self) -> None:
+        import torch
+
+        ids = torch.stack(self._routed).long()
+        real = min(self.num_real, ids.shape[1])
+        chosen = torch.zeros((*ids.shape[:2], self._num_experts)).scatter_(2, ids, 1.0)
+        if real:
+            requests = chosen[:, :real]
+            self.together[self._routed_layers] += requests.transpose(1, 2) @ requests
+        if real < ids.shape[1]:
+            self.filling[self._routed_layers] += chosen[:, real:].sum(1)
+
+    def _count_computed(self) -> None:
+        import torch
+
+        layers = torch.tensor(self._computed_layers)
+        of_pair = layers.repeat_interleave(torch.tensor([len(ids) for ids in self._computed]))
+        held = torch.stack(self._held)[of_pair, torch.cat(self._computed).long()]
+        counted = torch.bincount(of_pair * self._num_experts + held, minlength=self.computed.numel())
+        self.computed += counted.view_as(self.computed)
+
+    def _drop(self) -> None:
+        self._routed, self._routed_layers, self._computed, self._computed_layers = [], [], [], []
+        self.num_real = 0
+
+
+counts = ExpertCounts()
 """Of this process."""
 
 
@@ -91,12 +129,14 @@ def _count_requests_in(worker: Any) -> None:
         return load(self, *args, **more)
 
     def execute_model(self: Any, scheduler_output: Any) -> Any:
+        if not counts.is_on:
+            return execute(self, scheduler_output)
         # Whatever runs outside of this (an idle rank's step, warming up) is no request's.
-        counts.num_real = scheduler_output.total_num_scheduled_tokens
+        counts.begin_step(scheduler_output.total_num_scheduled_tokens)
         try:
             return execute(self, scheduler_output)
         finally:
-            counts.num_real = 0
+            counts.end_step()
 
     worker.load_model = load_model
     worker.execute_model = execute_model
@@ -107,34 +147,30 @@ def _count_choices_in(experts: Any) -> None:
 
     def process_weights_after_loading(self: Any, layer: Any) -> None:
         load(self, layer)
-        self.layer_counts = None
+        self.counted_layer = None
         if counts.is_on:
-            number = extract_layer_index(layer.layer_name)
-            self.layer_counts = counts.layers.setdefault(number, LayerCounts(layer.global_num_experts))
-            # None: there is no expert map, this rank computes all pairs.
-            self.held = None if layer.expert_map is None else _held_experts(layer.expert_map)
+            self.computes_all = layer.expert_map is None
+            held = None if self.computes_all else held_experts(layer.expert_map)
+            self.counted_layer = counts.add_layer(layer.global_num_experts, held)
 
     def select_experts(self: Any, *args: Any, **more: Any) -> Any:
         weights, ids = select(self, *args, **more)
-        if self.layer_counts is not None:
-            own = _own_rows(ids)
-            self.layer_counts.note_routed(own, min(counts.num_real, own.shape[0]))
-            if self.held is None:
-                self.layer_counts.note_computed(ids)
+        if self.counted_layer is not None:
+            counts.note_routed(self.counted_layer, _own_rows(ids))
+            if self.computes_all:
+                counts.note_computed(self.counted_layer, ids)
         return weights, ids
 
     def note_computed(self: Any, local_ids: torch.Tensor) -> None:
-        if self.layer_counts is not None:
-            self.layer_counts.note_computed(self.held[local_ids])
-
-    from vllm.model_executor.models.utils import extract_layer_index
+        if self.counted_layer is not None:
+            counts.note_computed(self.counted_layer, local_ids)
 
     experts.process_weights_after_loading = process_weights_after_loading
     experts._select_experts = select_experts
     experts.note_computed = note_computed
 
 
-def _held_experts(expert_map: torch.Tensor) -> torch.Tensor:
+def held_experts(expert_map: torch.Tensor) -> torch.Tensor:
     """The expert behind each local id."""
     held = (expert_map >= 0).nonzero().flatten()
     return held[expert_map[held].argsort()]
@@ -152,9 +188,3 @@ def _own_rows(ids: torch.Tensor) -> torch.Tensor:
     parts = len(sizes) // group.world_size
     first = sum(sizes[: group.rank_in_group * parts])
     return ids[first : first + sum(sizes[group.rank_in_group * parts :][:parts])]
-
-
-def _one_hot(ids: torch.Tensor, num_experts: int) -> torch.Tensor:
-    import torch
-
-    return torch.zeros((ids.shape[0], num_experts)).scatter_(1, ids.long(), 1.0)

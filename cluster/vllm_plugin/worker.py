@@ -19,14 +19,10 @@ class WindfarmWorker:
         return list(cluster.vllm_plugin.parts)
 
     def windfarm_expert_counts(self) -> dict[str, Any]:
-        """Counts since the last reset, layers ascending; see `LayerCounts` for their meaning."""
-        layers = [counts.layers[number] for number in sorted(counts.layers)]
-        return {
-            "since": counts.since,
-            "together": [layer.together.long().tolist() for layer in layers],
-            "filling": [layer.filling.long().tolist() for layer in layers],
-            "computed": [layer.computed.long().tolist() for layer in layers],
-        }
+        """Counts since the last reset, by layer; see `ExpertCounts` for their meaning."""
+        counts.end_step()
+        names = ("together", "filling", "computed")
+        return {"since": counts.since} | {name: getattr(counts, name).long().tolist() for name in names}
 
     def windfarm_reset_expert_counts(self) -> None:
         counts.reset()

@@ -181,9 +181,9 @@ def turn_counters(worker: Any, on: bool) -> None:
         if kernel is None or type(module).__name__ != "RoutedExperts":
             continue
         experts = kernel.fused_experts
-        if not hasattr(experts, "counts_kept_aside"):
-            experts.counts_kept_aside = experts.layer_counts
-        experts.layer_counts = experts.counts_kept_aside if on else None
+        if not hasattr(experts, "layer_kept_aside"):
+            experts.layer_kept_aside = experts.counted_layer
+        experts.counted_layer = experts.layer_kept_aside if on else None
 
 
 FUNCTIONS = {function.__name__: function for function in (install_timers, read_timers, turn_counters)}

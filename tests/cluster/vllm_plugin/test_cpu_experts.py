@@ -76,20 +76,56 @@ def test_a_plan_that_does_not_fit_the_room_is_refused() -> None:
 
 
 def test_counts_of_requests_and_of_filling_rows_are_kept_apart(routed) -> None:
-    from cluster.vllm_plugin.expert_counters import LayerCounts
+    from cluster.vllm_plugin.expert_counters import ExpertCounts
 
     _, ids, _ = routed
-    layer = LayerCounts(EXPERTS)
-    layer.note_routed(ids, TOKENS - 2)
-    layer.note_computed(ids)
-    chosen = [set(pair) for pair in ids.tolist()]
-    for a in range(EXPERTS):
-        for b in range(EXPERTS):
-            assert layer.together[a, b] == sum({a, b} <= pair for pair in chosen[:-2])
-        assert layer.filling[a] == sum(a in pair for pair in chosen[-2:])
-    assert (layer.together.diag() + layer.filling).tolist() == layer.computed.tolist()
-    layer.reset()
-    assert layer.together.sum() == layer.filling.sum() == layer.computed.sum() == 0
+    layers = [ids, ids.flip(0)]
+    counts = ExpertCounts()
+    for layer in (0, 1):
+        assert counts.add_layer(EXPERTS, None) == layer
+    counts.begin_step(TOKENS - 2)
+    for layer, chosen in enumerate(layers):
+        counts.note_routed(layer, chosen)
+        counts.note_computed(layer, chosen)
+    counts.end_step()
+    for layer, chosen in enumerate(layers):
+        sets = [set(pair) for pair in chosen.tolist()]
+        for a in range(EXPERTS):
+            for b in range(EXPERTS):
+                assert counts.together[layer, a, b] == sum({a, b} <= pair for pair in sets[:-2])
+            assert counts.filling[layer, a] == sum(a in pair for pair in sets[-2:])
+        whole = counts.together[layer].diag() + counts.filling[layer]
+        assert whole.tolist() == counts.computed[layer].tolist()
+    counts.reset()
+    assert counts.together.sum() == counts.filling.sum() == counts.computed.sum() == 0
+
+
+def test_steps_that_no_request_is_in_only_fill(routed) -> None:
+    from cluster.vllm_plugin.expert_counters import ExpertCounts
+
+    _, ids, _ = routed
+    counts = ExpertCounts()
+    counts.add_layer(EXPERTS, None)
+    for _ in range(3):  # nobody says that a step begins or ends
+        counts.note_routed(0, ids[:1])
+    counts.end_step()
+    assert counts.together.sum() == 0
+    assert counts.filling.sum() == 3 * CHOSEN
+
+
+def test_computed_pairs_are_counted_by_the_expert_behind_the_local_id() -> None:
+    import torch
+
+    from cluster.vllm_plugin.expert_counters import ExpertCounts, held_experts
+
+    counts = ExpertCounts()
+    counts.add_layer(4, held_experts(torch.tensor([-1, 1, -1, 0])))
+    counts.add_layer(4, held_experts(torch.tensor([0, -1, 1, -1])))
+    counts.begin_step(3)
+    counts.note_computed(0, torch.tensor([0, 0, 1], dtype=torch.int32))
+    counts.note_computed(1, torch.tensor([], dtype=torch.int32))
+    counts.end_step()
+    assert counts.computed.tolist() == [[0, 1, 0, 2], [0, 0, 0, 0]]
 
 
 def test_counts_of_reported_experts_are_those_of_the_counters(routed) -> None:
@@ -97,7 +133,7 @@ def test_counts_of_reported_experts_are_those_of_the_counters(routed) -> None:
 
     from cluster.engines.parallelism import Parallelism
     from cluster.engines.vllm_experts import OutputCounts
-    from cluster.vllm_plugin.expert_counters import LayerCounts
+    from cluster.vllm_plugin.expert_counters import ExpertCounts
 
     _, ids, _ = routed
     config = {"num_local_experts": EXPERTS, "num_hidden_layers": 2, "num_experts_per_tok": CHOSEN}
@@ -105,8 +141,11 @@ def test_counts_of_reported_experts_are_those_of_the_counters(routed) -> None:
     both = np.stack([ids.numpy(), ids.flip(0).numpy()], axis=1)
     reported.note(both[:4].astype(np.int16))
     reported.note(both[4:].astype(np.int16))
-    layer = LayerCounts(EXPERTS)
-    layer.note_routed(ids, TOKENS)
+    counts = ExpertCounts()
+    counts.add_layer(EXPERTS, None)
+    counts.begin_step(TOKENS)
+    counts.note_routed(0, ids)
+    counts.end_step()
     load = reported.load()
-    assert load.pairs.tolist() == [layer.together.long().tolist()] * 2
+    assert load.pairs.tolist() == counts.together.long().tolist() * 2
     assert load.num_tokens == TOKENS
