@@ -55,8 +55,9 @@ bench-experts: setup-dev ## Experts in pieces: exactness, balance, speed of two 
 lock: setup-dev ## Resolve requirements/*.in again (ARGS=--upgrade: newest versions)
 	@$(BIN)/python -m infra.setup.lock $(ARGS)
 
-screenshots: setup-dev ## Take the pictures of the README again, from the real page in a real browser
+screenshots: setup-dev ## Take the pictures of the README again, from the real page and the real commands
 	@$(BIN)/python -m tests.e2e.screenshots $(ARGS)
+	@$(BIN)/python -m tests.e2e.terminal_pictures $(ARGS)
 
 manifests: setup-dev ## Write infra/kuberay/*.yaml again, each by the command in its first line
 	@$(BIN)/python -m infra.kuberay.write

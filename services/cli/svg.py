@@ -19,14 +19,23 @@ SvgOption = Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="S
 
 # rich lets a font be loaded from the network.
 _FONT_FACES = re.compile(r"\s*@font-face \{.*?\}", re.DOTALL)
+# Lines; a longer drawing is not cut. Given so that the width is not taken from the terminal.
+_HEIGHT = 50
 
 
 def save_svg(path: Path, title: str, draw: Callable[[Console], None], width: int = 110) -> None:
     """Write what `draw` prints to a console of `width` columns. The same drawing gives the same file."""
     from rich.console import Console
 
+    # Size and colours of the picture do not depend on the terminal of the moment.
     console = Console(
-        file=StringIO(), record=True, width=width, force_terminal=True, color_system="truecolor", legacy_windows=False
+        file=StringIO(),
+        record=True,
+        width=width,
+        height=_HEIGHT,
+        force_terminal=True,
+        color_system="truecolor",
+        no_color=False,
     )
     draw(console)
     try:

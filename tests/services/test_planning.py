@@ -108,3 +108,11 @@ def test_the_picture_is_the_drawing_and_loads_nothing_from_the_network(tmp_path:
 def test_a_picture_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     answer = run(tmp_path, "small", "--nodes", str(NODES / "16-cpu.yaml"), "--svg", str(tmp_path / "no" / "a.svg"))
     assert "cannot be written" in str(answer.exception)
+
+
+def test_the_readmes_picture_is_what_the_command_draws_today(tmp_path: Path) -> None:
+    """After a wanted change: `make screenshots`."""
+    asked = ["mixtral-8x7b", "--nodes", "infra/nodes/mixtral-2x4x40gb.yaml", "--replicas", "2"]
+    assert run(tmp_path, *asked, "--svg", str(tmp_path / "plan.svg")).exit_code == 0
+    drawn = (tmp_path / "plan.svg").read_text()
+    assert drawn == (NODES.parent / "images" / "plan.svg").read_text()
