@@ -98,7 +98,8 @@ def redundant_placement(loads: Sequence[float], num_ranks: int, num_redundant: i
     """Place all experts and `num_redundant` copies, copies on different ranks where there are enough.
 
     The expert with the highest load per copy gets the next copy (greedy rule of DeepSeek's EPLB), then the copies are
-    dealt out, heaviest first, to the least loaded rank that has room and no copy of it yet.
+    dealt out, heaviest first, to the least loaded rank that has room and no copy of it yet, and swapped between ranks
+    for as long as that helps.
     """
     num_slots = len(loads) + num_redundant
     size = _experts_per_rank(num_slots, num_ranks, what="experts with their copies")
@@ -114,7 +115,9 @@ def redundant_placement(loads: Sequence[float], num_ranks: int, num_redundant: i
         # Experts with many copies first among equals: they have the fewest ranks to choose from.
         key=lambda item: (-item[0], -copies[item[1]], item[1]),
     )
-    return RedundantPlacement(_deal(items, num_ranks, size), tuple(copies))
+    dealt = [list(experts) for experts in _deal(items, num_ranks, size)]
+    per_copy = [load / number for load, number in zip(loads, copies, strict=True)]
+    return RedundantPlacement(_improve_by_swaps(per_copy, dealt), tuple(copies))
 
 
 def _deal(items: Sequence[tuple[float, int]], num_ranks: int, size: int) -> Partition:
@@ -187,6 +190,8 @@ def _best_swap(
         if other == top:
             continue
         for mine, theirs in itertools.product(ranks[top], ranks[other]):
+            if mine in ranks[other] or theirs in ranks[top]:
+                continue  # two copies on one rank would share nothing
             moved = loads[mine] - loads[theirs]
             result = max(weight[top] - moved, weight[other] + moved)
             if result < lowest * (1 - 1e-12):
