@@ -1,6 +1,6 @@
 """From a question to passages: embed it, search by meaning and by words, fuse, keep the best.
 
-`retrieve` is the plain function that the service calls; `HybridRetriever` is the same behind LangChain's interface.
+`HybridRetriever` does it behind LangChain's interface; `retrieve` gives what it finds as passages, for the service.
 Only active versions of documents are found. Who may read which collection is decided before.
 """
 
@@ -19,7 +19,7 @@ from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict
 
 from rag.fusion import FusionMethod, fuse
-from rag.types import Embedder, Passage
+from rag.types import Embedder, Passage, StoredChunk
 from rag.vector_store import ScoredChunk
 
 
@@ -54,13 +54,9 @@ async def retrieve(
     store: Searches,
     settings: RetrievalSettings,
 ) -> list[Passage]:
-    """The best passages for a question, best first."""
-    if not query.strip() or not collection_ids:
-        return []
-    vector = (await embedder.embed_queries([query]))[0]
-    candidates = max(settings.candidates, settings.top_k)
-    found = await asyncio.to_thread(store.search, collection_ids, vector=vector, text=query, limit=candidates)
-    return rank(found, settings)
+    """What `HybridRetriever` finds, as passages, best first."""
+    retriever = HybridRetriever(collection_ids=list(collection_ids), embedder=embedder, store=store, settings=settings)
+    return [to_passage(document) for document in await retriever.ainvoke(query)]
 
 
 def rank(found: Sequence[ScoredChunk], settings: RetrievalSettings) -> list[Passage]:
@@ -80,7 +76,7 @@ def _passage(hit: ScoredChunk, score: float) -> Passage:
 
 
 class HybridRetriever(BaseRetriever):
-    """LangChain's view of `retrieve`: text in, `Document`s out, with what a citation needs as metadata."""
+    """Text in, LangChain's `Document`s out, best first, with what a citation needs as metadata."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
@@ -88,7 +84,7 @@ class HybridRetriever(BaseRetriever):
     embedder: Any
     """An `Embedder`."""
     store: Any
-    """A `VectorStore`."""
+    """A `VectorStore`, or what of it is `Searches`."""
     settings: RetrievalSettings = RetrievalSettings()
 
     async def _aget_relevant_documents(
@@ -101,25 +97,49 @@ class HybridRetriever(BaseRetriever):
         return asyncio.run(self._documents(query))
 
     async def _documents(self, query: str) -> list[Document]:
-        passages = await retrieve(
-            query, self.collection_ids, embedder=self.embedder, store=self.store, settings=self.settings
-        )
-        return [to_document(passage) for passage in passages]
+        if not query.strip() or not self.collection_ids:
+            return []
+        vector = (await self.embedder.embed_queries([query]))[0]
+        limit = max(self.settings.candidates, self.settings.top_k)
+        found = await asyncio.to_thread(self.store.search, self.collection_ids, vector=vector, text=query, limit=limit)
+        return [to_document(passage) for passage in rank(found, self.settings)]
+
+
+_LEG_SCORE = "_score"
+_SAME_NAMES = (
+    "collection_id",
+    "document_id",
+    "version_id",
+    "title",
+    "page",
+    "start",
+    "end",
+    "index",
+    "language",
+)
 
 
 def to_document(passage: Passage) -> Document:
     chunk = passage.chunk
     metadata = {
-        "collection_id": chunk.collection_id,
-        "document_id": chunk.document_id,
-        "version_id": chunk.version_id,
+        **{name: getattr(chunk, name) for name in _SAME_NAMES},
         "document": chunk.document_name,
-        "title": chunk.title,
         "headings": list(chunk.headings),
-        "page": chunk.page,
-        "start": chunk.start,
-        "end": chunk.end,
         "score": passage.score,
-        **{f"{leg}_score": score for leg, score in passage.leg_scores.items()},
+        **{f"{leg}{_LEG_SCORE}": score for leg, score in passage.leg_scores.items()},
     }
     return Document(id=chunk.chunk_id, page_content=chunk.text, metadata=metadata)
+
+
+def to_passage(document: Document) -> Passage:
+    """The reverse of `to_document`: nothing is lost on the way."""
+    known = document.metadata
+    chunk = StoredChunk(
+        chunk_id=str(document.id),
+        document_name=known["document"],
+        text=document.page_content,
+        headings=tuple(known["headings"]),
+        **{name: known[name] for name in _SAME_NAMES},
+    )
+    legs = {name.removesuffix(_LEG_SCORE): score for name, score in known.items() if name.endswith(_LEG_SCORE)}
+    return Passage(chunk, known["score"], legs)

@@ -61,8 +61,11 @@ class InferenceRoutes:
         if request.model != self._embedding_model:
             raise unknown_model(request.model, [self._embedding_model])
         call.model = request.model
-        kind = request.input_type or "query"
-        result = await until_client_leaves(call.receive, self._embedding.call("embed", request.texts(), kind))
+        if ids := request.token_ids():
+            asked = self._embedding.call("embed_token_ids", ids)
+        else:
+            asked = self._embedding.call("embed", request.texts(), request.input_type or "query")
+        result = await until_client_leaves(call.receive, asked)
         dimension = int(result.vectors.shape[1])
         if request.dimensions not in (None, dimension):
             raise invalid(

@@ -377,25 +377,35 @@ class EmbeddingRequest(RequestBody):
     user: str | None = None
 
     @model_validator(mode="after")
-    def _is_text(self) -> EmbeddingRequest:
-        texts = [self.input] if isinstance(self.input, str) else self.input
-        if any(not isinstance(text, str) for text in texts):
+    def _is_text_or_ids(self) -> EmbeddingRequest:
+        texts, ids = self.texts(), self.token_ids()
+        if ids and self.input_type != "raw":
+            # Some clients send ids of OpenAI's tokenizer without being asked; the vectors would mean nothing.
             raise FieldError(
-                "'input' holds token ids, but they belong to another model's tokenizer. Send text "
-                "(LangChain: check_embedding_ctx_length=False).",
+                "'input' holds token ids. They are taken as they are, without a prefix, and must be of this model's "
+                "own tokenizer: add 'input_type': 'raw' where they are, or send text (LangChain: "
+                "check_embedding_ctx_length=False).",
                 param="input",
                 code="unsupported_value",
             )
-        if not texts or not all(texts):
+        if not (texts or ids) or not all(texts) or not all(ids):
             raise FieldError("'input' is empty or holds an empty text.", param="input")
-        if len(texts) > MAX_EMBEDDING_INPUTS:
+        if len(texts) + len(ids) > MAX_EMBEDDING_INPUTS:
             raise FieldError(
-                f"'input' holds {len(texts)} texts, at most {MAX_EMBEDDING_INPUTS} are allowed.", param="input"
+                f"'input' holds {len(texts) + len(ids)} texts, at most {MAX_EMBEDDING_INPUTS} are allowed.",
+                param="input",
             )
         return self
 
     def texts(self) -> list[str]:
         return [self.input] if isinstance(self.input, str) else [text for text in self.input if isinstance(text, str)]
+
+    def token_ids(self) -> list[list[int]]:
+        """One list per text; empty where `input` is text."""
+        if isinstance(self.input, str):
+            return []
+        single = [item for item in self.input if isinstance(item, int)]
+        return [single] if single else [item for item in self.input if isinstance(item, list)]
 
 
 def usage_json(usage: Usage) -> dict[str, Any]:

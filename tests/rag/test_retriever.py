@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from langchain_core.retrievers import BaseRetriever
 
-from rag.retriever import HybridRetriever, RetrievalSettings, rank, retrieve
-from rag.types import StoredChunk, Vectors
+from rag.retriever import HybridRetriever, RetrievalSettings, rank, retrieve, to_document, to_passage
+from rag.types import Passage, StoredChunk, Vectors
 from rag.vector_store import ScoredChunk, VectorStore, open_vector_store
 
 TOPICS = ["holiday", "travel", "security", "kitchen"]
@@ -95,6 +95,17 @@ async def test_langchain_gets_documents_with_what_a_citation_needs(store: Vector
     first = (await retriever.ainvoke("travel"))[0]
     assert first.page_content == "Travel by train"
     assert {"document_id", "version_id", "start", "end", "score", "dense_score", "bm25_score"} <= first.metadata.keys()
+
+
+def test_a_passage_survives_its_way_through_langchain() -> None:
+    found = StoredChunk(
+        "i", "c", "d", "v", "h.md", "text", 3, 7, 2, page=4, title="T", headings=("A", "B"), language="en"
+    )
+    for passage in (
+        Passage(found, 0.5, {"dense": 0.9, "bm25": 2.5}),
+        Passage(chunk("plain", collection="a", index=0), 0.1, {}),
+    ):
+        assert to_passage(to_document(passage)) == passage
 
 
 def test_langchain_works_without_an_event_loop_too(tmp_path: Path) -> None:

@@ -97,10 +97,12 @@ async def test_openais_client_completes_text(tmp_path: Path) -> None:
 async def test_openais_client_gets_vectors_and_models(tmp_path: Path) -> None:
     async with running_endpoint(tmp_path, ScriptedEngine(*words("x"))) as running:
         vectors = await running.openai.embeddings.create(model="embed", input=["a", "bb"])
+        ids = await running.openai.embeddings.create(model="embed", input=[[7, 8, 9]], extra_body={"input_type": "raw"})
         models = [model.id async for model in running.openai.models.list()]
         tiny = await running.openai.models.retrieve("tiny")
     assert [entry.embedding for entry in vectors.data] == [[1, 1, 0, 0], [2, 1, 0, 0]]
     assert vectors.usage.total_tokens == 3
+    assert [entry.embedding for entry in ids.data] == [[3, 1, 0, 0]]
     assert models == ["tiny", "embed"]
     assert (tiny.id, tiny.model_extra["max_context"], tiny.model_extra["ready"]) == ("tiny", 64, True)
 

@@ -242,10 +242,19 @@ def test_completions_refuse_what_they_cannot_do(fields: dict[str, Any], param: s
         (["a"] * 2049, "at most 2048"),
     ],
 )
-def test_embeddings_take_texts_alone(value: Any, text: str) -> None:
+def test_embeddings_refuse_nothing_and_too_much_and_ids_that_nobody_vouches_for(value: Any, text: str) -> None:
     error = refusal(EmbeddingRequest, {"model": "embed", "input": value})
     assert error.param == "input"
     assert text in error.message
+
+
+@pytest.mark.parametrize(("value", "ids"), [([1, 2], [[1, 2]]), ([0], [[0]]), ([[1], [2, 3]], [[1], [2, 3]])])
+def test_embeddings_take_token_ids_where_they_are_said_to_be_the_models_own(value: Any, ids: list[list[int]]) -> None:
+    request = parse_body(EmbeddingRequest, json.dumps({"model": "embed", "input": value, "input_type": "raw"}).encode())
+    assert request.token_ids() == ids
+    assert request.texts() == []
+    with pytest.raises(ApiError, match="empty"):
+        parse_body(EmbeddingRequest, b'{"model": "embed", "input": [[1], []], "input_type": "raw"}')
 
 
 def test_embedding_answers_say_which_inputs_were_cut() -> None:
