@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Group, RenderableType
 from rich.style import Style
 from rich.table import Table
@@ -22,6 +23,7 @@ from services.expert_counts import ModelExperts
 # Up to this many experts a cell shows its share in per cent; more get one character each.
 MAX_NUMBERED_EXPERTS = 16
 NUM_SHOWN_PAIRS = 5
+_NUM_FITTING_STEPS = 60
 _SHADES = " ·░▒▓█"
 # From nothing over even to several times an even share: dark violet, red, yellow.
 _COLOURS = (
@@ -31,6 +33,8 @@ _COLOURS = (
     (2.0, (251, 136, 97)),
     (4.0, (252, 253, 191)),
 )
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,23 +61,35 @@ def picture(experts: ModelExperts) -> RenderableType:
 
 
 def strongest_pairs(load: ExpertLoad, limit: int) -> list[TogetherPair]:
-    """The pairs of experts that are chosen together most beyond chance, over all layers, strongest first.
-
-    By chance: as if a token's experts were drawn one after the other without looking at each other, by their shares.
-    """
+    """The pairs of experts that are chosen together most beyond chance, over all layers, strongest first."""
+    if load.experts_per_token < 2:
+        return []
     found = []
-    upper = np.triu_indices(load.num_experts, 1)
     for layer, pairs in enumerate(load.pairs):
         num_tokens = int(load.tokens[layer].sum()) / load.experts_per_token
-        if load.experts_per_token < 2 or not num_tokens:
+        if not num_tokens:
             continue
-        chosen = load.tokens[layer] / num_tokens
-        choices = load.experts_per_token
-        by_chance = np.outer(chosen, chosen) * (choices - 1) / choices
-        for one, two in zip(*upper, strict=True):
+        by_chance = _pairs_by_chance(load.tokens[layer] / num_tokens, load.experts_per_token)
+        for one, two in zip(*np.triu_indices(load.num_experts, 1), strict=True):
             pair = (int(one), int(two))
             found.append(TogetherPair(layer, pair, float(pairs[pair] / num_tokens), float(by_chance[pair])))
     return sorted(found, key=lambda pair: pair.by_chance - pair.share)[:limit]
+
+
+def _pairs_by_chance(chosen: Floats, experts_per_token: int) -> Floats:
+    """How often two experts meet when nothing but their popularity decides, as [expert, expert].
+
+    `chosen[expert]` is the share of tokens that choose an expert. The table is a product of one weight per expert
+    with an empty diagonal, fitted to the shares by iterative scaling (Deming and Stephan 1940).
+    """
+    wanted = chosen * (experts_per_token - 1)
+    weights: Floats = chosen.copy()
+    for _ in range(_NUM_FITTING_STEPS):
+        table: Floats = np.outer(weights, weights)
+        np.fill_diagonal(table, 0.0)
+        sums = table.sum(axis=1)
+        weights *= np.sqrt(np.divide(wanted, sums, out=np.zeros(len(sums)), where=sums > 0))
+    return table
 
 
 def _heading(title: str, load: ExpertLoad) -> Text:
@@ -110,7 +126,7 @@ def _cells(load: ExpertLoad) -> Table:
     return table
 
 
-def _imbalance_of_experts(load: ExpertLoad) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _imbalance_of_experts(load: ExpertLoad) -> Floats:
     """Over ranks where the experts are spread, else over the experts themselves."""
     return load.imbalance() if load.num_ranks > 1 else load.shares().max(axis=1) * load.num_experts
 
@@ -136,16 +152,15 @@ def _colour(level: float) -> str:
 
 
 def _legend(load: ExpertLoad) -> Text:
-    what = "of the ranks" if load.num_ranks > 1 else "of the experts: no ranks share them"
-    line = Text.assemble(("       share of a layer's tokens  ", "dim"))
+    line = Text("share of a layer's tokens  ", style="dim")
     for level in (0.0, 0.5, 1.0, 2.0, 4.0):
         line.append_text(_cell(level / load.num_experts, level, is_numbered=True))
-    return line.append(f"  max/mean {what}", style="dim")
+    return line.append(f"  max/mean of the {'ranks' if load.num_ranks > 1 else 'experts'}", style="dim")
 
 
-def _ranks(name: str, load: ExpertLoad) -> Table:
+def _ranks(name: str, load: ExpertLoad) -> Group:
     tokens = load.rank_tokens()
-    table = Table(box=None, pad_edge=False, header_style="bold", title=f"gang {name}", title_justify="left")
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("rank", "pairs computed", "share", "busiest in", "experts of layer 0"):
         table.add_column(heading, justify="left" if heading.startswith("experts") else "right")
     total = int(tokens.sum())
@@ -155,10 +170,11 @@ def _ranks(name: str, load: ExpertLoad) -> Table:
         mine = int(tokens[:, rank].sum())
         table.add_row(str(rank), str(mine), f"{mine / total:.1%}" if total else "-", f"{busiest} layers", held)
     imbalance = load.imbalance()
-    table.caption = f"busiest rank against the mean: {imbalance.mean():.3f}; worst in layer {int(imbalance.argmax())}: "
-    table.caption += f"{imbalance.max():.3f}"
-    table.caption_justify = "left"
-    return table
+    title = Text.assemble(
+        (f"gang {name}", "bold"),
+        f"  busiest rank against the mean: {imbalance.mean():.3f}, {imbalance.max():.3f} in layer {imbalance.argmax()}",
+    )
+    return Group(title, table)
 
 
 def _pairs(pairs: Sequence[TogetherPair]) -> Text:
