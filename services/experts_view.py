@@ -85,7 +85,7 @@ def _pairs_by_chance(chosen: Floats, experts_per_token: int) -> Floats:
     wanted = chosen * (experts_per_token - 1)
     weights: Floats = chosen.copy()
     for _ in range(_NUM_FITTING_STEPS):
-        table: Floats = np.outer(weights, weights)
+        table: Floats = np.outer(weights, weights).astype(np.float64)
         np.fill_diagonal(table, 0.0)
         sums = table.sum(axis=1)
         weights *= np.sqrt(np.divide(wanted, sums, out=np.zeros(len(sums)), where=sums > 0))
