@@ -22,6 +22,7 @@ from cluster.engine import GenerationRequest, SamplingParams
 from cluster.engines.parallelism import Parallelism
 from cluster.engines.settings import EngineSettings
 from cluster.expert_load import ExpertLoad
+from services.local_network import Seat
 
 # What an engine in this very process may have set for itself.
 _LEFT_BY_ENGINES = ("TORCHDYNAMO_DISABLE", "OMP_NUM_THREADS", "WINDFARM_ENGINE_PARENT", "LD_PRELOAD")
@@ -31,12 +32,18 @@ Prompts = Sequence[Sequence[int]]
 class EngineProcess:
     """One engine. Starts at once; `ready` waits until it can generate."""
 
-    def __init__(self, settings: EngineSettings, log: Path | None = None, environment: dict[str, str] | None = None):
+    def __init__(
+        self,
+        settings: EngineSettings,
+        log: Path | None = None,
+        environment: dict[str, str] | None = None,
+        seat: Seat | None = None,
+    ):
         reader, writer = os.pipe()
         self._log = log
         output = log.open("ab") if log is not None else subprocess.DEVNULL
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.engine_process", str(writer)],
+            (seat or Seat("127.0.0.1")).command([sys.executable, "-m", "tests.engine_process", str(writer)]),
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT if log is not None else None,
@@ -72,9 +79,11 @@ class EngineProcess:
     def ready(self) -> None:
         assert self.receive() == "ready"
 
-    def close(self) -> None:
+    def ask_to_stop(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
+
+    def wait_for_end(self) -> None:
         try:
             self._process.wait(20)
         except subprocess.TimeoutExpired:
@@ -86,16 +95,27 @@ class EngineProcess:
 class Replica:
     """All ranks of one replica: one engine, or a gang of data-parallel engines. A context manager."""
 
-    def __init__(self, settings: EngineSettings, log: Path | None = None, environment: dict[str, str] | None = None):
+    def __init__(
+        self,
+        settings: EngineSettings,
+        log: Path | None = None,
+        environment: dict[str, str] | None = None,
+        seats: Sequence[Seat] = (),
+    ):
+        """`seats`: a node of this machine for each engine of a gang; without, all run where we do."""
         size = settings.parallelism.data_parallel_size
-        port = _free_port() if size > 1 else 0
-        ranks = [
-            replace(settings.parallelism, data_parallel_rank=rank, data_parallel_rpc_port=port) for rank in range(size)
-        ]
+        seats = list(seats) or [Seat("127.0.0.1")] * size
+        gang = replace(
+            settings.parallelism,
+            data_parallel_rpc_port=_free_port() if size > 1 else 0,
+            data_parallel_address=seats[0].address,
+        )
         self.engines: list[EngineProcess] = []
         try:
-            for rank in ranks:
-                self.engines.append(EngineProcess(replace(settings, parallelism=rank), log, environment))
+            for rank, seat in enumerate(seats):
+                mine = replace(settings, parallelism=replace(gang, data_parallel_rank=rank))
+                at_seat = {"VLLM_HOST_IP": seat.address, "GLOO_SOCKET_IFNAME": "wf0" if seat.namespace else "lo"}
+                self.engines.append(EngineProcess(mine, log, at_seat | (environment or {}), seat))
             for engine in self.engines:
                 engine.ready()
         except BaseException:
@@ -110,7 +130,9 @@ class Replica:
 
     def close(self) -> None:
         for engine in self.engines:
-            engine.close()
+            engine.ask_to_stop()
+        for engine in self.engines:
+            engine.wait_for_end()
 
     def generate(self, prompts: Prompts, max_tokens: int, *, at: int | None = None) -> list[list[int]]:
         """Greedy continuations of all prompts at once, dealt out over the ranks; `at` sends all to one rank."""

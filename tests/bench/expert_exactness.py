@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import secrets
 import statistics
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 
 from cluster.engines.parallelism import ExpertRanks, Parallelism
 from cluster.expert_balance import balanced_partition, imbalance, imbalance_bound, linear_partition
+from services.local_network import Seat, delete_network, make_network, namespace_seats, why_no_network
 from tests.bench.expert_parts import Models, planned, questions, replica, tell
 from tests.engine_process import Replica, gang
 from tests.expert_oracle import Reference
 
-ANSWER = 64
 RANKS = (2, 4)
+ON_NODES = "on 2 nodes"
 
 
-def measure_exactness(models: Models, number: int, only: Sequence[str]) -> dict[str, Any]:
-    """`exact` is the smallest number over all ways to spread the experts; 64 greedy tokens each, float32."""
+def measure_exactness(models: Models, number: int, answer: int, only: Sequence[str]) -> dict[str, Any]:
+    """`exact` is the smallest number over all ways to spread the experts; greedy, float32."""
     prompts = questions(models.distinct, number)
     reference = Reference(models.distinct)
     ways: dict[str, dict[str, Any]] = {}
@@ -28,8 +31,12 @@ def measure_exactness(models: Models, number: int, only: Sequence[str]) -> dict[
         if only and name not in only and name != "1 rank":
             continue
         options = {"enforce_eager": False} if name.endswith("compiled") else {}
-        with replica(models.distinct, parallelism, dtype="float32", **options) as running:
-            answers = running.generate(prompts, ANSWER)
+        with ExitStack() as stack:
+            seats = stack.enter_context(two_nodes()) if name.endswith(ON_NODES) else ()
+            running = stack.enter_context(
+                replica(models.distinct, parallelism, seats=seats, dtype="float32", **options)
+            )
+            answers = running.generate(prompts, answer)
             if not loads:
                 loads.extend(running.loads()[0].tokens.tolist())
             pairs = pairs_exact(running)
@@ -61,6 +68,23 @@ def _ways(loads: list[list[int]]) -> Iterator[tuple[str, Parallelism]]:
     yield "2 ranks, gang, planned, compiled", gang(2, **more)
     more = {"count_experts": True, "expert_placement": planned(loads, 4)}
     yield "4 ranks, gang of 2 engines, planned", gang(2, tensor=2, **more)
+    if (reason := why_no_network()) is not None:
+        tell(f"no gangs {ON_NODES}: {reason}")
+        return
+    for placement, experts in (("linear", None), ("planned", planned(loads, 2))):
+        more = {"count_experts": True, "expert_placement": experts}
+        yield f"2 ranks, gang, {placement}, {ON_NODES}", gang(2, **more)
+
+
+@contextmanager
+def two_nodes() -> Iterator[Sequence[Seat]]:
+    """Two network namespaces with addresses of their own: what ranks exchange crosses a (virtual) network."""
+    tag = secrets.token_hex(4)
+    make_network(tag, 2)
+    try:
+        yield namespace_seats(tag, 2)
+    finally:
+        delete_network(tag)
 
 
 def pairs_exact(running: Replica) -> int:
@@ -80,7 +104,7 @@ def pairs_exact(running: Replica) -> int:
     return int(np.array_equal(computed, expected) and computed.sum() == routed.sum())
 
 
-def measure_imbalance(models: Models, number: int) -> dict[str, Any]:
+def measure_imbalance(models: Models, number: int, answer: int) -> dict[str, Any]:
     """On the skewed model: planned from the loads of some prompts, judged on those of others.
 
     The busiest rank's share against the mean, averaged over the layers; the bound is the best possible placement for
@@ -91,7 +115,7 @@ def measure_imbalance(models: Models, number: int) -> dict[str, Any]:
         traces = []
         for prompts in (seen, later):
             running.ask("windfarm_reset_expert_counts")
-            running.generate(prompts, ANSWER)
+            running.generate(prompts, answer)
             traces.append(running.loads()[0].tokens.tolist())
     result: dict[str, Any] = {"imbalance_linear": {}, "imbalance_planned": {}, "imbalance_bound": {}}
     for ranks in RANKS:

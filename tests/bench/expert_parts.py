@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import statistics
 import sys
@@ -23,6 +22,7 @@ from cluster.home import open_home
 from cluster.weights.dense_twins import wide_twin
 from cluster.weights.prepare import prepare
 from cluster.weights.upcycle import MixtureRecipe, upcycle
+from services.local_network import Seat
 from tests.engine_process import Replica
 
 QUESTIONS = Path(__file__).resolve().parents[1] / "data" / "multilingual-qa-mini"
@@ -78,7 +78,9 @@ def questions(model: Path, number: int, *, skip: int = 0) -> list[list[int]]:
     return [tokenizer(text).input_ids for text in in_turn[skip : skip + number]]
 
 
-def replica(folder: Path, parallelism: Parallelism, *, sequences: int = 32, **options: Any) -> Replica:
+def replica(
+    folder: Path, parallelism: Parallelism, *, sequences: int = 32, seats: Sequence[Seat] = (), **options: Any
+) -> Replica:
     """One core per rank. Workers may be asked to run functions of this benchmark."""
     settings = EngineSettings(
         "m",
@@ -91,7 +93,7 @@ def replica(folder: Path, parallelism: Parallelism, *, sequences: int = 32, **op
         parallelism=parallelism,
     )
     log = folder.parent / "engines.log"
-    return Replica(settings, log, {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"})
+    return Replica(settings, log, {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}, seats)
 
 
 def planned(tokens: Sequence[Sequence[int]], num_ranks: int) -> ExpertRanks:
@@ -184,8 +186,3 @@ def turn_counters(worker: Any, on: bool) -> None:
         if not hasattr(experts, "layer_kept_aside"):
             experts.layer_kept_aside = experts.counted_layer
         experts.counted_layer = experts.layer_kept_aside if on else None
-
-
-FUNCTIONS = {function.__name__: function for function in (install_timers, read_timers, turn_counters)}
-
-assert os.name == "posix"

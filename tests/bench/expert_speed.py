@@ -23,17 +23,17 @@ from tests.bench.expert_parts import (
 )
 from tests.engine_process import Replica, gang
 
-SEQUENCES, ANSWER = 32, 64
+SEQUENCES = 32
 PREFILL = 768
 TWO = Parallelism(2, enable_expert_parallel=True)
 
 
-def throughput(running: Replica, prompts: list[list[int]], answer: int = ANSWER) -> float:
+def throughput(running: Replica, prompts: list[list[int]], answer: int) -> float:
     """Generated tokens per second at the engine, all prompts at once."""
     return len(prompts) * answer / running.time(prompts, answer)
 
 
-def measure_ratio(models: Models, times: int) -> dict[str, Any]:
+def measure_ratio(models: Models, times: int, answer: int) -> dict[str, Any]:
     """Two ranks with a core each against one rank with a core, as one engine and as a gang; bfloat16, 32 sequences.
 
     Experts are placed by the load that the one rank measured on other prompts; all engines count.
@@ -46,7 +46,7 @@ def measure_ratio(models: Models, times: int) -> dict[str, Any]:
 
     def one() -> Replica:
         running = make(Parallelism(count_experts=True))
-        running.generate(questions(models.distinct, SEQUENCES, skip=SEQUENCES), ANSWER)
+        running.generate(questions(models.distinct, SEQUENCES, skip=SEQUENCES), answer)
         loads.extend(running.loads()[0].tokens.tolist())
         return running
 
@@ -57,13 +57,13 @@ def measure_ratio(models: Models, times: int) -> dict[str, Any]:
         return make(gang(2, count_experts=True, expert_placement=planned(loads, 2)))
 
     kinds = {"one": one, "engine": engine, "gang": gang_of_two}
-    values = alternate(kinds, lambda _, running: throughput(running, prompts), times)
+    values = alternate(kinds, lambda _, running: throughput(running, prompts, answer), times)
     shares = {}
     for name, start in (("engine", engine), ("gang", gang_of_two)):
         with start() as running:
             throughput(running, prompts, 8)
             running.call(install_timers)
-            throughput(running, prompts)
+            throughput(running, prompts, answer)
             seconds = running.call(read_timers)
         shares[name] = round(statistics.mean(each["exchange"] / each["step"] for each in seconds), 3)
     ratios = {name: round(ratio(values, name, "one"), 3) for name in shares}
@@ -78,7 +78,7 @@ def measure_ratio(models: Models, times: int) -> dict[str, Any]:
     }
 
 
-def measure_placement_gain(models: Models, loads: list[list[int]], times: int) -> dict[str, Any]:
+def measure_placement_gain(models: Models, loads: list[list[int]], times: int, answer: int) -> dict[str, Any]:
     """Two ranks on the skewed model: planned placement against linear."""
     prompts = questions(models.skewed, SEQUENCES, skip=SEQUENCES)
     placed = Parallelism(2, enable_expert_parallel=True, expert_placement=planned(loads, 2))
@@ -86,18 +86,18 @@ def measure_placement_gain(models: Models, loads: list[list[int]], times: int) -
         "linear": lambda: replica(models.skewed, TWO, dtype="bfloat16"),
         "planned": lambda: replica(models.skewed, placed, dtype="bfloat16"),
     }
-    values = alternate(kinds, lambda _, running: throughput(running, prompts), times)
+    values = alternate(kinds, lambda _, running: throughput(running, prompts, answer), times)
     return {"placement_gain": round(ratio(values, "planned", "linear"), 3)}
 
 
-def measure_sparse(models: Models, times: int) -> dict[str, Any]:
+def measure_sparse(models: Models, times: int, answer: int) -> dict[str, Any]:
     """The mixture against a dense model of the same total size, one rank: one stream, a long prompt, 32 streams."""
     one, many = questions(models.distinct, 1), questions(models.distinct, SEQUENCES)
     long = [(one[0] * PREFILL)[:PREFILL]]
     work = {
-        "decode": lambda running: ANSWER / running.time(one, ANSWER),
+        "decode": lambda running: answer / running.time(one, answer),
         "prefill": lambda running: PREFILL / running.time([_varied(long[0])], 1),
-        "streams_32": lambda running: throughput(running, many),
+        "streams_32": lambda running: throughput(running, many, answer),
     }
     kinds = {
         "sparse": lambda: replica(models.distinct, Parallelism(), dtype="bfloat16"),
@@ -154,7 +154,7 @@ def parameters(folder: Path) -> tuple[int, int, int]:
     return rest + experts, rest + layers * config["num_experts_per_tok"] * expert, experts
 
 
-def measure_counters(models: Models, times: int) -> dict[str, Any]:
+def measure_counters(models: Models, times: int, answer: int) -> dict[str, Any]:
     """Counting on and off in turn in one engine: 1 - speed with / speed without, for 32 streams."""
     prompts = questions(models.distinct, SEQUENCES)
     with replica(models.distinct, Parallelism(count_experts=True), dtype="bfloat16") as running:
@@ -164,7 +164,7 @@ def measure_counters(models: Models, times: int) -> dict[str, Any]:
             speeds = {}
             for on in (True, False) if number % 2 else (False, True):
                 running.call(turn_counters, on)
-                speeds[on] = throughput(running, prompts)
+                speeds[on] = throughput(running, prompts, answer)
             ratios.append(speeds[True] / speeds[False])
             tell(f"counting: {ratios[-1]:.3f} of the speed without")
     return {"counters_cost": round(1 - statistics.median(ratios), 4), "counters_alternations": times}

@@ -40,19 +40,19 @@ def main() -> None:
 def measure(part: str, models: Models, options: argparse.Namespace, results: dict[str, Any]) -> dict[str, Any]:
     match part:
         case "exact":
-            return measure_exactness(models, options.prompts, options.ways)
+            return measure_exactness(models, options.prompts, options.tokens, options.ways)
         case "imbalance":
-            return measure_imbalance(models, options.prompts)
+            return measure_imbalance(models, options.prompts, options.tokens)
         case "ratio":
-            return measure_ratio(models, options.times)
+            return measure_ratio(models, options.times, options.tokens)
         case "gain":
-            measured = {} if "skewed_load" in results else measure_imbalance(models, options.prompts)
+            measured = {} if "skewed_load" in results else measure_imbalance(models, options.prompts, options.tokens)
             loads = (results | measured)["skewed_load"]
-            return measured | measure_placement_gain(models, loads, options.times)
+            return measured | measure_placement_gain(models, loads, options.times, options.tokens)
         case "sparse":
-            return measure_sparse(models, options.times)
+            return measure_sparse(models, options.times, options.tokens)
         case "counters":
-            return measure_counters(models, 2 * options.times)
+            return measure_counters(models, 2 * options.times, options.tokens)
     raise ValueError(part)
 
 
@@ -60,6 +60,7 @@ def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, help="parts to measure; default: all")
     parser.add_argument("--prompts", type=int, default=64, help="prompts of the exactness and imbalance parts")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens of an answer")
     parser.add_argument("--ways", nargs="+", default=(), help="restrict exactness to these ways to spread the experts")
     parser.add_argument("--times", type=int, default=5, help="alternations (at least 5)")
     parser.add_argument("--results", type=Path, help="a file with earlier results, to add to")
