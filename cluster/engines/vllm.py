@@ -37,6 +37,7 @@ from cluster.engines.vllm_experts import (
 )
 from cluster.errors import ClusterError, EngineDead, EngineFailed, InvalidRequest, LoadUnavailable, ModelDamaged
 from cluster.expert_load import ExpertLoad
+from cluster.vllm_plugin.closed_stores import closed_stores_option
 from cluster.vllm_plugin.end_with_parent import PARENT_VARIABLE
 from cluster.weights.safetensors_header import fingerprint
 
@@ -141,9 +142,11 @@ class VllmEngine:
 
     async def _begin_counting(self) -> None:
         parallelism = self._settings.parallelism
+        if not num_experts(self._config):
+            return
         if self._is_cpu and needs_plugin(parallelism):
             await check_parts(self._engine)
-        elif parallelism.count_experts and num_experts(self._config):
+        elif getattr(self._engine.model_config, "enable_return_routed_experts", False):
             self._output_counts = OutputCounts(parallelism, self._config)
 
     async def expert_load(self) -> ExpertLoad | None:
@@ -156,6 +159,8 @@ class VllmEngine:
             raise EngineDead("vLLM is not running.")
         if self._output_counts is not None:
             return self._output_counts.load()
+        if not self._is_cpu:
+            raise LoadUnavailable(f"{self._settings.model}: engine_options turn enable_return_routed_experts off.")
         return await read_worker_counts(self._engine, self._settings.parallelism, self._config)
 
     async def check_health(self) -> None:
@@ -264,6 +269,7 @@ class VllmEngine:
         self._is_cpu = current_platform.is_cpu()
         if num_experts(self._config):
             options |= expert_options(self._settings.parallelism, is_cpu=self._is_cpu)
+        options["additional_config"] = options.get("additional_config", {}) | closed_stores_option()
         if self._is_cpu:
             options["kv_cache_memory_bytes"] = _cpu_cache_bytes(self._settings, self._config, self._max_context)
             # Compiling takes longer than loading the model.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cluster.engines.parallelism import Parallelism
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, LoadUnavailable
 from cluster.expert_load import ExpertLoad
 from cluster.vllm_plugin.options import WORKER_EXTENSION, plugin_options
 from cluster.vllm_plugin.versions import check_version
@@ -56,6 +56,10 @@ async def read_worker_counts(engine: Any, parallelism: Parallelism, config: Mapp
     """What the workers of one engine counted. All its workers see the same tokens, so the first one's word is taken."""
     counts = (await engine.collective_rpc("windfarm_expert_counts"))[0]
     together = np.array(counts["together"], np.int64)
+    if not together.size:
+        raise LoadUnavailable(
+            "vLLM's CPU experts for this checkpoint's quantization are not counted; only plain ones are."
+        )
     return _load(together, parallelism, config, counts["since"])
 
 
