@@ -146,7 +146,7 @@ def _executor(parallelism: Parallelism | None) -> dict[str, str]:
     """Inside a placement group vLLM would take Ray to start its workers; here they are children of the replica."""
     if parallelism is None or parallelism.num_ranks == 1:
         return {}
-    return {"distributed_executor_backend": "mp" if parallelism.tensor_parallel_size > 1 else "uni"}
+    return {"distributed_executor_backend": "mp"}
 
 
 def _share_of_cores(config: ModelConfig, environment: Environment, meeting: Meeting | None) -> int | None:

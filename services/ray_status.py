@@ -64,6 +64,8 @@ def _node(node: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "id": node.get("NodeID"),
         "address": node.get("NodeManagerAddress"),
+        "name": node.get("NodeName"),
+        "labels": dict(node.get("Labels", {})),
         "alive": node.get("Alive"),
         "CPU": total.get("CPU", 0.0),
         "GPU": total.get("GPU", 0.0),

@@ -140,8 +140,13 @@ def _workload(config: ModelConfig, shape: ModelShape) -> Workload:
 
 def _loads(config: ModelConfig, shape: ModelShape, home: Home) -> ExpertLoads | None:
     """The load that experts are placed by. A trace of another model is refused."""
-    if config.expert_placement == "linear" or config.expert_trace is None:
+    if config.expert_placement == "linear" or (config.expert_trace is None and config.plan is not None):
         return None
+    if config.expert_trace is None:
+        raise PlanError(
+            f"expert_placement of {config.id} is planned, but neither expert_trace nor plan is given. Record a trace "
+            "with `windfarm experts --save`, or use expert_placement: linear."
+        )
     return read_trace(Path(config.expert_trace)).loads_for(shape, fingerprint(model_folder(config, home)))
 
 

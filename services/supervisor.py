@@ -66,6 +66,7 @@ from services.processes import INSTANCE_VARIABLE, Process, end_all, find_process
 from services.ray_adapter import NodeOptions
 from services.ray_config import RayConfig
 from services.setup_errors import NotRunning, StartFailed, StartRefused
+from services.sharding import is_sharded
 
 if TYPE_CHECKING:
     from services.accounts import OwnerKey
@@ -163,6 +164,21 @@ def refuse_unless_planned(config: RayConfig, home: Home, topology: Topology) -> 
         raise StartRefused(explain(findings))
 
 
+def running_topology(status: Mapping[str, Any]) -> Topology:
+    """The nodes of a running windfarm, from what its status says; lost ones are left out."""
+    return topology_from_ray(
+        [
+            {
+                "Alive": node["alive"],
+                "NodeName": node["name"],
+                "Labels": node["labels"],
+                "Resources": {name: node[name] for name in ("CPU", "GPU", "memory")},
+            }
+            for node in status.get("nodes", ())
+        ]
+    )
+
+
 def _topology(nodes: Sequence[NodeOptions]) -> Topology:
     """As Ray will describe it when they run."""
     records = [
@@ -245,6 +261,8 @@ def apply(home: Path, config: RayConfig, show: Show, timeout_s: float) -> dict[s
             "This windfarm was started without a model of a hub, so its processes may not go to the network. "
             "Restart it with this configuration: windfarm down, then windfarm up."
         )
+    if any(is_sharded(model) for model in config.app.models.values()):
+        refuse_unless_planned(config, open_home(home), running_topology(ask(state.control, {"do": "status"})))
     ask(state.control, {"do": "apply", "config": config.serve}, timeout_s=60)
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

@@ -1,5 +1,6 @@
 """The store that ranks meet in listens on one address, from the moment on at which a process has its configuration."""
 
+import importlib
 import inspect
 import json
 import multiprocessing
@@ -74,8 +75,9 @@ def test_the_option_is_a_word_for_whoever_only_reads_it() -> None:
 
 
 def test_torch_has_the_function_that_is_changed() -> None:
-    from torch.distributed import TCPStore, rendezvous
+    from torch.distributed import TCPStore
 
+    rendezvous = importlib.import_module("torch.distributed.rendezvous")
     assert list(inspect.signature(rendezvous._create_c10d_store).parameters)[:5] == [
         "hostname",
         "port",
