@@ -15,6 +15,7 @@ from services.cli.options import JsonOption
 from services.cli.output import put, put_json, say
 from services.cli.svg import SvgOption, save_svg
 from services.environment import data_folder
+from services.setup_errors import NotRunning
 
 if TYPE_CHECKING:
     from cluster.expert_placement import ExpertLoads
@@ -26,7 +27,7 @@ NodesOption = Annotated[
     typer.Option(
         "--nodes",
         help="YAML file that describes the nodes; infra/nodes has examples.",
-        show_default="this machine",
+        show_default="those of the windfarm that runs here, else this machine",
         exists=True,
         dir_okay=False,
     ),
@@ -70,7 +71,7 @@ def plan(
     from services.plan_view import plan_data, print_plan
 
     shape = find_shape(model)
-    topology = read_topology(nodes) if nodes is not None else _this_machine()
+    topology = read_topology(nodes) if nodes is not None else _running_nodes() or _this_machine()
     request = PlanRequest(
         shape=shape,
         work=Workload(context or min(shape.max_context, 8192), sequences),
@@ -107,6 +108,17 @@ def _loads(path: Path | None, model: str, shape: ModelShape) -> ExpertLoads | No
     from cluster.routing_trace import read_trace
 
     return None if path is None else read_trace(path).loads_for(shape, checkpoint_of(model, data_folder()))
+
+
+def _running_nodes() -> Topology | None:
+    """The nodes of the windfarm that runs on the data folder: a plan for them can be applied."""
+    from services.supervisor import running_topology, status
+
+    try:
+        found = running_topology(status(data_folder()))
+    except NotRunning:
+        return None
+    return found if found.nodes else None
 
 
 def _this_machine() -> Topology:
