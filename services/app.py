@@ -19,6 +19,8 @@ from services.environment import data_folder
 from services.resources import EMBEDDING, GATEWAY, PAGE, STORE, Resources, model_resources
 from services.sharding import is_sharded, options_on_cluster
 
+STOP_S = 5.0
+
 
 def build_store(config: StoreConfig) -> Application:
     """Database and vector store: one replica owns the folder."""
@@ -37,11 +39,14 @@ def build_embedding(config: EmbeddingConfig) -> Application:
 def build_model(config: ModelConfig) -> Application:
     """One chat model: its replicas announce their own listeners. Where it is cut into ranks, each is a replica."""
     from services.model_server import ModelServer
+    from services.model_service import DRAIN_S
 
+    # A replica that is replaced lets its streams end; `windfarm down` does not wait for that.
+    deployment = _deployment(ModelServer, model_resources(config), stop_s=DRAIN_S + STOP_S)
     if not is_sharded(config):
-        return _deployment(ModelServer, model_resources(config)).bind(config)
+        return deployment.bind(config)
     options, expert_ranks = options_on_cluster(config, open_home(data_folder()))
-    return _deployment(ModelServer, model_resources(config)).options(**options).bind(config, expert_ranks)
+    return deployment.options(**options).bind(config, expert_ranks)
 
 
 def build_platform(config: PlatformConfig) -> Application:
@@ -53,13 +58,15 @@ def build_platform(config: PlatformConfig) -> Application:
     return _deployment(Gateway, GATEWAY).bind(config, page)
 
 
-def _deployment(target: type, resources: Resources, *, max_ongoing_requests: int = 64) -> serve.Deployment:
-    """What all deployments have in common. A stopping replica gets five seconds to finish what it does."""
+def _deployment(
+    target: type, resources: Resources, *, max_ongoing_requests: int = 64, stop_s: float = STOP_S
+) -> serve.Deployment:
+    """What all deployments have in common. A stopping replica gets `stop_s` seconds to finish what it does."""
     options: dict[str, Any] = {
         "name": target.__name__,
         "ray_actor_options": resources.actor_options(),
         "max_ongoing_requests": max_ongoing_requests,
-        "graceful_shutdown_timeout_s": 5.0,
+        "graceful_shutdown_timeout_s": stop_s,
         "graceful_shutdown_wait_loop_s": 0.1,
         "health_check_period_s": 3.0,
         "health_check_timeout_s": 15.0,

@@ -9,6 +9,7 @@ from ray.serve import Application
 
 from services import app
 from services.config import ModelConfig, StoreConfig
+from services.model_service import DRAIN_S
 from services.ray_config import BUILDERS, load_ray_config
 from services.resources import GIB, model_resources
 
@@ -42,3 +43,8 @@ def test_a_model_asks_for_the_memory_that_its_files_need_or_the_configuration_sa
     computed = model_resources(ModelConfig(id="tiny", source="tiny"))
     assert 1.3 * GIB < computed.memory < 2 * GIB
     assert model_resources(ModelConfig(id="tiny", source="tiny", memory_gib=5)).memory == 5 * GIB
+
+
+def test_a_model_that_is_replaced_gets_the_time_in_which_its_streams_may_end() -> None:
+    (model,) = deployments(app.build_model(ModelConfig(id="tiny", source="tiny")))
+    assert model._deployment_config.graceful_shutdown_timeout_s > DRAIN_S
