@@ -6,16 +6,18 @@ A plan, and the experts of the bundled mixture on two ranks after questions in f
 import json
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 
-from tests.product import ROOT, Product, start_product
+from tests.product import ROOT, Product, logs, start_product
 
 IMAGES = ROOT / "infra" / "images"
 LANGUAGES = ("de", "en", "es", "fr", "it")
 QUESTIONS_PER_LANGUAGE = 6
+START_LIMIT_S = 200
 PLAN = ("mixtral-8x7b", "--nodes", "infra/nodes/mixtral-2x4x40gb.yaml", "--replicas", "2")
 
 
@@ -37,6 +39,17 @@ def questions() -> list[str]:
     return found
 
 
+def wait_for_small(product: Product) -> None:
+    """`windfarm up` returns when the default model answers; the mixture may take longer."""
+    deadline = time.monotonic() + START_LIMIT_S
+    with httpx.Client(base_url=product.address, headers=product.headers, timeout=60, trust_env=False) as api:
+        while (answer := api.get("/v1/cluster/experts", params={"model": "small"})).status_code == 503:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{answer.text}\n{product.run('status').stdout}\n{logs(product.home)}")
+            time.sleep(1)
+        answer.raise_for_status()
+
+
 def ask_all(product: Product) -> None:
     def ask(question: str) -> None:
         body = {"model": "small", "messages": [{"role": "user", "content": question}], "max_tokens": 48}
@@ -54,6 +67,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         config = with_small(Path(scratch))
         with start_product(Path(scratch) / "home", ["--config", str(config)]) as product:
+            wait_for_small(product)
             ask_all(product)
             product.run("experts", "small", "--svg", str(folder / "experts.svg"))
             product.run("plan", *PLAN, "--svg", str(folder / "plan.svg"))
