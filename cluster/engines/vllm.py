@@ -390,13 +390,15 @@ def _max_context(settings: EngineSettings, config: Mapping[str, Any]) -> int:
 
 
 def _cpu_cache_bytes(settings: EngineSettings, config: Mapping[str, Any], max_context: int) -> int:
-    """Room for half of all contexts at their full length, within a share of the machine, but for one in any case."""
+    """Of one rank: room for half of all contexts at their full length, within a share of the machine, but for one in
+    any case. Ranks share the key-value heads out as long as there are enough."""
+    ranks = settings.parallelism.tensor_parallel_size
     heads = config["num_attention_heads"]
     head_width = config.get("head_dim") or config["hidden_size"] // heads
-    values = 2 * config["num_hidden_layers"] * (config.get("num_key_value_heads") or heads) * head_width
-    # One block more than the context: vLLM rounds up.
-    one_context = (max_context + 256) * values * (4 if config.get("torch_dtype") == "float32" else 2)
-    share = int(psutil.virtual_memory().total * _CPU_CACHE_SHARE)
+    values = 2 * config["num_hidden_layers"] * -(-(config.get("num_key_value_heads") or heads) // ranks) * head_width
+    # vLLM keeps float32 weights in half precision unless it is told otherwise. One block more: it rounds up.
+    one_context = (max_context + 256) * values * (4 if settings.options.get("dtype") in ("float32", "float") else 2)
+    share = int(psutil.virtual_memory().total * _CPU_CACHE_SHARE) // ranks
     return max(one_context, min(one_context * ((settings.parallel_requests + 1) // 2), share))
 
 
