@@ -5,20 +5,23 @@ What is read has been checked against its config; what is written appears under 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import ModelDamaged, ModelNotFound
 from cluster.weights.checkpoint_check import check_checkpoint, read_json
+from cluster.weights.safetensors_header import read_tensor_infos
 
 if TYPE_CHECKING:
     import torch
 
+SHARD_BYTES = 4 << 30
 _PARENTS = ("LlamaForCausalLM", "MistralForCausalLM")
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -61,6 +64,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     found = config.get("architectures") or ["nothing"]
     if found[0] not in _PARENTS:
         raise ModelDamaged(f"{folder} is a {found[0]}; only {', '.join(_PARENTS)} can be used here.")
+    if config.get("quantization_config"):
+        raise ModelDamaged(f"{folder} is quantized; take the checkpoint in bfloat16, float16 or float32.")
     return config
 
 
@@ -70,17 +75,35 @@ def heads_of(config: Mapping[str, Any]) -> Heads:
     return Heads(num_query, int(config.get("num_key_value_heads") or num_query), width)
 
 
-def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a dense checkpoint; a config that does not match them is refused."""
-    from safetensors.torch import load_file
+@contextlib.contextmanager
+def open_tensors(folder: Path) -> Iterator[Mapping[str, torch.Tensor]]:
+    """The tensors of a dense checkpoint, each read when it is asked for. A config that does not match is refused."""
+    from safetensors import safe_open
 
     check_checkpoint(folder)
-    tensors: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        tensors.update(load_file(file))
-    if not tensors:
-        raise ModelDamaged(f"{folder} has no .safetensors weights; convert the checkpoint first.")
-    return tensors
+    infos = read_tensor_infos(folder)
+    with contextlib.ExitStack() as opened:
+        files = {
+            file: opened.enter_context(safe_open(file, framework="pt")) for file in {i.file for i in infos.values()}
+        }
+        yield _LazyTensors({name: files[info.file] for name, info in infos.items()})
+
+
+class _LazyTensors(Mapping[str, "torch.Tensor"]):
+    """So that a parent of any size needs no more memory than one of its tensors."""
+
+    def __init__(self, files: Mapping[str, Any]) -> None:
+        self._files = files
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = self._files[name].get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
 
 
 def pad_heads(name: str, tensor: torch.Tensor, heads: Heads, padded: Heads) -> torch.Tensor:
@@ -138,17 +161,20 @@ def common_config(config: Mapping[str, Any], dtype: str, heads: Heads) -> dict[s
 
 
 def save_checkpoint(
-    folder: Path, tensors: dict[str, torch.Tensor], config: Mapping[str, Any], tokenizer_from: Path
+    folder: Path,
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    config: Mapping[str, Any],
+    tokenizer_from: Path,
+    *,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write a checkpoint with the tokenizer of another, whole or not at all."""
-    from safetensors.torch import save_file
-
+    """Write a checkpoint with the tokenizer of another, whole or not at all: one file, or several with their index."""
     if folder.exists():
         raise ModelDamaged(f"{folder} exists already: name another folder, or remove it first.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
+        _save_shards(part, tensors, shard_bytes)
         (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for name in _TOKENIZER_FILES:
             if (tokenizer_from / name).is_file():
@@ -157,3 +183,35 @@ def save_checkpoint(
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def _save_shards(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], shard_bytes: int) -> None:
+    from safetensors.torch import save_file
+
+    names: list[list[str]] = []
+    for shard in _shards(tensors, shard_bytes):
+        save_file(shard, folder / f"{len(names)}.part", metadata={"format": "pt"})
+        names.append(list(shard))
+    if len(names) == 1:
+        (folder / "0.part").rename(folder / "model.safetensors")
+        return
+    placed: dict[str, str] = {}
+    for number, held in enumerate(names):
+        file = f"model-{number + 1:05}-of-{len(names):05}.safetensors"
+        (folder / f"{number}.part").rename(folder / file)
+        placed |= dict.fromkeys(held, file)
+    total = sum(info.num_bytes for info in read_tensor_infos(folder).values())
+    index = {"metadata": {"total_size": total}, "weight_map": placed}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _shards(tensors: Iterable[tuple[str, torch.Tensor]], shard_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
+    shard: dict[str, torch.Tensor] = {}
+    size = 0
+    for name, tensor in tensors:
+        if shard and size + tensor.nbytes > shard_bytes:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = tensor
+        size += tensor.nbytes
+    yield shard

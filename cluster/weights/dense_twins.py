@@ -15,7 +15,7 @@ from cluster.weights.dense_checkpoint import (
     as_type,
     common_config,
     heads_of,
-    load_tensors,
+    open_tensors,
     pad_heads,
     read_config,
     save_checkpoint,
@@ -30,8 +30,6 @@ def sliding_window_twin(parent: Path, folder: Path, window: int, *, dtype: str =
     if window < 1:
         raise ModelDamaged(f"A sliding window has at least one token, not {window}.")
     config = read_config(parent)
-    tensors = load_tensors(parent)
-    made = {name: as_type(tensor, dtype) for name, tensor in tensors.items()}
     twin = {
         **common_config(config, dtype, heads_of(config)),
         "architectures": ["MistralForCausalLM"],
@@ -39,7 +37,9 @@ def sliding_window_twin(parent: Path, folder: Path, window: int, *, dtype: str =
         "intermediate_size": config["intermediate_size"],
         "sliding_window": window,
     }
-    save_checkpoint(folder, made, twin, parent)
+    with open_tensors(parent) as tensors:
+        made = ((name, as_type(tensor, dtype)) for name, tensor in tensors.items())
+        save_checkpoint(folder, made, twin, parent)
 
 
 def wide_twin(
@@ -60,10 +60,6 @@ def wide_twin(
     config = read_config(parent)
     heads = heads_of(config)
     padded = heads.padded(rank_counts)
-    made = {
-        name: as_type(_widen(name, pad_heads(name, tensor, heads, padded), num_blocks), dtype)
-        for name, tensor in load_tensors(parent).items()
-    }
     twin = {
         **common_config(config, dtype, padded),
         "architectures": config["architectures"],
@@ -71,7 +67,12 @@ def wide_twin(
         "intermediate_size": num_blocks * int(config["intermediate_size"]),
         "sliding_window": config.get("sliding_window"),
     }
-    save_checkpoint(folder, made, twin, parent)
+    with open_tensors(parent) as tensors:
+        made = (
+            (name, as_type(_widen(name, pad_heads(name, tensor, heads, padded), num_blocks), dtype))
+            for name, tensor in tensors.items()
+        )
+        save_checkpoint(folder, made, twin, parent)
 
 
 def _widen(name: str, tensor: torch.Tensor, num_blocks: int) -> torch.Tensor:

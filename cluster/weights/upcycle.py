@@ -19,7 +19,7 @@ from cluster.weights.dense_checkpoint import (
     as_type,
     common_config,
     heads_of,
-    load_tensors,
+    open_tensors,
     pad_heads,
     read_config,
     save_checkpoint,
@@ -69,9 +69,9 @@ def upcycle(parent: Path, folder: Path, recipe: MixtureRecipe, progress: Progres
     config = read_config(parent)
     heads = heads_of(config)
     padded = heads.padded(recipe.rank_counts)
-    tensors = load_tensors(parent)
-    made = dict(_mixture_tensors(tensors, config, recipe, heads, padded, progress))
-    save_checkpoint(folder, made, _mixtral_config(config, recipe, padded), parent)
+    with open_tensors(parent) as tensors:
+        made = _mixture_tensors(tensors, config, recipe, heads, padded, progress)
+        save_checkpoint(folder, made, _mixtral_config(config, recipe, padded), parent)
 
 
 def _mixture_tensors(
@@ -86,9 +86,10 @@ def _mixture_tensors(
 
     num_layers = int(config["num_hidden_layers"])
     router = torch.Generator().manual_seed(recipe.router_seed)
-    for name, tensor in tensors.items():
+    for name in tensors:
         if ".mlp." in name:
             continue
+        tensor = tensors[name]
         yield name, as_type(pad_heads(name, tensor, heads, padded), recipe.dtype)
     scale = torch.exp(-recipe.router_skew * torch.arange(recipe.num_experts) / recipe.num_experts)
     for layer in range(num_layers):
@@ -109,7 +110,7 @@ def _vary(parent: torch.Tensor, recipe: MixtureRecipe, layer: int, expert: int, 
     import torch
 
     if recipe.variant == "identical":
-        return parent.clone()
+        return parent.clone()  # tensors that share memory cannot be saved
     number = (layer * recipe.num_experts + expert) * len(_PROJECTIONS) + list(_PROJECTIONS).index(projection)
     generator = torch.Generator().manual_seed(recipe.noise_seed * 1_000_003 + number)
     values = parent.float()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 
 from cluster.errors import ModelDamaged, ModelNotFound
 from cluster.weights.__main__ import main
-from cluster.weights.dense_checkpoint import Heads
+from cluster.weights.checkpoint_check import check_checkpoint
+from cluster.weights.dense_checkpoint import Heads, open_tensors, save_checkpoint
 from cluster.weights.dense_twins import sliding_window_twin, wide_twin
 from cluster.weights.upcycle import MixtureRecipe, upcycle
 
@@ -117,6 +119,31 @@ def test_the_command_makes_each_kind(parent: Path, tmp_path: Path, capfd: pytest
     assert (configs["window"]["architectures"], configs["window"]["sliding_window"]) == (["MistralForCausalLM"], 16)
     assert main(["sliding-window", str(parent), folders["window"], "--window", "0"]) == 1
     assert "at least one token" in capfd.readouterr().err
+
+
+def test_a_large_checkpoint_comes_in_several_files_with_an_index(parent: Path, tmp_path: Path) -> None:
+    import torch
+
+    with open_tensors(parent) as tensors:
+        config = json.loads((parent / "config.json").read_text())
+        save_checkpoint(tmp_path / "shards", tensors.items(), config, parent, shard_bytes=20_000)
+        biggest = max(tensor.nbytes for tensor in tensors.values())
+    files = sorted(path.name for path in (tmp_path / "shards").glob("*.safetensors"))
+    assert len(files) > 2
+    assert files[0] == f"model-00001-of-{len(files):05}.safetensors"
+    assert all((tmp_path / "shards" / name).stat().st_size < max(20_000, biggest) + 4096 for name in files)
+    check_checkpoint(tmp_path / "shards")
+    torch.testing.assert_close(logits(load(tmp_path / "shards")), logits(load(parent)))
+    upcycle(tmp_path / "shards", tmp_path / "mixture", EXACT)
+    torch.testing.assert_close(logits(load(tmp_path / "mixture")), logits(load(parent)), atol=1e-4, rtol=1e-4)
+
+
+def test_a_quantized_parent_is_refused(parent: Path, tmp_path: Path) -> None:
+    shutil.copytree(parent, tmp_path / "q")
+    config = json.loads((parent / "config.json").read_text())
+    (tmp_path / "q" / "config.json").write_text(json.dumps(config | {"quantization_config": {"bits": 4}}))
+    with pytest.raises(ModelDamaged, match="is quantized"):
+        upcycle(tmp_path / "q", tmp_path / "x", EXACT)
 
 
 def test_the_same_seeds_make_the_same_checkpoint(parent: Path, tmp_path: Path) -> None:
