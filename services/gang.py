@@ -66,6 +66,8 @@ class Loss:
     rank: int
     reason: str
     at: float
+    is_guess: bool = False
+    """That its own engine ended is all that a rank knows yet: another rank may be the cause."""
 
     @property
     def key(self) -> str:

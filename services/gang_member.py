@@ -22,6 +22,8 @@ from services.model_service import ModelService
 
 _CHECK_EVERY_S = 0.5
 _STORE_S = 1.0
+# An engine may notice the end of a peer before the peer's connections are closed.
+_CAUSE_S = 1.0
 _EXIT_CODE = 1
 
 _log = logging.getLogger(__name__)
@@ -87,6 +89,8 @@ class GangMember:
             try:
                 await self._service.check_health()
             except EngineDead as error:
+                await self._leave_word(self._loss(self._seat.rank, str(error), is_guess=True))
+                await asyncio.sleep(_CAUSE_S)
                 self._rank_is_lost(self._seat.rank, str(error))
                 return
 
@@ -96,11 +100,19 @@ class GangMember:
 
     async def _end(self, rank: int, reason: str) -> None:
         assert self._service is not None
-        loss = Loss(self._app, self._seat.gang, rank, reason, time.time())
+        loss = self._loss(rank, reason)
         _log.error("Gang %s lost rank %d: %s. Ending rank %d with it.", loss.gang, rank, reason, self._seat.rank)
-        with contextlib.suppress(Exception):  # words for the report; nothing may keep this process
-            async with asyncio.timeout(_STORE_S):
-                await record_loss(self._store, loss)
+        await self._leave_word(loss)
         with contextlib.suppress(Exception):
             await self._service.give_up(GangLost(loss.sentence))
+        logging.shutdown()
         os._exit(_EXIT_CODE)
+
+    def _loss(self, rank: int, reason: str, *, is_guess: bool = False) -> Loss:
+        return Loss(self._app, self._seat.gang, rank, reason, time.time(), is_guess)
+
+    async def _leave_word(self, loss: Loss) -> None:
+        """For the report; nothing that goes wrong here may keep this process."""
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(_STORE_S):
+                await record_loss(self._store, loss)

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -131,7 +131,10 @@ class GangTracker:
     def _note_loss(self, loss: Loss) -> None:
         if loss.at < self._expected.get(loss.app, 0.0):
             return
-        if loss.gang not in self._pending:  # the others of the gang report the same
+        known = self._pending.get(loss.gang)
+        if known is not None and known.is_guess and not loss.is_guess:
+            self._pending[loss.gang] = replace(loss, at=known.at)
+        elif known is None:  # the others of the gang report the same
             self._pending[loss.gang] = loss
             _log.error("%s: gang %s lost rank %d: %s", loss.app, loss.gang, loss.rank, loss.reason)
 

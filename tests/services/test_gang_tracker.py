@@ -30,8 +30,8 @@ class World:
             del self.ranks[key]
             self.store.delete(key)
 
-    def lose(self, gang: str, *, rank: int = 1) -> None:
-        loss = Loss(APP, gang, rank, "its process ended", self.now)
+    def lose(self, gang: str, *, rank: int = 1, is_guess: bool = False) -> None:
+        loss = Loss(APP, gang, rank, "its process ended", self.now, is_guess)
         self.store.put(loss.key, json.dumps(asdict(loss)).encode())
         self.end(gang)
 
@@ -67,6 +67,21 @@ def test_a_lost_gang_is_reported_with_the_time_until_another_served() -> None:
     assert restart["reason"] == "its process ended"
     assert 20 <= restart["seconds"] <= 21
     assert not world.store.read_all("gang-loss/")
+
+
+def test_the_rank_that_was_the_cause_takes_the_place_of_a_guess() -> None:
+    world = World()
+    world.start("g1")
+    world.wait(1)
+    world.lose("g1", rank=0, is_guess=True)
+    world.wait(1)
+    world.lose("g1", rank=1)
+    world.wait(1)
+    world.start("g2")
+    world.wait(1)
+    (restart,) = world.tracker.summary()[APP]["restarts"]
+    assert restart["rank"] == 1
+    assert 2 <= restart["seconds"] <= 4
 
 
 def test_a_gang_whose_ranks_all_fall_silent_is_lost_although_nobody_says_so() -> None:

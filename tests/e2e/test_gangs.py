@@ -1,0 +1,347 @@
+"""A sparse model in gangs over three nodes, beside replicas of a dense one: placed, changed, broken, and served again.
+
+One cluster is started for all of it, in network namespaces where this machine allows them. The mixture is made of the
+first layers of the bundled model, so that a gang starts in seconds.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from cluster.home import open_home
+from cluster.weights.prepare import prepare
+from cluster.weights.upcycle import MixtureRecipe, upcycle
+from services.control import read_state
+from services.local_network import interfaces, namespaces, why_no_network
+from services.processes import find_process, tagged
+from tests.e2e.test_closed import ESTABLISHED, LISTEN, is_loopback, sockets_of, title
+from tests.expert_oracle import shortened
+from tests.product import ROOT, Product, start_product
+
+pytestmark = [pytest.mark.e2e, pytest.mark.requires("vllm"), pytest.mark.timeout(420)]
+
+LAYERS = 2
+ANSWER = 300
+# Nobody ends an answer early: the two ids that would are forbidden.
+ENDLESS = {"0": -100, "2": -100}
+WAIT_S = 240
+# A gang of two ranks, twice; two replicas of the dense model.
+MIXTURE = """
+  - name: llm-mixture
+    route_prefix: null
+    import_path: services.app:build_model
+    args: {{id: mixture, source: '{folder}', engine: vllm, max_context: 1024, parallel_requests: 8, \
+data_parallel_size: {ranks}}}
+    deployments: [{{name: ModelServer, num_replicas: {replicas}}}]
+"""
+TINY_REPLICAS = "        num_replicas: 2\n        ray_actor_options: {num_cpus: 0.2, memory: 1400000000}\n"
+
+
+def write_config(folder: Path, checkpoint: Path, *, ranks: int = 2, gangs: int = 2) -> Path:
+    text = (ROOT / "ray_config.yaml").read_text(encoding="utf-8")
+    at = text.index("        num_replicas: 1")
+    text = text[:at] + TINY_REPLICAS + text[text.index("\n", at) + 1 :]
+    mixture = MIXTURE.format(folder=checkpoint, ranks=ranks, replicas=ranks * gangs)
+    file = folder / "gangs.yaml"
+    file.write_text(text.replace("\n  - name: llm-tiny", mixture + "\n  - name: llm-tiny", 1), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    dense = shortened(prepare("tiny", "hf", open_home()), folder / "dense", LAYERS)
+    upcycle(dense, folder / "mixture", MixtureRecipe(variant="distinct"))
+    return folder / "mixture"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Iterator[Product]:
+    folder = tmp_path_factory.mktemp("gangs")
+    config = write_config(folder, checkpoint)
+    with start_product(folder / "home", ["--local-nodes", "3", "--config", str(config)]) as product:
+        wait_for(product, lambda status: num_whole(status) == 2 and num_running(status, "llm-tiny") == 2)
+        yield product
+
+
+_tags: dict[int, str] = {}
+
+
+def tag_of(product: Product) -> str:
+    """Remembered: the file that says it goes with the product."""
+    state = read_state(product.home / "run")
+    if state is not None:
+        _tags[product.port] = state.instance
+    return _tags[product.port]
+
+
+def status_of(product: Product) -> dict[str, Any]:
+    tag_of(product)
+    found: dict[str, Any] = json.loads(product.run("status", "--json").stdout)
+    return found
+
+
+def wait_for(product: Product, condition: Any) -> dict[str, Any]:
+    deadline = time.monotonic() + WAIT_S
+    while not condition(status := status_of(product)):
+        if time.monotonic() > deadline:
+            pytest.fail(f"It did not happen within {WAIT_S} s: {json.dumps(status, indent=1)}")
+        time.sleep(0.5)
+    return status
+
+
+def gangs_of(status: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = status["gangs"].get("llm-mixture", {"gangs": {}})["gangs"]
+    return {name: gang for name, gang in found.items() if gang["is_complete"]}
+
+
+def num_whole(status: dict[str, Any]) -> int:
+    return len(gangs_of(status))
+
+
+def num_running(status: dict[str, Any], application: str) -> int:
+    deployments = status["applications"].get(application, {"deployments": {}})["deployments"]
+    replicas = deployments.get("ModelServer", {"replicas": []})["replicas"]
+    return sum(replica["state"] == "RUNNING" for replica in replicas)
+
+
+class Client:
+    """Streams against the product, with what came of each."""
+
+    def __init__(self, product: Product) -> None:
+        limits = httpx.Limits(max_connections=64)
+        self._http = httpx.AsyncClient(
+            base_url=product.api, headers=product.headers, timeout=WAIT_S, limits=limits, trust_env=False
+        )
+        self.num_events: dict[str, int] = {}
+        self._progress = asyncio.Condition()
+
+    async def __aenter__(self) -> "Client":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
+
+    async def stream(self, model: str, name: str, max_tokens: int = ANSWER) -> list[str]:
+        """The data of all events, or one that begins with the status of a refusal."""
+        body = {
+            "model": model,
+            "stream": True,
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "logit_bias": ENDLESS,
+            "messages": [{"role": "user", "content": f"Tell the story of {name}."}],
+        }
+        events = []
+        async with self._http.stream("POST", "/chat/completions", json=body) as response:
+            if response.status_code != 200:
+                return [f"{response.status_code} {(await response.aread()).decode()}"]
+            async for line in response.aiter_lines():
+                if line.startswith("data: "):
+                    events.append(line.removeprefix("data: "))
+                    self.num_events[name] = len(events)
+                    async with self._progress:
+                        self._progress.notify_all()
+        return events
+
+    async def until_begun(self, names: list[str]) -> None:
+        """Until some tokens of each stream have come."""
+        async with asyncio.timeout(WAIT_S):
+            for name in names:
+                async with self._progress:
+                    await self._progress.wait_for(lambda name=name: self.num_events.get(name, 0) >= 5)
+
+
+def is_whole(events: list[str]) -> bool:
+    return events[-1] == "[DONE]"
+
+
+def error_of(events: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(events[-1])["error"]
+    return found
+
+
+@contextlib.asynccontextmanager
+async def asking(client: Client, model: str) -> AsyncIterator[list[list[str]]]:
+    """Short requests one after the other for as long as the block runs; what came of them."""
+    answers: list[list[str]] = []
+    should_end = asyncio.Event()
+
+    async def ask() -> None:
+        while not should_end.is_set():
+            answers.append(await client.stream(model, f"{model} {len(answers)}", 8))
+            await asyncio.sleep(0.3)  # cores for what starts meanwhile
+
+    task = asyncio.create_task(ask())
+    try:
+        yield answers
+    finally:
+        should_end.set()
+        await task
+
+
+def test_two_gangs_and_two_replicas_serve_side_by_side(cluster: Product) -> None:
+    status = status_of(cluster)
+    gangs = gangs_of(status)
+    assert len(gangs) == 2
+    for gang in gangs.values():
+        assert [rank["rank"] for rank in gang["ranks"]] == [0, 1]
+        assert len({rank["node"] for rank in gang["ranks"]}) == 2  # each rank has a node of its own
+    assert len([node for node in status["nodes"] if node["alive"]]) == 3
+    assert len({node["address"] for node in status["nodes"]}) == 3
+    shown = cluster.run("status").stdout
+    assert all(name in shown for name in gangs)
+
+
+async def test_both_models_answer_at_once(cluster: Product) -> None:
+    async with Client(cluster) as client:
+        names = [f"answer {number}" for number in range(8)]
+        answers = await asyncio.gather(
+            *(client.stream("mixture", name, 16) for name in names),
+            *(client.stream("tiny", name, 16) for name in names),
+        )
+    assert all(is_whole(events) for events in answers)
+
+
+def test_shards_talk_over_a_network_and_nobody_else_can_listen_or_call(cluster: Product) -> None:
+    processes = tagged(tag_of(cluster))
+    engines = [process for process in processes if "EngineCore" in title(process)]
+    assert len(engines) == 4
+    talking = {s.remote[0] for s in sockets_of(engines) if s.state == ESTABLISHED} - {"127.0.0.1"}
+    if why_no_network() is not None:
+        assert [s for s in sockets_of(processes) if s.state == LISTEN and not is_loopback(s.local[0])] == []
+        return
+    assert {f"198.18.0.{number}" for number in (1, 2, 3)} & talking
+    # What of the product listens in the network of this machine: only the public port, on loopback.
+    listening = {line.split()[9]: line.split()[1] for line in listening_here()}
+    ours = {
+        listening[inode]
+        for process in processes
+        for descriptor in descriptors(process.pid)
+        if (inode := descriptor.removeprefix("socket:[").removesuffix("]")) in listening
+    }
+    assert ours == {f"0100007F:{cluster.port:04X}"}
+
+
+def listening_here() -> list[str]:
+    lines = [line for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]]
+    return [line for line in lines if line.split()[3] == LISTEN]
+
+
+def descriptors(pid: int) -> list[str]:
+    found = []
+    with contextlib.suppress(OSError):
+        for path in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                found.append(str(path.readlink()))
+    return found
+
+
+async def test_a_killed_rank_ends_its_gang_alone_and_the_gang_comes_back(cluster: Product) -> None:
+    before = gangs_of(status_of(cluster))
+    lost, kept = sorted(before)
+    victim = before[lost]["ranks"][1]["pid"]
+    names = [f"stream {number}" for number in range(16)]
+    async with Client(cluster) as client:
+        streams = [asyncio.create_task(client.stream("mixture", name)) for name in names]
+        await client.until_begun(names)
+        assert not any(task.done() for task in streams), "a stream ended before all 16 ran"
+        async with asking(client, "tiny") as dense, asking(client, "mixture") as sparse:
+            os.kill(victim, signal.SIGKILL)
+            ended = await asyncio.gather(*streams)
+            status = await asyncio.to_thread(wait_for, cluster, lambda now: num_whole(now) == 2)
+        whole = [events for events in ended if is_whole(events)]
+        broken = [events for events in ended if not is_whole(events)]
+        assert whole, "no stream was in the other gang"
+        assert broken, "no stream was in the lost gang"
+        for events in broken:
+            assert "[DONE]" not in events
+            assert error_of(events)["code"] == "gang_lost"
+            assert "restarts as a whole" in error_of(events)["message"]
+        assert [events[-1] for events in [*dense, *sparse] if not is_whole(events)] == []
+        assert len(dense) > 1
+        assert len(sparse) > 1
+        after = gangs_of(status)
+        assert kept in after
+        assert lost not in after
+        assert [rank["pid"] for rank in after[kept]["ranks"]] == [rank["pid"] for rank in before[kept]["ranks"]]
+        (restart,) = status["gangs"]["llm-mixture"]["restarts"]
+        assert restart["lost_gang"] == lost
+        assert 0 < restart["seconds"] < WAIT_S
+        assert f"gang {lost} lost rank" in cluster.run("status").stdout
+        log = (cluster.home / "logs" / "windfarm.log").read_text(encoding="utf-8")
+        assert f"serves in place of {lost}" in log
+        # Nothing of the lost gang is left, engines included.
+        gone = {rank["pid"] for rank in before[lost]["ranks"]}
+        assert not [pid for pid in gone if (process := find_process(pid)) is not None and process.is_alive]
+        engines = [process for process in tagged(tag_of(cluster)) if "EngineCore" in title(process)]
+        assert len(engines) == 4
+        answers = await asyncio.gather(*(client.stream("mixture", name, 8) for name in names))
+        assert all(is_whole(events) for events in answers)
+
+
+async def test_a_change_of_the_ranks_drops_no_request_of_another_model(
+    cluster: Product, checkpoint: Path, tmp_path: Path
+) -> None:
+    def tiny_replicas(status: dict[str, Any]) -> list[str]:
+        return sorted(r["id"] for r in status["applications"]["llm-tiny"]["deployments"]["ModelServer"]["replicas"])
+
+    before = tiny_replicas(status_of(cluster))
+    fewer = write_config(tmp_path, checkpoint, gangs=1)
+    async with Client(cluster) as client, asking(client, "tiny") as answers:
+        long = asyncio.create_task(client.stream("tiny", "a long answer", 600))
+        await client.until_begun(["a long answer"])
+        # Fewer replicas: one gang stays and goes on.
+        kept = set(gangs_of(await asyncio.to_thread(status_of, cluster)))
+        await asyncio.to_thread(cluster.run, "apply", "--config", str(fewer))
+        status = await asyncio.to_thread(wait_for, cluster, lambda now: num_whole(now) == 1)
+        assert set(gangs_of(status)) < kept
+        # Fewer ranks: the whole model on one.
+        whole = write_config(tmp_path, checkpoint, ranks=1, gangs=1)
+        await asyncio.to_thread(cluster.run, "apply", "--config", str(whole))
+        status = await asyncio.to_thread(
+            wait_for, cluster, lambda now: num_whole(now) == 0 and num_running(now, "llm-mixture") == 1
+        )
+        assert is_whole(await long)
+        assert is_whole(await client.stream("mixture", "one rank", 8))
+    assert [events[-1] for events in answers if not is_whole(events)] == []
+    assert tiny_replicas(status) == before
+
+
+def test_a_lost_node_is_shown_and_what_ran_there_runs_elsewhere(cluster: Product) -> None:
+    status = status_of(cluster)
+    address = sorted(node["address"] for node in status["nodes"])[-1]
+    (process,) = [p for p in tagged(tag_of(cluster)) if "services.local_node" in title(p) and address in title(p)]
+    process.signal(signal.SIGKILL)
+    status = wait_for(
+        cluster,
+        lambda now: (
+            not next(node for node in now["nodes"] if node["address"] == address)["alive"]
+            and num_running(now, "llm-tiny") == 2
+            and num_running(now, "llm-mixture") == 1
+        ),
+    )
+    assert "dead" in cluster.run("status").stdout
+    nodes = {
+        replica["node"]
+        for application in status["applications"].values()
+        for deployment in application["deployments"].values()
+        for replica in deployment["replicas"]
+    }
+    assert address not in nodes
+
+
+def test_down_leaves_no_namespace_no_link_and_no_process(cluster: Product) -> None:
+    tag = tag_of(cluster)
+    assert bool(namespaces(tag)) == (why_no_network() is None)
+    cluster.run("down")
+    assert (namespaces(tag), interfaces(tag), tagged(tag)) == ([], [], [])
