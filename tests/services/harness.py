@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from cluster.engine import Engine, GenerationChunk, GenerationRequest, ModelInfo
 from cluster.expert_load import ExpertLoad
 from services.accounts import Accounts, ensure_owner
 from services.chat_types import ChatEvent, ChatRequest, ModelClient
-from services.config import PlatformConfig
+from services.config import ChatConfig, PlatformConfig
 from services.database import Database
 from services.discovery import Directory
 from services.endpoint import Endpoint, Surroundings
@@ -31,6 +32,8 @@ from services.model_status import ApplicationState, ServeStates
 from services.schema import upgrade
 
 SECRET = "s3cret-of-this-start"
+HELLO = [{"role": "user", "content": "Hello"}]
+PATIENT = PlatformConfig(chat=ChatConfig(keep_alive_s=0.05))
 
 
 class ScriptedEngine:
@@ -233,3 +236,26 @@ async def _stop_all(running: Running) -> None:
     for service in running.services:
         await service.stop(drain_s=0)
     running.database.close()
+
+
+def events_of(text: str) -> list[Any]:
+    """The `data:` events of a stream, `[DONE]` as a string."""
+    data = [line[6:] for line in text.split("\n") if line.startswith("data: ")]
+    return [entry if entry == "[DONE]" else json.loads(entry) for entry in data]
+
+
+def error_of(answer: httpx.Response) -> dict[str, Any]:
+    error: dict[str, Any] = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
+
+
+async def until_ready(running: Running) -> None:
+    async def is_ready() -> bool:
+        return (await running.http.get("/ready")).status_code == 200
+
+    await wait_until(is_ready)
+
+
+def chat_body(**fields: Any) -> dict[str, Any]:
+    return {"model": "tiny", "messages": HELLO} | fields

@@ -37,7 +37,7 @@ def _ingest_and_kill(home: Path, acknowledged: dict[str, int], chance: random.Ra
         text=True,
     )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    time.sleep(chance.uniform(0.0, 2.5))  # The moment of the kill is what is tested.
+    time.sleep(chance.uniform(0.0, 1.2))  # The moment of the kill is what is tested.
     process.send_signal(signal.SIGKILL)
     for line in process.stdout:
         name, _, number = line.strip().partition(" ")

@@ -236,7 +236,7 @@ async def test_a_file_that_was_sent_while_the_model_changed_fails_with_the_next_
 
 
 async def test_an_embedding_model_that_restarts_only_delays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.ingestion._RETRY_S", 0.01)
+    monkeypatch.setattr("services.passage_writer._RETRY_S", 0.01)
     async with opened(tmp_path, RemoteHashEmbedder(num_failures=1)) as service:
         await service.create_collection("rules", "", OWNER)
         service._embedder.num_failures = 3  # type: ignore[attr-defined]
