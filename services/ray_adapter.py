@@ -96,13 +96,6 @@ def stop_head(node: Node) -> None:
     node.kill_all_processes(check_alive=False, allow_graceful=True)
 
 
-def num_alive_nodes() -> int:
-    """Of the Ray that this process is connected to."""
-    import ray
-
-    return sum(bool(node["Alive"]) for node in ray.nodes())
-
-
 def import_serve() -> None:
     """Importing Serve takes a second or two: done while Ray's head starts."""
     importlib.import_module("ray.serve.schema")

@@ -1,10 +1,13 @@
 """A plan becomes what Ray Serve is told, and a saved plan is used only where its nodes and sizes are there."""
 
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from ray import serve
 from ray.serve.config import GangPlacementStrategy, GangRuntimeFailurePolicy
+from ray.serve.gang import GangContext
 
 from cluster.errors import PlanError
 from cluster.expert_placement import PlanRequest, plan
@@ -31,6 +34,18 @@ def test_ranks_on_different_nodes_are_spread_as_one_gang_that_restarts_as_a_whol
     assert gang.runtime_failure_policy == GangRuntimeFailurePolicy.RESTART_GANG
     assert options["ray_actor_options"] == {"num_cpus": 0.3, "memory": 3 * GIB}
     assert "placement_group_bundles" not in options
+
+
+def test_serve_takes_the_options_of_a_gang_that_is_pinned_to_nodes() -> None:
+    class Server:
+        pass
+
+    made = replace(place(plan(NODES, request(replicas=2)), RANK), nodes=("a", "b"))
+    options = made.deployment_options({"a": "id-a", "b": "id-b"})
+    deployment = serve.deployment(max_ongoing_requests=8)(Server).options(**options)
+    assert deployment.num_replicas == 4
+    assert deployment._deployment_config.gang_scheduling_config.gang_size == 2
+    assert {"gang_id", "rank", "world_size"} <= {field.name for field in fields(GangContext)}
 
 
 def test_ranks_on_one_node_are_packed() -> None:
@@ -62,8 +77,6 @@ def test_a_saved_plan_pins_the_ranks_to_its_nodes(tmp_path: Path) -> None:
     assert (found.nodes, found.data) == (("a", "b"), 2)
     check_plan(found, request(), NODES)
     made = place(plan(NODES, request()), RANK)
-    from dataclasses import replace
-
     options = replace(made, nodes=found.nodes).deployment_options({"a": "id-a", "b": "id-b", "c": "id-c"})
     assert options["placement_group_bundles"] == [{"CPU": 0.3, "memory": 3.0 * GIB}]
     assert options["placement_group_bundle_label_selector"] == [{NODE_ID_LABEL: "in(id-a,id-b)"}]

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -100,6 +101,20 @@ async def test_a_killed_rank_is_missed_at_once(store: Store) -> None:
         assert lost.empty()
         process.kill()
         assert await asyncio.wait_for(lost.get(), 10) == (1, "its process ended")
+    watch.stop()
+
+
+async def test_a_rank_that_hangs_is_missed_when_nothing_is_heard_of_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.gang._SILENCE_S", 3.0)
+    lost: asyncio.Queue[tuple[int, str]] = asyncio.Queue()
+    watch = GangWatch(store, APP, GangSeat("g1", 0, 2), SECRET, lambda *what: lost.put_nowait(what))
+    with other_rank(store) as process:
+        watch.start()
+        await asyncio.sleep(0.5)
+        process.send_signal(signal.SIGSTOP)
+        assert await asyncio.wait_for(lost.get(), 20) == (1, "nothing was heard of it for 3 s")
     watch.stop()
 
 
