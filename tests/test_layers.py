@@ -40,8 +40,8 @@ TRANSPORT = ("aiohttp", "fastapi", "httpx", "ray", "starlette", "uvicorn", "serv
 CHECKS = ("accounts", "host_check", "openai_api", "validation")
 """Modules of `services` that check keys, hosts, limits and fields: plain functions without transport."""
 
-LIGHT_PROCESSES = ("services.gateway", "services.cli", "ui.app")
-"""Modules whose process must stay light and outlive the model replicas."""
+LIGHT_PROCESSES = ("services.cli", "ui.app")
+"""Modules whose process must stay light and outlive the model replicas; for the endpoint's see the last test."""
 
 
 def modules() -> list[Path]:
