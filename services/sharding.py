@@ -81,6 +81,13 @@ def plan_model(config: ModelConfig, topology: Topology, home: Home, gangs: int) 
     placement = place(made, reservation)
     if config.plan is not None:
         placement = _follow_plan(config, request, topology, placement)
+    if config.expert_placement == "linear":
+        return made, replace(placement, expert_ranks=None)  # what engines do by themselves
+    if rank.accelerator is not None:
+        raise PlanError(
+            f"expert_placement of {config.id} is planned, which is for CPU nodes. On GPUs vLLM balances the experts: "
+            "use linear, and engine_options: {enable_eplb: true}."
+        )
     return made, placement
 
 
@@ -112,11 +119,11 @@ def _options_as_written(config: ModelConfig) -> dict[str, Any]:
 
 
 def _follow_plan(config: ModelConfig, request: PlanRequest, topology: Topology, made: Placement) -> Placement:
-    """The file's nodes; and its experts, where they are to be planned."""
+    """The file's nodes; and its experts, unless there is a trace to plan them from."""
     assert config.plan is not None
     saved = read_plan(Path(config.plan))
     check_plan(saved, request, topology)
-    experts = saved.expert_ranks if config.expert_placement == "planned" else made.expert_ranks
+    experts = saved.expert_ranks if config.expert_trace is None else made.expert_ranks
     return replace(made, nodes=saved.nodes, expert_ranks=experts)
 
 

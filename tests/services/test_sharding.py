@@ -4,13 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cluster.errors import ClusterError, NoFit, PlanError
+from cluster.expert_load import ExpertLoad
 from cluster.home import Home, open_home
+from cluster.routing_trace import RoutingTrace, write_trace
 from cluster.topology import Node, Topology
+from cluster.weights.safetensors_header import fingerprint
 from services import supervisor
 from services.config import ModelConfig
+from services.plan_view import plan_data
 from services.preflight import check_ranks, explain
 from services.ray_config import parse_ray_config
 from services.resources import GIB
@@ -134,6 +139,51 @@ def test_a_damaged_trace_is_refused(mixture: str, home: Home, tmp_path: Path) ->
     config = model(mixture, expert_placement="planned", expert_trace=str(trace))
     with pytest.raises(ClusterError, match=r"trace\.json"):
         plan_model(config, nodes(100 * GIB), home, 1)
+
+
+@pytest.mark.requires("vllm")
+def test_experts_are_placed_by_a_saved_plan_or_left_to_the_engine(mixture: str, home: Home, tmp_path: Path) -> None:
+    there = nodes(100 * GIB, 100 * GIB)
+    made, linear = plan_model(model(mixture), there, home, 1)
+    assert linear.expert_ranks is None
+    data = plan_data(made)
+    for layer in range(2):  # any other placement than the linear one
+        data["replicas"][0]["ranks"][0]["experts"][layer] = [0, 2, 4, 6]
+        data["replicas"][0]["ranks"][1]["experts"][layer] = [1, 3, 5, 7]
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps(data), encoding="utf-8")
+    _, planned = plan_model(model(mixture, expert_placement="planned", plan=str(file)), there, home, 1)
+    assert planned.expert_ranks == ((0, 1) * 4,) * 2
+    assert planned.nodes == ("n1", "n2")
+    with pytest.raises(PlanError, match="puts ranks on n2, which is not in the cluster"):
+        plan_model(model(mixture, plan=str(file)), nodes(100 * GIB), home, 1)
+
+
+def load_of(chosen: list[dict[tuple[int, int], int]]) -> ExpertLoad:
+    """Counts of tokens that chose these pairs of the 8 experts, layer by layer."""
+    pairs = np.zeros((len(chosen), 8, 8), np.int64)
+    for layer, choices in enumerate(chosen):
+        for (first, second), count in choices.items():
+            for one, other in ((first, first), (second, second), (first, second), (second, first)):
+                pairs[layer, one, other] += count
+    tokens = np.einsum("lee->le", pairs).copy()
+    return ExpertLoad(tokens, pairs, np.zeros_like(tokens), 1, 2, 0.0, 1.0)
+
+
+@pytest.mark.requires("vllm")
+def test_experts_are_placed_by_the_load_of_a_trace(mixture: str, home: Home, tmp_path: Path) -> None:
+    # Two tokens of three choose 0 and 1 in the first layer, 6 and 7 in the second.
+    load = load_of([{(0, 1): 70, (2, 3): 12, (4, 5): 12, (6, 7): 12}, {(6, 7): 70, (0, 1): 12, (2, 3): 12, (4, 5): 12}])
+    trace = tmp_path / "trace.json"
+    config = model(mixture, expert_placement="planned", expert_trace=str(trace))
+    with pytest.raises(ClusterError, match="cannot be read"):
+        plan_model(config, nodes(100 * GIB), home, 1)
+    write_trace(trace, RoutingTrace("mixture", fingerprint(Path(mixture)), load))
+    _, placement = plan_model(config, nodes(100 * GIB), home, 1)
+    assert placement.expert_ranks is not None
+    for layer, busiest in enumerate(((0, 1), (6, 7))):
+        ranks = placement.expert_ranks[layer]
+        assert ranks[busiest[0]] != ranks[busiest[1]]  # the two that have most to do are apart
 
 
 def test_replicas_of_a_gang_come_in_whole_gangs() -> None:
