@@ -56,16 +56,20 @@ def measure_ratio(models: Models, times: int, answer: int) -> dict[str, Any]:
     def gang_of_two() -> Replica:
         return make(gang(2, count_experts=True, expert_placement=planned(loads, 2)))
 
-    kinds = {"one": one, "engine": engine, "gang": gang_of_two}
-    values = alternate(kinds, lambda _, running: throughput(running, prompts, answer), times)
-    shares = {}
-    for name, start in (("engine", engine), ("gang", gang_of_two)):
-        with start() as running:
-            throughput(running, prompts, 8)
+    seconds: dict[str, list[dict[str, float]]] = {}
+
+    def measure(name: str, running: Replica) -> float:
+        if name not in seconds:
             running.call(install_timers)
-            throughput(running, prompts, answer)
-            seconds = running.call(read_timers)
-        shares[name] = round(statistics.mean(each["exchange"] / each["step"] for each in seconds), 3)
+        speed = throughput(running, prompts, answer)
+        seconds[name] = running.call(read_timers)
+        return speed
+
+    values = alternate({"one": one, "engine": engine, "gang": gang_of_two}, measure, times)
+    shares = {
+        name: round(statistics.mean(each["exchange"] / each["step"] for each in seconds[name]), 3)
+        for name in ("engine", "gang")
+    }
     ratios = {name: round(ratio(values, name, "one"), 3) for name in shares}
     best = max(ratios, key=lambda name: ratios[name])
     return {
