@@ -17,6 +17,8 @@ from services.ray_config import RayConfig
 
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN"
 REPOSITORY = Path(__file__).resolve().parents[1]
+# Python runs the `sitecustomize` in it.
+STARTUP = Path(__file__).with_name("startup")
 
 NO_TELEMETRY: Mapping[str, str] = {
     "DO_NOT_TRACK": "1",
@@ -82,7 +84,8 @@ def uses_hub(config: RayConfig) -> bool:
 
 def _python_path() -> str:
     before = os.environ.get("PYTHONPATH")
-    parts = [str(REPOSITORY), *(before.split(os.pathsep) if before else [])]
+    # Last: a `sitecustomize` that the operator has on the path takes precedence.
+    parts = [str(REPOSITORY), *(before.split(os.pathsep) if before else []), str(STARTUP)]
     return os.pathsep.join(dict.fromkeys(parts))
 
 

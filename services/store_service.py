@@ -7,6 +7,7 @@ folder where the database knows passages, and brings both to agreement. `actor` 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import os
 from collections.abc import Sequence
@@ -21,7 +22,6 @@ from rag.errors import EmbedderUnavailable, EmbeddingMismatch, StoreMissing
 from rag.fusion import FusionMethod
 from rag.parsing import ParseLimits
 from rag.read_write_lock import ReadWriteLock
-from rag.retriever import RetrievalSettings, retrieve
 from rag.types import Embedder
 from rag.vector_store import VectorStore, open_vector_store
 from services.blobs import Blobs
@@ -189,6 +189,8 @@ class StoreService:
         dense_weight: float = 0.5,
     ) -> SearchResult:
         """The best passages for a question, with the names of the collections whose ids they carry."""
+        from rag.retriever import RetrievalSettings, retrieve
+
         names = list(dict.fromkeys(collections))
         if not 1 <= len(names) <= _MAX_COLLECTIONS_PER_SEARCH:
             raise invalid(f"Name 1 to {_MAX_COLLECTIONS_PER_SEARCH} collections.", param="collections")
@@ -230,6 +232,9 @@ class StoreService:
                 await asyncio.sleep(1.0)
         _check_chunk_size(self._parts.config.ingestion, self._embedder)
         await self._ingestion.start()
+        # LangChain takes most of a second to load. Not at the top: Serve loads this module twice, and all processes of
+        # windfarm start at the same time.
+        await asyncio.to_thread(importlib.import_module, "rag.retriever")
 
     async def _embedder_is_there(self) -> None:
         assert self._starting is not None, "started"
