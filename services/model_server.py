@@ -98,7 +98,7 @@ def build_engine(
             parallel_requests=config.parallel_requests,
             max_queued_requests=config.max_queued_requests,
             threads=config.threads or environment.threads or _share_of_cores(config, environment, meeting),
-            options=_executor(parallelism) | config.engine_options,
+            options=(_executor(config) if choice.engine == "vllm" else {}) | config.engine_options,
             remote_model=config.remote_model,
             remote_key=_remote_key(config),
             parallelism=parallelism or Parallelism(),
@@ -142,11 +142,10 @@ def _has_experts(config: ModelConfig, environment: Environment) -> bool:
     return num_experts(read_json(model_folder(config, open_home(environment.home)) / "config.json")) > 1
 
 
-def _executor(parallelism: Parallelism | None) -> dict[str, str]:
-    """Inside a placement group vLLM would take Ray to start its workers; here they are children of the replica."""
-    if parallelism is None or parallelism.num_ranks == 1:
-        return {}
-    return {"distributed_executor_backend": "mp"}
+def _executor(config: ModelConfig) -> dict[str, str]:
+    """Inside a placement group vLLM would take Ray to start its workers; here they are children of the replica. (On
+    CPUs vLLM makes a process of the worker in both cases.)"""
+    return {"distributed_executor_backend": "mp" if config.tensor_parallel_size > 1 else "uni"}
 
 
 def _share_of_cores(config: ModelConfig, environment: Environment, meeting: Meeting | None) -> int | None:
