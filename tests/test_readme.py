@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -12,6 +13,7 @@ import pytest
 from tests.product import WINDFARM, Product
 
 ROOT = Path(__file__).resolve().parents[1]
+HANDBOOK = "tests/data/company-kb/gds-way-en/standards"
 DOCUMENTS = ("README.md", "ARCHITECTURE.md", "BENCHMARKS.md", "CONTRIBUTING.md")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -71,12 +73,25 @@ def test_modules_that_the_readme_names_exist() -> None:
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
+@pytest.fixture
+def short_clone(tmp_path: Path) -> Path:
+    """The repository with a few pages of the handbook: the commands are those of the README, the work is less."""
+    for name in (".venv", "ray_config.yaml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    handbook = tmp_path / HANDBOOK
+    handbook.mkdir(parents=True)
+    for page in ("pull-requests.md", "pair-programming.md", "storing-credentials.md"):
+        shutil.copy(ROOT / HANDBOOK / page, handbook)
+    return tmp_path
+
+
 @pytest.mark.e2e
-def test_the_shell_examples_run(product: Product) -> None:
+def test_the_shell_examples_run(product: Product, short_clone: Path) -> None:
     script = "set -e\n" + "".join(blocks("sh run"))
+    assert HANDBOOK in script
     environment = {**os.environ, "WINDFARM_HOME": str(product.home), "PATH": f"{WINDFARM.parent}:{os.environ['PATH']}"}
     answer = subprocess.run(
-        ["bash", "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        ["bash", "-c", script], cwd=short_clone, env=environment, capture_output=True, text=True, check=False
     )
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert re.search(r"\[\d+\]", answer.stdout), answer.stdout
@@ -84,7 +99,7 @@ def test_the_shell_examples_run(product: Product) -> None:
 
 @pytest.mark.e2e
 def test_the_python_example_runs_and_cites(product: Product) -> None:
-    product.run("ingest", "tests/data/company-kb/gds-way-en/standards/pull-requests.md", "--collection", "handbook")
+    product.run("ingest", f"{HANDBOOK}/pull-requests.md", "--collection", "handbook")
     (example,) = blocks("python")
     example = example.replace("http://127.0.0.1:8000/v1", product.api).replace(
         "the key that make up printed", product.key
@@ -95,5 +110,5 @@ def test_the_python_example_runs_and_cites(product: Product) -> None:
     assert cited, answer.stdout
     # Which sentence a small model repeats differs between processors; what is cited must stand in the document.
     for name, quote in cited:
-        (page,) = (ROOT / "tests/data/company-kb/gds-way-en/standards").rglob(name)
+        (page,) = (ROOT / HANDBOOK).rglob(name)
         assert quote in page.read_text(encoding="utf-8")

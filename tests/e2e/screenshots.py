@@ -46,9 +46,7 @@ def fill_handbook(product: Product) -> None:
 
 def ask_the_handbook(person: Visitor, product: Product) -> None:
     person.sign_in(product.key)
-    person.page.locator("#wf-collections input").click()
-    person.page.get_by_role("option", name="handbook").click()
-    person.page.keyboard.press("Escape")
+    person.choose("handbook")
     person.ask(QUESTION)
     person.wait_until_answered()
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
+from tokenizers import Tokenizer
 
 from tests.product import ROOT, Product
 
@@ -83,6 +84,19 @@ def test_a_forced_tool_call_runs_and_its_steps_are_in_the_stream(client: httpx.C
     assert (called["event"], called["name"]) == ("tool_call", "calculator")
     assert set(json.loads(called["arguments"])) == {"expression"}
     assert (result["event"], result["id"]) == ("tool_result", called["id"])
+
+
+def test_token_ids_of_the_embedding_model_give_the_vector_of_their_text(client: httpx.Client, product: Product) -> None:
+    tokenizer = Tokenizer.from_file(str(next((product.home / "models" / "embed").rglob("tokenizer.json"))))
+    ids = tokenizer.encode("Water for the office").ids
+    vectors = []
+    for given in ("Water for the office", ids, [ids]):
+        body = {"model": "embed", "input": given, "input_type": "raw"}
+        vectors.append(client.post("/embeddings", json=body).json()["data"][0]["embedding"])
+    assert vectors[1] == vectors[2] == pytest.approx(vectors[0], abs=1e-3)
+    refused = client.post("/embeddings", json={"model": "embed", "input": [9_999_999], "input_type": "raw"})
+    assert refused.status_code == 400
+    assert "lie between 0 and" in refused.json()["error"]["message"]
 
 
 def test_an_unknown_model_or_collection_is_a_404_that_names_it(client: httpx.Client) -> None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 
+import httpx
 import pytest
 from playwright.sync_api import Playwright, expect, sync_playwright
 
@@ -103,7 +104,8 @@ def test_an_answer_can_be_asked_for_again_and_replaces_the_first(person: Visitor
 
 def test_conversations_are_renamed_deleted_and_left(person: Visitor, product: Product) -> None:
     person.sign_in(product.key)
-    person.ask("A question about renaming")
+    person.choose_no_collection()
+    person.ask("Say hello.")
     person.wait_until_answered()
     row = person.page.locator(".wf-conversation.is-current")
     row.hover()
@@ -118,6 +120,51 @@ def test_conversations_are_renamed_deleted_and_left(person: Visitor, product: Pr
     row.get_by_role("button", name="Delete").click()
     expect(row).to_have_count(0)
     expect(person.page.locator("#wf-chat .user.message")).to_have_count(0)
+
+
+def test_tool_steps_and_what_was_left_out_can_be_seen(person: Visitor, product: Product) -> None:
+    """The model that comes along chooses no tool by itself, so another client of the same conversation forces it."""
+    with httpx.Client(base_url=product.api, headers=product.headers, timeout=120) as api:
+        conversation = api.post("/conversations", json={"title": "Seen on the page"}).json()["id"]
+        body = {"model": "tiny", "conversation": conversation, "temperature": 0, "max_tokens": 32}
+        question = {"role": "user", "content": "What is 37 * 21?"}
+        forced = {
+            "windfarm_tools": ["calculator"],
+            "tool_choice": {"type": "function", "function": {"name": "calculator"}},
+        }
+        api.post("/chat/completions", json=body | forced | {"messages": [question]}).raise_for_status()
+        too_long = [
+            {"role": "user", "content": "A long story. " * 3000},
+            {"role": "assistant", "content": "Thank you."},
+            {"role": "user", "content": "Say hello."},
+        ]
+        api.post("/chat/completions", json=body | {"messages": too_long}).raise_for_status()
+    person.address = f"{product.address}/?c={conversation}"
+    person.sign_in(product.key)
+    tool = person.folded("Tool: calculator").first
+    tool.get_by_role("button").first.click()
+    expect(tool).to_contain_text("expression")
+    expect(tool).to_contain_text(re.compile("Result|Failed"))
+    left_out = person.folded(re.compile("Left out: .*older message"))
+    expect(left_out).to_be_visible()
+    person.picture("steps")
+
+
+def test_without_evidence_the_page_says_that_the_documents_do_not_say_it(person: Visitor, product: Product) -> None:
+    memo = DOCUMENTS / "fake-memo.pdf"
+    with httpx.Client(base_url=product.api, headers=product.headers, timeout=120) as api:
+        api.post("/collections", json={"name": "memos-for-the-page"}).raise_for_status()
+        files = {"file": (memo.name, memo.read_bytes())}
+        api.post("/collections/memos-for-the-page/documents?wait=true", files=files).raise_for_status()
+        person.sign_in(product.key)
+        person.choose_no_collection()
+        person.choose("memos-for-the-page")
+        person.ask("What is the capital of Mongolia?")
+        expect(person.folded("The documents do not say")).to_be_visible()
+        expect(person.answers.last).to_contain_text("I could not find")
+        person.wait_until_answered()
+        expect(person.page.locator('#wf-chat a[href^="#cite-msg"]')).to_have_count(0)
+        api.delete("/collections/memos-for-the-page").raise_for_status()
 
 
 def test_signing_out_forgets_the_key(person: Visitor, product: Product) -> None:

@@ -1,4 +1,8 @@
-"""However it ends, nothing of ours is left running, the port is free, and no document is lost."""
+"""However it ends, nothing of ours is left running, the port is free, and no document is lost.
+
+The last of the end-to-end tests: one windfarm after the other runs on the product's own data folder, each is ended in
+another way, and each finds the documents of those before it. Meanwhile a second windfarm, started by hand, goes on.
+"""
 
 import json
 import os
@@ -13,25 +17,30 @@ from pathlib import Path
 import httpx
 import pytest
 
+from services.accounts import Accounts
+from services.config import StoreConfig
 from services.control import RunState, read_state
+from services.environment import read_environment
+from services.knowledge import Knowledge
 from services.processes import Process, descendants, find_process, tagged
-from tests.product import ROOT, WINDFARM, Product, free_port, link_models, logs, windfarm
+from services.store_service import open_store
+from tests.e2e.by_hand import ByHand, serve_by_hand
+from tests.product import ROOT, WINDFARM, Product, free_port, logs, windfarm
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.ends_product]
 
-# A start on a busy machine; the tests wait for events, this is only where they give up.
-START_S = 180
-GONE_S = 40
+# A busy machine; the tests wait for events, this is only where they give up.
+GONE_S = 60
 
 
 @dataclass
-class Foreground:
-    """`windfarm up` attached to this test, as a person has it in a terminal."""
+class Life:
+    """One run of a windfarm. `starter` is the `windfarm up` that a person would have in a terminal, if there is one."""
 
-    starter: "subprocess.Popen[str]"
     state: RunState
     home: Path
     key: str
+    starter: "subprocess.Popen[str] | None" = None
 
     def processes(self) -> list[Process]:
         """By tag and by descent: the parser process gets none of our environment, so it has no tag."""
@@ -57,77 +66,129 @@ class Foreground:
         return sorted(item["name"] for item in json.loads(answer.stdout)["documents"])
 
 
+def detached(product: Product) -> Life:
+    state = read_state(product.home / "run")
+    assert state is not None
+    return Life(state, product.home, product.key)
+
+
 @contextmanager
-def foreground(home: Path) -> Iterator[Foreground]:
-    link_models(home)
+def foreground(home: Path, key: str) -> Iterator[Life]:
     command = [str(WINDFARM), "up", "--json", "--home", str(home), "--port", str(free_port())]
-    with (home.parent / "up.err").open("w") as errors:
-        starter = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
+    errors = home.with_name("up.err")
+    with errors.open("w") as file:
+        starter = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True)
     try:
         assert starter.stdout is not None
         line = starter.stdout.readline()
-        assert line, (home.parent / "up.err").read_text() + logs(home)
+        assert line, errors.read_text() + logs(home)
+        assert json.loads(line)["key"] == key
         state = read_state(home / "run")
         assert state is not None
-        yield Foreground(starter, state, home, json.loads(line)["key"])
+        yield Life(state, home, key, starter)
     finally:
         starter.kill()
         starter.wait()
         windfarm(home, ["down"], check=False)
 
 
-def press_ctrl_c(running: Foreground) -> None:
-    running.starter.send_signal(signal.SIGINT)
+def press_ctrl_c(life: Life) -> None:
+    assert life.starter is not None
+    life.starter.send_signal(signal.SIGINT)
 
 
-def down(running: Foreground) -> None:
-    windfarm(running.home, ["down"])
+def down(life: Life) -> None:
+    windfarm(life.home, ["down"])
 
 
-def kill_the_starter(running: Foreground) -> None:
-    running.starter.kill()
+def kill_the_starter(life: Life) -> None:
+    assert life.starter is not None
+    life.starter.kill()
 
 
-def kill_rays_head(running: Foreground) -> None:
-    running.find("gcs_server").signal(signal.SIGKILL)
+def kill_rays_head(life: Life) -> None:
+    life.find("gcs_server").signal(signal.SIGKILL)
 
 
-def kill_the_guardian(running: Foreground) -> None:
+def kill_the_guardian(life: Life) -> None:
     """The worst case: nobody is left to clean up, so `down` has to find everything by its tag."""
-    running.state.guardian.signal(signal.SIGKILL)
-    running.starter.wait(GONE_S)
-    windfarm(running.home, ["down"], check=False)
+    assert life.starter is not None
+    life.state.guardian.signal(signal.SIGKILL)
+    life.starter.wait(GONE_S)
+    windfarm(life.home, ["down"], check=False)
+
+
+@pytest.fixture(scope="module")
+def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ByHand]:
+    with serve_by_hand(tmp_path_factory.mktemp("by-hand") / "home") as running:
+        running.wait_until_ready()
+        yield running
+
+
+def test_plain_serve_run_in_the_printed_environment_answers_beside_the_product(
+    by_hand: ByHand, product: Product
+) -> None:
+    answer = httpx.post(
+        f"{by_hand.address}/v1/chat/completions",
+        headers={"Authorization": f"Bearer {by_hand.key}"},
+        json={"model": "tiny", "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8},
+        timeout=120,
+    )
+    assert answer.json()["choices"][0]["message"]["content"]
+    assert httpx.get(f"{product.address}/ready", timeout=10).status_code == 200
 
 
 @pytest.mark.timeout(600)
-def test_nothing_survives_no_document_is_lost_and_another_windfarm_goes_on(tmp_path: Path, product: Product) -> None:
-    home = tmp_path / "home"
-    home.mkdir()
-    uploaded = []
-    ways: list[Callable[[Foreground], None]] = [
-        press_ctrl_c,
-        down,
-        kill_the_starter,
-        kill_rays_head,
-        kill_the_guardian,
-    ]
+def test_nothing_survives_no_document_is_lost_and_another_windfarm_goes_on(product: Product, by_hand: ByHand) -> None:
+    uploaded: list[str] = []
+    end_life(detached(product), down, uploaded, by_hand)
+    ways: list[Callable[[Life], None]] = [kill_the_starter, kill_rays_head, kill_the_guardian, press_ctrl_c]
     for end in ways:
-        with foreground(home) as running:
-            if uploaded:
-                assert running.documents() == sorted(uploaded)
-            name = f"{end.__name__}.txt"
-            running.upload(name, f"Kept although the end was: {end.__name__}.")
-            uploaded.append(name)
-            ours = running.processes()
-            assert len(ours) >= 8
-            names = {process.pid: describe(process.pid) for process in ours}
-            assert any("rag.parser_process" in name for name in names.values())
-            end(running)
-            left = [f"{names[process.pid]} {state_of(process.pid)}" for process in ours if not process.wait(GONE_S)]
-            assert left == [], end.__name__
-            assert running.processes() == [], end.__name__
-            assert_port_is_free(running.state.port)
-            assert httpx.get(f"{product.address}/ready", timeout=10).status_code == 200, end.__name__
+        with foreground(product.home, product.key) as life:
+            assert life.documents() == sorted(uploaded)
+            end_life(life, end, uploaded, by_hand)
+    assert documents_of(product.home) == sorted(uploaded)
+
+
+def documents_of(home: Path) -> list[str]:
+    """The documents of a windfarm that does not run; its database and its vector store have to agree."""
+    environment = read_environment({"WINDFARM_HOME": str(home), "WINDFARM_INTERNAL_SECRET": "none"})
+    parts = open_store(StoreConfig(), environment)
+    try:
+        assert parts.report.agreed, parts.report
+        owner = Accounts(parts.database).owner_id()
+        assert owner is not None
+        return sorted(document["name"] for document in Knowledge(parts.database).list_documents("kept", owner))
+    finally:
+        parts.vectors.close()
+        parts.database.close()
+
+
+def end_life(life: Life, end: Callable[[Life], None], uploaded: list[str], other: ByHand) -> None:
+    """Upload one more document, end this life, and look at what is left of it."""
+    name = f"{end.__name__}.txt"
+    life.upload(name, f"Kept although the end was: {end.__name__}.")
+    uploaded.append(name)
+    ours = life.processes()
+    assert len(ours) >= 8
+    names = {process.pid: describe(process.pid) for process in ours}
+    assert any("rag.parser_process" in name for name in names.values())
+    end(life)
+    left = [f"{names[process.pid]} {state_of(process.pid)}" for process in ours if not process.wait(GONE_S)]
+    assert left == [], end.__name__
+    assert life.processes() == [], end.__name__
+    assert_port_is_free(life.state.port)
+    assert other.is_ready(), end.__name__
+
+
+def test_ctrl_c_ends_all_that_serve_run_has_started(by_hand: ByHand) -> None:
+    ours = by_hand.processes()
+    assert len(ours) >= 8
+    names = {process.pid: describe(process.pid) for process in ours}
+    by_hand.press_ctrl_c()
+    assert [names[process.pid] for process in ours if not process.wait(GONE_S)] == []
+    assert by_hand.processes() == []
+    assert_port_is_free(by_hand.port)
 
 
 def test_somebody_elses_process_is_left_alone(tmp_path: Path) -> None:

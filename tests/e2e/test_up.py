@@ -61,15 +61,22 @@ def test_a_taken_port_is_refused_before_anything_starts(tmp_path: Path) -> None:
     assert not (tmp_path / "home" / "run" / "windfarm.json").exists()
 
 
-def test_a_change_of_one_model_leaves_all_other_replicas_running(product: Product, tmp_path: Path) -> None:
+def test_a_change_of_one_model_leaves_all_other_replicas_running_and_its_own_streams_whole(
+    product: Product, tmp_path: Path
+) -> None:
     before = replica_ids(product)
     edited = tmp_path / "edited.yaml"
     text = (ROOT / "ray_config.yaml").read_text(encoding="utf-8")
     edited.write_text(text.replace("parallel_requests: 4", "parallel_requests: 3"), encoding="utf-8")
+    client = openai.OpenAI(base_url=product.api, api_key=product.key, max_retries=0)
+    stream = client.completions.create(model="tiny", prompt="Once upon a time", max_tokens=900, stream=True)
+    next(stream)
     try:
         product.run("apply", "--config", str(edited))
         after = replica_ids(product)
         assert [name for name in before if before[name] != after[name]] == ["llm-tiny/ModelServer"]
+        # What the former replica began, it ended: an error or a lost connection would raise here.
+        assert [chunk.choices[0].finish_reason for chunk in stream if chunk.choices][-1] in ("stop", "length")
     finally:
         product.run("apply", "--config", str(ROOT / "ray_config.yaml"))
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import BrowserContext, Page, Playwright, expect
+from playwright.sync_api import BrowserContext, Locator, Page, Playwright, expect
 
 from infra.setup.chromium import find_chromium
 
@@ -65,6 +65,15 @@ class Visitor:
 
     def wait_until_answered(self) -> None:
         expect(self.page.get_by_role("button", name="Send")).to_be_visible()
+
+    def folded(self, title: str | re.Pattern[str]) -> Locator:
+        """A notice or tool step of the chat; a click on its button opens and closes it."""
+        return self.page.locator("#wf-chat .thought-group", has_text=title)
+
+    def choose(self, collection: str) -> None:
+        self.page.locator("#wf-collections input").click()
+        self.page.get_by_role("option", name=collection).click()
+        self.page.keyboard.press("Escape")
 
     def panel(self, name: str) -> None:
         """Open the panel `documents` or `sources`."""

@@ -1,6 +1,5 @@
-"""The three engines, each started once: llama.cpp, vLLM, and a remote API (llama.cpp behind our own rendering)."""
+"""The three engines, each started once: llama.cpp, vLLM, and a remote API, which is the running product itself."""
 
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,13 +11,7 @@ from cluster.engines.choice import EngineChoice, make_engine
 from cluster.engines.settings import EngineSettings
 from cluster.home import open_home
 from cluster.weights.prepare import prepare
-from services.error_responses import error_body, to_api_error
-from services.event_stream import DONE, until_client_leaves
-from services.listener import start_listener
-from services.model_wire import RenderOptions
-from services.openai_api import ChatCompletionRequest, CompletionRequest
-from services.openai_stream import make_renderer
-from services.validation import parse_body
+from tests.product import Product
 
 MAX_CONTEXT = 512
 NUM_SLOTS = 2
@@ -53,79 +46,25 @@ async def vllm() -> AsyncIterator[Engine]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def remote(llamacpp: Engine) -> AsyncIterator[Engine]:
-    listener = await start_listener(OpenAiApi(llamacpp))
+async def remote(product: Product) -> AsyncIterator[Engine]:
     engine = make_engine(
         EngineChoice("remote", None, uses_gpu=False),
-        settings(f"{listener.url}/v1", max_context=None, remote_model="there", remote_key="the-key"),
+        settings(product.api, max_context=None, remote_model="tiny", remote_key=product.key),
     )
     await engine.start()
     yield engine
     await engine.stop()
-    await listener.stop()
 
 
 @pytest.fixture(
     params=[
         pytest.param("llamacpp"),
         pytest.param("vllm", marks=pytest.mark.requires("vllm")),
-        pytest.param("remote"),
+        pytest.param("remote", marks=pytest.mark.e2e),
     ]
 )
 def engine(request: pytest.FixtureRequest) -> Engine:
     return request.getfixturevalue(request.param)
-
-
-class OpenAiApi:
-    """The smallest OpenAI-shaped API around an engine, made of the product's own validation and rendering."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    async def __call__(self, scope, receive, send) -> None:
-        path = scope["path"]
-        if dict(scope["headers"]).get(b"authorization") != b"Bearer the-key":
-            return await _answer(send, 401, {"error": {"message": "no"}})
-        if path == "/v1/models":
-            model = {"id": "there", "max_model_len": self._engine.info.max_context}
-            return await _answer(send, 200, {"data": [model]})
-        kind = ChatCompletionRequest if path == "/v1/chat/completions" else CompletionRequest
-        try:
-            body = parse_body(kind, await _read(receive))
-            await until_client_leaves(receive, self._stream(body, send))
-        except Exception as error:  # noqa: BLE001  # as the product does
-            api = to_api_error(error)
-            await _answer(send, api.status, error_body(api))
-
-    async def _stream(self, body: ChatCompletionRequest | CompletionRequest, send) -> None:
-        is_chat = isinstance(body, ChatCompletionRequest)
-        prompt = {"messages": body.engine_messages()} if is_chat else body.prompt_field()
-        request = GenerationRequest("r", sampling=body.sampling(), **prompt)
-        renderer = make_renderer(
-            RenderOptions("chat" if is_chat else "completion", "id", "there", 1, body.includes_usage, first_role=True)
-        )
-        has_begun = False
-        async for chunk in self._engine.generate(request):
-            if not has_begun:
-                await send({"type": "http.response.start", "status": 200, "headers": []})
-                has_begun = True
-                await send({"type": "http.response.body", "body": renderer.begin(), "more_body": True})
-            await send({"type": "http.response.body", "body": renderer.chunk(chunk), "more_body": True})
-        await send({"type": "http.response.body", "body": DONE})
-
-
-async def _read(receive) -> bytes:
-    body = b""
-    while True:
-        message = await receive()
-        body += message.get("body", b"")
-        if not message.get("more_body"):
-            return body
-
-
-async def _answer(send, status: int, value: Any) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": []})
-    await send({"type": "http.response.body", "body": json.dumps(value).encode()})
 
 
 def chat(question: str, **sampling: Any) -> GenerationRequest:

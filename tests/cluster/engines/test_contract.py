@@ -3,10 +3,11 @@
 import asyncio
 import json
 
+import psutil
 import pytest
 
 from cluster.engine import Engine, GenerationChunk, GenerationRequest, SamplingParams
-from cluster.errors import ContextTooLong, EngineBusy, InvalidRequest
+from cluster.errors import ContextTooLong, EngineBusy, EngineDead, InvalidRequest
 from tests.cluster.engines.conftest import MAX_CONTEXT, MAX_QUEUED, NUM_SLOTS, chat, text_prompt
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
@@ -158,10 +159,11 @@ async def test_prompts_are_counted_exactly_as_they_are_used(engine: Engine) -> N
 
 
 async def test_what_exceeds_the_context_is_refused_with_both_numbers(engine: Engine) -> None:
-    with pytest.raises(ContextTooLong, match=rf"{MAX_CONTEXT + 1}.* {MAX_CONTEXT} tokens"):
-        await collect(engine, text_prompt("Hello", max_tokens=MAX_CONTEXT + 1))
-    with pytest.raises(ContextTooLong, match=rf"prompt has \d+ tokens.* {MAX_CONTEXT} tokens"):
-        await collect(engine, text_prompt("word " * MAX_CONTEXT, max_tokens=1))
+    limit = engine.info.max_context
+    with pytest.raises(ContextTooLong, match=rf"{limit + 1}.* {limit} tokens"):
+        await collect(engine, text_prompt("Hello", max_tokens=limit + 1))
+    with pytest.raises(ContextTooLong, match=rf"prompt has \d+ tokens.* {limit} tokens"):
+        await collect(engine, text_prompt("word " * limit, max_tokens=1))
 
 
 @pytest.mark.parametrize(
@@ -228,12 +230,36 @@ async def test_slots_run_side_by_side(engine: Engine) -> None:
 
 async def test_a_running_engine_is_healthy(engine: Engine) -> None:
     await engine.check_health()
-    assert engine.info.max_context == MAX_CONTEXT
+    # A remote API says itself what it takes.
+    assert engine.info.max_context == MAX_CONTEXT or engine.info.engine == "remote"
 
 
 def _endless() -> GenerationRequest:
     """Runs to the end of the context unless it is cancelled; needs no field that remote APIs refuse."""
     return text_prompt(COUNTING, max_tokens=MAX_CONTEXT - 50, logit_bias={0: -100.0, 2: -100.0})
+
+
+@pytest.mark.requires("vllm")
+async def test_a_dead_engine_process_ends_streams_and_raises_in_health_and_stopping_leaves_nothing(
+    vllm: Engine,
+) -> None:
+    """The last one: the engine of the tests above ends here."""
+    started = [child for child in psutil.Process().children(recursive=True) if child.name().startswith("VLLM::")]
+    core = next(child for child in started if child.name() == "VLLM::EngineCore")
+    await vllm.check_health()
+    stream = vllm.generate(chat("Tell a story.", max_tokens=300, ignore_eos=True))
+    await anext(stream)
+    core.kill()
+    with pytest.raises(EngineDead):
+        async for _ in stream:
+            pass
+    with pytest.raises(EngineDead):
+        await vllm.check_health()
+    await vllm.stop()
+    await vllm.stop()
+    assert [process.pid for process in started if process.is_running()] == []
+    with pytest.raises(EngineDead):
+        await anext(vllm.generate(chat("Hello.")))
 
 
 async def _until_load(engine: Engine, num_running: int, num_queued: int) -> None:
