@@ -2,8 +2,8 @@
 
 Each part is a module of its own and is on only where it belongs. The end with the parent process: wherever an engine of
 ours started vLLM. All others: only where vLLM's platform is the CPU, and only on a version of vLLM whose private parts
-they know. Of these, patient queues are on in all of an engine's processes; CPU collectives, CPU experts, placed experts
-and expert counters only in the workers, which compute.
+they know. Of these, patient queues are on in all of an engine's processes; CPU linear layers, CPU collectives, CPU
+experts, placed experts and expert counters only in the workers, which compute.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def register() -> None:
         return
     names = ["patient_queues"]
     if multiprocessing.current_process().name.startswith(_WORKER_NAME):
-        names += ["cpu_collectives", "cpu_experts", "placed_experts", "expert_counters"]
+        names += ["cpu_linear", "cpu_collectives", "cpu_experts", "placed_experts", "expert_counters"]
     for name in names:
         importlib.import_module(f"{__name__}.{name}").install()
     parts = (*parts, *names)

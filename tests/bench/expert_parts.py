@@ -146,13 +146,15 @@ def tell(text: str) -> None:
 
 
 def install_timers(worker: Any) -> None:
-    """Runs in a worker: adds up the seconds of its steps, and those of exchange with other ranks (waiting too)."""
+    """Runs in a worker: adds up the seconds of its steps, of exchange with other ranks (and waiting), of counting."""
     import time
 
     from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
     from vllm.v1.worker.cpu_worker import CPUWorker
 
-    seconds = {"step": 0.0, "exchange": 0.0}
+    from cluster.vllm_plugin.expert_counters import ExpertCounts
+
+    seconds = {"step": 0.0, "exchange": 0.0, "counting": 0.0}
 
     def timed(kind: str, function: Any) -> Any:
         def run(*args: Any, **more: Any) -> Any:
@@ -167,6 +169,8 @@ def install_timers(worker: Any) -> None:
     CPUWorker.execute_model = timed("step", CPUWorker.execute_model)
     for name in ("all_reduce", "all_gather", "gather", "all_gatherv", "reduce_scatterv"):
         setattr(CpuCommunicator, name, timed("exchange", getattr(CpuCommunicator, name)))
+    for name in ("note_routed", "note_computed", "end_step"):
+        setattr(ExpertCounts, name, timed("counting", getattr(ExpertCounts, name)))
     CPUWorker.bench_seconds = seconds
 
 
