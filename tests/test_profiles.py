@@ -11,6 +11,8 @@ from infra.setup.verify import pins
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("cluster", "services", "rag", "ui")
+# Imported by vLLM's worker processes alone, which have torch.
+IN_WORKERS = {Path("cluster", "vllm_plugin", name) for name in ("worker.py", "expert_counters.py")}
 PROGRAM = """
 import importlib, sys
 
@@ -42,11 +44,11 @@ def modules_of(distributions: set[str]) -> set[str]:
 
 def our_modules() -> list[str]:
     paths = (path.relative_to(ROOT) for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py")))
-    runnable = ("__init__", "__main__", "env")
+    runnable = ("__init__", "__main__", "env", "sitecustomize")
     return [
         ".".join(path.with_suffix("").parts)
         for path in paths
-        if path.stem not in runnable and "versions" not in path.parts
+        if path.stem not in runnable and "versions" not in path.parts and path not in IN_WORKERS
     ]
 
 

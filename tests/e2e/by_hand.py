@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 
-from services.processes import INSTANCE_VARIABLE, Process, descendants, end_all, tagged
+from services.processes import INSTANCE_VARIABLE, Process, descendants, end_all, end_with_parent, tagged
 from tests.product import ROOT, WINDFARM, free_port, link_models, windfarm
 
 READY_S = 240
@@ -66,6 +66,7 @@ def serve_by_hand(home: Path) -> Iterator[ByHand]:
             env=environment,
             stdout=log,
             stderr=subprocess.STDOUT,
+            preexec_fn=end_with_parent,
         )
     running = ByHand(server, f"http://127.0.0.1:{port}", key, port, tag, output)
     try:

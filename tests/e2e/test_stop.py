@@ -22,7 +22,7 @@ from services.config import StoreConfig
 from services.control import RunState, read_state
 from services.environment import read_environment
 from services.knowledge import Knowledge
-from services.processes import Process, descendants, find_process, tagged
+from services.processes import Process, descendants, end_with_parent, find_process, tagged
 from services.store_service import open_store
 from tests.e2e.by_hand import ByHand, serve_by_hand
 from tests.product import ROOT, WINDFARM, Product, free_port, logs, windfarm
@@ -77,7 +77,9 @@ def foreground(home: Path, key: str) -> Iterator[Life]:
     command = [str(WINDFARM), "up", "--json", "--home", str(home), "--port", str(free_port())]
     errors = home.with_name("up.err")
     with errors.open("w") as file:
-        starter = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True)
+        starter = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True, preexec_fn=end_with_parent
+        )
     try:
         assert starter.stdout is not None
         line = starter.stdout.readline()
