@@ -28,9 +28,10 @@ GOVERNED_SPIN_COUNT = "20000"
 SAMPLE_S = 0.25
 # A sample that covers a pause between answers tells nothing about now.
 STALE_S = 2.0
-# Cores that others may use beyond those left over before threads stop spinning, and below which they spin again.
-CONTENDED_CORES = 0.5
-FREE_CORES = 0.35
+# Cores that others may use beyond those left over before threads stop spinning, and below which they spin again. Short
+# work of many processes (those of windfarm itself take up to 0.4) delays threads little; one busy process takes 1.
+CONTENDED_CORES = 0.75
+FREE_CORES = 0.6
 
 
 def limit_spinning() -> None:

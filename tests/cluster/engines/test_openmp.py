@@ -20,13 +20,13 @@ HOG = "import os\nprint('on', flush=True)\nwhile os.getppid() != 1: pass"
 @pytest.mark.parametrize(
     ("others", "num_threads", "num_cores", "was_contended", "expected"),
     [
-        (0.4, 2, 2, False, False),
-        (0.6, 2, 2, False, True),
-        (0.4, 2, 2, True, True),
-        (0.3, 2, 2, True, False),
-        (2.3, 6, 8, False, False),  # two cores are left for them
-        (2.6, 6, 8, False, True),
-        (0.6, 8, 4, False, True),  # more threads than cores: none is left over
+        (0.7, 2, 2, False, False),
+        (0.8, 2, 2, False, True),
+        (0.7, 2, 2, True, True),
+        (0.5, 2, 2, True, False),
+        (2.7, 6, 8, False, False),  # two cores are left for them
+        (2.8, 6, 8, False, True),
+        (0.8, 8, 4, False, True),  # more threads than cores: none is left over
     ],
 )
 def test_contention_is_what_others_use_beyond_the_cores_left_to_them(
