@@ -12,7 +12,7 @@ SETUP := $(PYTHON) -m infra.setup
 ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help setup setup-dev up down test test-unit lint format bench-laptop bench-experts lock screenshots manifests manifests-check map clean
+.PHONY: help setup setup-dev up down test test-ranks test-unit lint format bench-laptop bench-experts lock screenshots manifests manifests-check map clean
 
 help: ## List all targets
 	@echo "windfarm: make up starts everything and prints the address of the page."
@@ -33,6 +33,9 @@ down: ## Stop windfarm and everything it started
 
 test: lint ## All checks and tests: what CI runs
 	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder $(ARGS)
+
+test-ranks: setup-dev ## Mixtures in several ranks: gangs, exactness, lost ranks (many minutes, not part of `test`)
+	@$(BIN)/python -m pytest -m ranks $(ARGS)
 
 test-unit: setup-dev ## Only the tests that start nothing: seconds
 	@$(BIN)/python -m pytest -m "not integration and not e2e and not bench" $(ARGS)

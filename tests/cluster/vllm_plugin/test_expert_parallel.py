@@ -20,7 +20,7 @@ from cluster.weights.upcycle import MixtureRecipe, upcycle
 from tests.engine_process import Replica, gang
 from tests.expert_oracle import Reference, num_compiled_graphs, shortened, swap_map_entries
 
-pytestmark = [pytest.mark.integration, pytest.mark.requires("vllm"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.integration, pytest.mark.ranks, pytest.mark.requires("vllm"), pytest.mark.timeout(400)]
 
 LAYERS, EXPERTS, ANSWER = 3, 8, 12
 WINDOW = 48
