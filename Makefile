@@ -2,7 +2,7 @@
 #   PYTHON=python3.12 make up     another interpreter (3.11 to 3.13)
 #   PROFILE=base make setup       another profile (base, cpu, gpu); default: the best this machine can have
 #   ARGS="--port 9000" make up    options of the windfarm command
-#   WORKERS=0 make test           one test after the other (default: two side by side, because many wait)
+#   WORKERS=2 make test           two tests side by side (default: one after the other)
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
@@ -10,7 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := $(PYTHON) -m infra.setup
 ARGS ?=
-WORKERS ?= 2
+WORKERS ?= 0
 
 .PHONY: help setup setup-dev up down test test-ranks test-unit lint format bench-laptop bench-experts lock screenshots manifests manifests-check map clean
 
