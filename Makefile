@@ -2,7 +2,6 @@
 #   PYTHON=python3.12 make up     another interpreter (3.11 to 3.13)
 #   PROFILE=base make setup       another profile (base, cpu, gpu); default: the best this machine can have
 #   ARGS="--port 9000" make up    options of the windfarm command
-#   WORKERS=2 make test           two tests side by side (default: one after the other)
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
@@ -10,7 +9,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 SETUP := $(PYTHON) -m infra.setup
 ARGS ?=
-WORKERS ?= 0
 
 .PHONY: help setup setup-dev up down test test-ranks test-unit lint format bench-laptop bench-experts lock screenshots manifests manifests-check map clean
 
@@ -32,7 +30,7 @@ down: ## Stop windfarm and everything it started
 	@if [ -x $(BIN)/windfarm ]; then $(BIN)/windfarm down $(ARGS); else echo "Nothing is set up here, so nothing runs."; fi
 
 test: lint ## All checks and tests: what CI runs
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest $(ARGS)
 
 test-ranks: setup-dev ## Mixtures in several ranks: gangs, exactness, lost ranks (many minutes, not part of `test`)
 	@$(BIN)/python -m pytest -m ranks $(ARGS)

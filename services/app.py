@@ -6,7 +6,8 @@ that application alone. Parts of one application never call each other's objects
 """
 
 # Annotations stay real objects here: Ray does not validate the arguments of a builder whose annotation is a string.
-# Imports of deployments stay inside the functions: building the store must not load the libraries of the models.
+# Imports of deployments, and of what only one kind needs, stay inside the functions: building the store must not load
+# the libraries of the models.
 
 from typing import Any
 
@@ -17,7 +18,6 @@ from cluster.home import open_home
 from services.config import EmbeddingConfig, ModelConfig, PlatformConfig, StoreConfig
 from services.environment import data_folder
 from services.resources import EMBEDDING, GATEWAY, PAGE, STORE, Resources, model_resources
-from services.sharding import is_sharded, options_on_cluster
 
 STOP_S = 5.0
 
@@ -40,6 +40,7 @@ def build_model(config: ModelConfig) -> Application:
     """One chat model: its replicas announce their own listeners. Where it is cut into ranks, each is a replica."""
     from services.model_server import ModelServer
     from services.model_service import DRAIN_S
+    from services.sharding import is_sharded, options_on_cluster
 
     # A replica that is replaced lets its streams end; `windfarm down` does not wait for that.
     deployment = _deployment(ModelServer, model_resources(config), stop_s=DRAIN_S + STOP_S)

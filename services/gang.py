@@ -13,7 +13,7 @@ import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import aiohttp
 
@@ -22,7 +22,6 @@ from services.discovery import BEATS_PREFIX, BeatStore, ReplicaEndpoint, decode_
 from services.relay import INTERNAL_HEADER
 
 MEETINGS_PREFIX = "gang-meeting/"
-LOSSES_PREFIX = "gang-loss/"
 WATCH_PATH = "/gang/watch"
 # The first start of a model may convert or fetch its files on each node.
 MEET_WITHIN_S = 900.0
@@ -57,36 +56,6 @@ class Meeting:
         return self.hosts.count(host)
 
 
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """That a gang lost a rank. `at` is in seconds since the epoch."""
-
-    app: str
-    gang: str
-    rank: int
-    reason: str
-    at: float
-    is_guess: bool = False
-    """That its own engine ended is all that a rank knows yet: another rank may be the cause."""
-
-    @property
-    def key(self) -> str:
-        return f"{LOSSES_PREFIX}{self.app}/{self.gang}"
-
-    @property
-    def sentence(self) -> str:
-        return (
-            f"The model lost rank {self.rank} of its gang {self.gang} in the middle of this answer ({self.reason}); "
-            "the gang restarts as a whole. What came so far is incomplete; ask again."
-        )
-
-
-class GangLost(EngineDead):
-    """A rank of this replica's gang is gone, so no rank of it can generate any more."""
-
-    code = "gang_lost"
-
-
 async def meet(store: BeatStore, seat: GangSeat, host: str, timeout_s: float = MEET_WITHIN_S) -> Meeting:
     """Wait until all ranks are here. `host` is the address of this rank's node. Raises `EngineDead` after the time."""
     prefix = f"{MEETINGS_PREFIX}{seat.gang}/"
@@ -108,15 +77,6 @@ async def meet(store: BeatStore, seat: GangSeat, host: str, timeout_s: float = M
 async def part(store: BeatStore, seat: GangSeat) -> None:
     """Take this rank's record away; it is not needed once all have met and started."""
     await asyncio.to_thread(store.delete, f"{MEETINGS_PREFIX}{seat.gang}/{seat.rank}")
-
-
-async def record_loss(store: BeatStore, loss: Loss) -> None:
-    """Leave word of a loss for whoever reports how long the gang was away."""
-    await asyncio.to_thread(store.put, loss.key, json.dumps(asdict(loss)).encode())
-
-
-def read_losses(store: BeatStore) -> list[Loss]:
-    return [Loss(**json.loads(value)) for value in store.read_all(LOSSES_PREFIX).values()]
 
 
 class WatchPoint:

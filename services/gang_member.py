@@ -17,7 +17,8 @@ import psutil
 
 from cluster.errors import ClusterError, EngineDead
 from services.discovery import BeatStore
-from services.gang import GangLost, GangSeat, GangWatch, Loss, Meeting, meet, part, record_loss
+from services.gang import GangSeat, GangWatch, Meeting, meet, part
+from services.gang_loss import GangLost, Loss, record_loss
 from services.model_service import ModelService
 
 _CHECK_EVERY_S = 0.5

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from services.discovery import BEATS_PREFIX, DEAD_AFTER_S, BeatStore, ReplicaEndpoint, decode_beat
-from services.gang import Loss, read_losses
+from services.gang_loss import Loss, read_losses
 
 LOOK_EVERY_S = 0.5
 _KEPT_RESTARTS = 20

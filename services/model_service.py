@@ -22,7 +22,8 @@ from services.discovery import Beacon, BeatStore, ReplicaEndpoint
 from services.error_responses import error_body, error_headers, is_expected, to_api_error
 from services.event_stream import ClientGone, Receive, Send, until_client_leaves
 from services.frames import CONTENT_TYPE, KEEP_ALIVE_FRAME, FrameKind, encode_end, encode_error, encode_frame
-from services.gang import GangLost, GangSeat, WatchPoint
+from services.gang import GangSeat, WatchPoint
+from services.gang_loss import GangLost
 from services.listener import Listener, start_listener
 from services.model_wire import parse_generation, parse_object
 from services.openai_stream import StreamRenderer, make_renderer

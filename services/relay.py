@@ -21,9 +21,9 @@ from cluster.engine import GenerationChunk, GenerationRequest, TokenLogprob, Usa
 from services.discovery import ReplicaEndpoint
 from services.errors import ApiError, not_found, unavailable
 from services.frames import Frame, FrameDecoder, FrameError, FrameKind
+from services.gang_loss import GANG_LOST
 
 INTERNAL_HEADER = "x-windfarm-internal"
-GANG_LOST = "gang_lost"
 # Below the listener's own limit, so that no request is sent into a connection that the replica is just closing.
 _IDLE_CONNECTION_S = 30
 # A replica sends keep-alive frames while it works; silence of this length means that it or the network is gone.

@@ -50,6 +50,8 @@ RANK_CPUS = 0.3
 REMOTE = Resources(num_cpus=0.1, memory=300 * MIB)
 # Python with the engine's libraries, without weights.
 _PROCESS_BYTES = {"llamacpp": 500 * MIB, "vllm": 2 * GIB}
+# What the processes of one rank hold beside the model.
+RANK_RUNTIME_BYTES = _PROCESS_BYTES["vllm"]
 # Key-value cache, scratch space of the computation.
 _WORK_BYTES = {"llamacpp": 800 * MIB, "vllm": 4 * GIB}
 
@@ -77,7 +79,7 @@ def model_resources(config: ModelConfig) -> Resources:
 def _rank_resources(config: ModelConfig, resolved: ResolvedModel, *, uses_gpu: bool) -> Resources:
     """The least that one replica of a gang needs, from the size of the weights; the plan knows the rest."""
     tensor = config.tensor_parallel_size
-    memory = runtime_bytes(config) * tensor + _weight_bytes(resolved, "vllm") // config.data_parallel_size
+    memory = RANK_RUNTIME_BYTES * tensor + _weight_bytes(resolved, "vllm") // config.data_parallel_size
     if config.memory_gib is not None:
         memory = int(config.memory_gib * GIB) * tensor
     return Resources(rank_cpus(config) * tensor, memory, num_gpus=float(tensor) if uses_gpu else 0.0)
@@ -86,11 +88,6 @@ def _rank_resources(config: ModelConfig, resolved: ResolvedModel, *, uses_gpu: b
 def rank_cpus(config: ModelConfig) -> float:
     """CPU share of one rank."""
     return RANK_CPUS if config.num_ranks > 1 else MODEL_CPUS
-
-
-def runtime_bytes(config: ModelConfig) -> int:
-    """What the processes of one rank hold beside the model."""
-    return _PROCESS_BYTES["vllm"]
 
 
 def _weight_bytes(resolved: ResolvedModel, engine: str) -> int:

@@ -25,7 +25,7 @@ from cluster.weights.prepare import prepare
 from cluster.weights.safetensors_header import fingerprint
 from services.config import ModelConfig
 from services.environment import has_elastic_nodes
-from services.resources import GIB, rank_cpus, runtime_bytes
+from services.resources import GIB, RANK_RUNTIME_BYTES, rank_cpus
 
 
 def is_sharded(config: ModelConfig) -> bool:
@@ -66,13 +66,13 @@ def plan_model(config: ModelConfig, topology: Topology, home: Home, gangs: int) 
         data=config.data_parallel_size,
         loads=_loads(config, shape, home),
         cores_per_rank=cpus,
-        runtime_bytes=runtime_bytes(config),
+        runtime_bytes=RANK_RUNTIME_BYTES,
         node_memory_share=1.0,  # Ray's figure leaves out what the system and other programs hold
     )
     made = plan(topology, request)
     rank = made.replicas[0].ranks[0]
     tensor = config.tensor_parallel_size
-    memory = runtime_bytes(config) if rank.accelerator is not None else _rank_memory(config, rank.needs.total)
+    memory = RANK_RUNTIME_BYTES if rank.accelerator is not None else _rank_memory(config, rank.needs.total)
     reservation = Reservation(
         num_cpus=round(cpus * tensor, 4),
         memory=memory * tensor,
@@ -114,7 +114,7 @@ def _options_as_written(config: ModelConfig) -> dict[str, Any]:
             "(WINDFARM_ELASTIC_NODES=1) they are placed linearly. Set expert_placement: linear and leave plan out."
         )
     tensor = config.tensor_parallel_size
-    rank = Reservation(round(rank_cpus(config) * tensor, 4), runtime_bytes(config) * tensor)
+    rank = Reservation(round(rank_cpus(config) * tensor, 4), RANK_RUNTIME_BYTES * tensor)
     return Placement(config.data_parallel_size, 1, "PACK", rank).deployment_options({})
 
 

@@ -25,31 +25,22 @@ import httpx
 from cluster.catalogue import Format, resolve
 from cluster.engines.choice import choose_engine, detect_hardware
 from cluster.home import Home, open_home
-from cluster.topology import Topology, topology_from_ray
-from services.config import Environment
+from cluster.topology import Topology
 from services.control import RunState, ask, ray_folder_of, read_state, remove_state, running_state, write_state
-from services.environment import (
-    INTERNAL_HOST_VARIABLE,
-    LOOPBACK,
-    NAMESPACES_VARIABLE,
-    database_url,
-    public_address,
-    url_of,
-)
+from services.environment import database_url
 from services.guardian import KEEP
-from services.local_network import (
-    NetworkRefused,
-    Seat,
-    delete_network,
-    loopback_seats,
-    make_network,
-    namespace_seats,
-    why_no_network,
-)
+from services.local_network import NetworkRefused, Seat, delete_network, make_network
 from services.local_node import LocalNode
+from services.node_layout import (
+    Say,
+    choose_seats,
+    cores_of_node,
+    node_options,
+    node_variables,
+    planned_topology,
+    running_topology,
+)
 from services.preflight import (
-    OBJECT_STORE_BYTES,
-    OVERHEAD_BYTES,
     Finding,
     Machine,
     check_disk,
@@ -63,10 +54,10 @@ from services.preflight import (
 )
 from services.process_environment import full_environment, load_secrets, process_variables, uses_hub
 from services.processes import INSTANCE_VARIABLE, Process, end_all, find_process, in_session, tagged
-from services.ray_adapter import NodeOptions
 from services.ray_config import RayConfig
 from services.setup_errors import NotRunning, StartFailed, StartRefused
 from services.sharding import is_sharded
+from services.up_options import UpOptions
 
 if TYPE_CHECKING:
     from services.accounts import OwnerKey
@@ -74,40 +65,7 @@ if TYPE_CHECKING:
 POLL_S = 0.2
 STOP_S = 30.0
 
-Say = Callable[[str], None]
 Show = Callable[[Mapping[str, Any]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class UpOptions:
-    """What the command line may set for one run. `None`: as the file says."""
-
-    home: Path
-    config: RayConfig
-    host: str | None = None
-    port: int | None = None
-    threads: int | None = None
-    num_local_nodes: int = 1
-    """More than one: that many nodes of Ray on this machine, each with its share of cores and memory."""
-    use_namespaces: bool | None = None
-    """Whether those nodes get network namespaces; `None`: where that is possible."""
-
-    @property
-    def is_local(self) -> bool:
-        """Whether only this machine can reach the public endpoint."""
-        return self.address[0] in ("127.0.0.1", "::1", "localhost")
-
-    @property
-    def address(self) -> tuple[str, int]:
-        environment = Environment(
-            home=self.home,
-            database_url="",
-            internal_secret="",
-            listen_host=self.host,
-            listen_port=self.port,
-            threads=self.threads,
-        )
-        return public_address(self.config.app.platform.listen, environment)
 
 
 @dataclass(slots=True)
@@ -136,7 +94,7 @@ def start(options: UpOptions, say: Say, prepare_models: Callable[[RayConfig, Hom
         prepare_models(options.config, home)
         instance = secrets.token_hex(8)
         seats = choose_seats(options, instance, say)
-        refuse_unless_planned(options.config, home, _topology(node_options(machine, home.run, seats)))
+        refuse_unless_planned(options.config, home, planned_topology(node_options(machine, home.run, seats)))
         try:
             if seats[0].namespace is not None:
                 make_network(instance, len(seats))
@@ -162,30 +120,6 @@ def refuse_unless_planned(config: RayConfig, home: Home, topology: Topology) -> 
     findings = list(check_ranks(config, home, topology))
     if not all(finding.is_ok for finding in findings):
         raise StartRefused(explain(findings))
-
-
-def running_topology(status: Mapping[str, Any]) -> Topology:
-    """The nodes of a running windfarm, from what its status says; lost ones are left out."""
-    return topology_from_ray(
-        [
-            {
-                "Alive": node["alive"],
-                "NodeName": node["name"],
-                "Labels": node["labels"],
-                "Resources": {name: node[name] for name in ("CPU", "GPU", "memory")},
-            }
-            for node in status.get("nodes", ())
-        ]
-    )
-
-
-def _topology(nodes: Sequence[NodeOptions]) -> Topology:
-    """As Ray will describe it when they run."""
-    records = [
-        {"Alive": True, "NodeName": node.node_ip, "Resources": {"CPU": node.num_cpus, "memory": node.memory_bytes}}
-        for node in nodes
-    ]
-    return topology_from_ray(records)
 
 
 def check_everything(options: UpOptions, machine: Machine) -> list[Finding]:
@@ -368,32 +302,6 @@ def _launch(
     return Running(home, state, guardian, writer)
 
 
-def choose_seats(options: UpOptions, instance: str, say: Say) -> list[Seat]:
-    """Where the nodes run. Networks of their own lead nowhere, so what needs the outside gets none."""
-    count = options.num_local_nodes
-    if count == 1:
-        return loopback_seats(1)
-    reason = "as asked" if options.use_namespaces is False else _why_outside(options.config) or why_no_network()
-    if reason is None:
-        return namespace_seats(instance, count)
-    if options.use_namespaces:
-        raise StartRefused(f"The nodes can get no networks of their own: {reason}. Use --no-namespaces.")
-    say(f"{count} nodes on loopback addresses, without networks of their own: {reason}")
-    return loopback_seats(count)
-
-
-def _why_outside(config: RayConfig) -> str | None:
-    """What of the configuration lies outside of this machine."""
-    remote = [model.id for model in config.app.models.values() if resolve(model.source).origin == "remote"]
-    if remote:
-        return f"the model {remote[0]} is a remote API"
-    if config.app.store.qdrant.url is not None or os.environ.get("WINDFARM_QDRANT_URL"):
-        return "Qdrant is a server"
-    if not database_url().startswith("sqlite"):
-        return "the database is a server"
-    return "a model comes from a hub" if uses_hub(config) else None
-
-
 def _spawn_guardian(
     conductor: list[str], environment: dict[str, str], home: Home, lock: int, reader: int
 ) -> subprocess.Popen[bytes]:
@@ -420,42 +328,6 @@ def settings(options: UpOptions) -> dict[str, str]:
     if options.threads is not None:
         given["WINDFARM_THREADS"] = str(options.threads)
     return given
-
-
-def node_options(machine: Machine, folder: Path, seats: Sequence[Seat]) -> list[NodeOptions]:
-    """The head first. Nodes on one machine share its cores and memory evenly, but each has a core at least."""
-    count = len(seats)
-    free = machine.free_memory - OVERHEAD_BYTES - count * OBJECT_STORE_BYTES
-    return [
-        NodeOptions(
-            node_ip=seat.address,
-            temp_folder=str(folder),
-            num_cpus=cores_of_node(machine, count),
-            num_gpus=(machine.num_gpus or None) if seat is seats[0] else 0,
-            memory_bytes=max(0, free // count),
-            object_store_bytes=OBJECT_STORE_BYTES,
-        )
-        for seat in seats
-    ]
-
-
-def cores_of_node(machine: Machine, count: int) -> int:
-    return max(1, machine.num_cpus // count)
-
-
-def node_variables(
-    seats: Sequence[Seat], nodes: Sequence[NodeOptions], port: int, options: UpOptions
-) -> dict[str, str]:
-    """What processes have to know of several nodes on one machine."""
-    if len(seats) == 1:
-        return {}
-    variables = {INTERNAL_HOST_VARIABLE: seats[0].address}
-    if options.threads is None:
-        variables["WINDFARM_THREADS"] = str(nodes[0].num_cpus)
-    if seats[0].namespace is not None:
-        # The page runs in the head's namespace; there the endpoint listens on loopback.
-        variables |= {NAMESPACES_VARIABLE: "1", "WINDFARM_PUBLIC_URL": url_of(LOOPBACK, port)}
-    return variables
 
 
 def ray_folder(home: Home) -> Path:

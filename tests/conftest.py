@@ -19,26 +19,14 @@ IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Group the tests for two workers, and put what takes longest where it fits best.
-
-    Tests of one group run on one worker, in order: those of a file share its fixtures, all end-to-end tests the one
-    product. With two workers these come first, because they wait a lot while the other worker computes; with one they
-    come last, because the running product would take cores from all tests after it.
-    """
-    has_workers = hasattr(config, "workerinput") or bool(config.getoption("numprocesses", None))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
-    items.sort(key=lambda item: (rank_of(item, has_workers), item.get_closest_marker("ends_product") is not None))
-
-
-def group_of(item: pytest.Item) -> str:
-    return "product" if item.get_closest_marker("e2e") else item.nodeid.partition("::")[0]
-
-
-def rank_of(item: pytest.Item, has_workers: bool) -> int:
-    if item.get_closest_marker("e2e"):
-        return 0 if has_workers else 2
-    return 0 if has_workers and item.get_closest_marker("integration") else 1
+    """End-to-end tests come last: the running product would take cores from all tests after it. Those that end it come
+    after all others."""
+    items.sort(
+        key=lambda item: (
+            item.get_closest_marker("e2e") is not None,
+            item.get_closest_marker("ends_product") is not None,
+        )
+    )
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -6,7 +6,6 @@ nobody is told.
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from cluster.engines.embedding import Pooling, Vectors, normalise
+from cluster.engines.openmp import forbid_spinning
 from cluster.errors import EngineDead, EngineFailed, ModelDamaged
 
 _BATCH_TOKENS = 2048
@@ -27,7 +27,7 @@ class LlamaCppEmbedding:
     def __init__(
         self, model: Path, *, threads: int, max_tokens: int, pooling: Pooling = "mean", precision: str = "gguf"
     ) -> None:
-        _let_waiting_threads_sleep()
+        forbid_spinning()
         import xllamacpp
 
         self.backend = f"llamacpp-{precision}"
@@ -61,12 +61,6 @@ class LlamaCppEmbedding:
             raise EngineFailed(f"llama.cpp could not embed: {answer}")
         rows = sorted(answer["data"], key=lambda row: row["index"])
         return np.asarray([row["embedding"] for row in rows], dtype=np.float32)
-
-
-def _let_waiting_threads_sleep() -> None:
-    # OpenMP's threads wait for each other in a busy loop. Where other processes want the cores too, two threads were
-    # measured to be 17 times slower that way. The library reads this once, when it is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _parameters(model: Path, threads: int, max_tokens: int, pooling: Pooling) -> Any:

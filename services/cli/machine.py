@@ -66,7 +66,8 @@ def _findings(home: Path, config: Path | None) -> Iterator[dict[str, str | bool]
     from services.preflight import read_machine
     from services.ray_adapter import SUPPORTED_RAY
     from services.ray_config import load_ray_config
-    from services.supervisor import UpOptions, check_everything
+    from services.supervisor import check_everything
+    from services.up_options import UpOptions
 
     ray = importlib.metadata.version("ray")
     yield _finding("ray", ray == SUPPORTED_RAY, f"version {ray}", f"windfarm needs {SUPPORTED_RAY}: run `make setup`.")
@@ -112,11 +113,12 @@ def env(config: ConfigOption = None, home: HomeOption = None, as_json: JsonOptio
     from services.control import ask, running_state
     from services.process_environment import load_secrets, process_variables
     from services.ray_config import load_ray_config
+    from services.up_options import UpOptions
 
     folder = home_of(home)
     loaded = load_ray_config(config_path_of(config))
     run = open_home(folder).run
-    options = supervisor.UpOptions(folder, loaded)
+    options = UpOptions(folder, loaded)
     variables = process_variables(folder, load_secrets(run, renew=False), loaded, supervisor.settings(options))
     try:
         state = running_state(run)

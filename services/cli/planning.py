@@ -112,7 +112,8 @@ def _loads(path: Path | None, model: str, shape: ModelShape) -> ExpertLoads | No
 
 def _running_nodes() -> Topology | None:
     """The nodes of the windfarm that runs on the data folder: a plan for them can be applied."""
-    from services.supervisor import running_topology, status
+    from services.node_layout import running_topology
+    from services.supervisor import status
 
     try:
         found = running_topology(status(data_folder()))

@@ -16,7 +16,8 @@ from services.setup_errors import NotRunning
 
 if TYPE_CHECKING:
     from services.accounts import OwnerKey
-    from services.supervisor import Running, UpOptions
+    from services.supervisor import Running
+    from services.up_options import UpOptions
 
 
 def up(
@@ -46,8 +47,9 @@ def up(
     from services import supervisor
     from services.cli.up_display import Display, prepare_models
     from services.ray_config import load_ray_config
+    from services.up_options import UpOptions
 
-    options = supervisor.UpOptions(
+    options = UpOptions(
         home_of(home),
         load_ray_config(config_path_of(config)),
         host,

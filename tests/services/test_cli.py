@@ -17,7 +17,7 @@ from services.cli.commands import app
 from services.cli.knowledge import find_files
 from services.cli.running import _announce
 from services.ray_config import load_ray_config
-from services.supervisor import UpOptions
+from services.up_options import UpOptions
 from tests.services.harness import running_endpoint
 
 COMMANDS = [command.callback.__name__ for command in app.registered_commands if command.callback]

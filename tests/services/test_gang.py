@@ -14,7 +14,8 @@ import pytest
 
 from cluster.errors import EngineDead
 from services.discovery import Directory, ReplicaEndpoint, encode_beat
-from services.gang import GangLost, GangSeat, GangWatch, Loss, meet, part, read_losses, record_loss
+from services.gang import GangSeat, GangWatch, meet, part
+from services.gang_loss import GangLost, Loss, read_losses, record_loss
 from services.model_service import ModelService
 from tests.services.harness import SECRET, Beats, ScriptedEngine, running_endpoint, wait_until, words
 

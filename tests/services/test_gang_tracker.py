@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, replace
 
 from services.discovery import ReplicaEndpoint, encode_beat
-from services.gang import Loss
+from services.gang_loss import Loss
 from services.gang_tracker import GangTracker
 from tests.services.test_gang import APP, Store
 

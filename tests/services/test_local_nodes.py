@@ -4,14 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from services import supervisor
+from services import node_layout
 from services.environment import read_environment
 from services.local_network import namespace_seats
+from services.node_layout import choose_seats, node_options, node_variables, running_topology
 from services.preflight import OBJECT_STORE_BYTES, OVERHEAD_BYTES, Machine
 from services.ray_config import load_ray_config, parse_ray_config
 from services.resources import GIB
 from services.setup_errors import StartRefused
-from services.supervisor import UpOptions, choose_seats, node_options, node_variables, running_topology
+from services.up_options import UpOptions
 
 FILE = Path(__file__).resolve().parents[2] / "ray_config.yaml"
 LAPTOP = Machine(num_cpus=2, num_gpus=0, total_memory=24 * GIB, free_memory=20 * GIB)
@@ -62,7 +63,7 @@ def test_threads_that_the_operator_named_stay(tmp_path: Path) -> None:
 def test_where_namespaces_cannot_be_made_the_nodes_are_on_loopback_and_it_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "why_no_network", lambda: "only root may make network namespaces")
+    monkeypatch.setattr(node_layout, "why_no_network", lambda: "only root may make network namespaces")
     said: list[str] = []
     seats = choose_seats(options(tmp_path), "tag", said.append)
     assert [seat.namespace for seat in seats] == [None, None, None]

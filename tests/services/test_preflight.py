@@ -12,6 +12,7 @@ from services.preflight import Demand, Machine, check_disk, check_port, check_re
 from services.ray_config import load_ray_config
 from services.resources import GIB, MIB, Resources
 from services.setup_errors import StartRefused
+from services.up_options import UpOptions
 
 FILE = Path(__file__).resolve().parents[2] / "ray_config.yaml"
 LAPTOP = Machine(num_cpus=2, num_gpus=0, total_memory=8 * GIB, free_memory=6 * GIB)
@@ -73,7 +74,7 @@ def test_this_machine_has_cpus_and_memory() -> None:
 
 
 def test_up_refuses_a_machine_that_is_too_small(tmp_path: Path) -> None:
-    options = supervisor.UpOptions(tmp_path, load_ray_config(FILE))
+    options = UpOptions(tmp_path, load_ray_config(FILE))
     with pytest.raises(StartRefused, match=r"memory: .* are asked for"):
         supervisor.refuse_unless_fit(options, Machine(1, 0, GIB, GIB))
 
