@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -47,6 +47,7 @@ class Conductor:
         self._address: str | None = None
         self._lock = threading.Lock()
         self._gangs = GangTracker(RayBeatStore())
+        self._gang_watch: threading.Thread | None = None
         self._applied: dict[str, Any] = {}
         self.should_end = threading.Event()
 
@@ -74,7 +75,6 @@ class Conductor:
         self._phase, self._address = "starting Serve", node.address
         self._client = ray_adapter.start_serve(node.address)
         self.end_on_signals()  # again: Ray put its own handlers in their place
-        threading.Thread(target=self._gangs.run, args=[self.should_end], name="gangs", daemon=True).start()
         self._phase = "ready"
         while not self.should_end.wait(CHECK_EVERY_S):
             if dead := ray_adapter.dead_processes(node):
@@ -115,9 +115,19 @@ class Conductor:
             for name in self._applied.keys() | applications.keys():
                 if self._applied.get(name) != applications.get(name):
                     self._gangs.expect_change(name)
+            self._watch_gangs(applications)
             ray_adapter.deploy(self._client, config)
             self._applied = applications
         return {"applied": True}
+
+    def _watch_gangs(self, applications: Mapping[str, Any]) -> None:
+        """From the first model with gangs on; without one there is nothing to look for twice a second."""
+        has_gangs = any((entry.get("args") or {}).get("data_parallel_size", 1) > 1 for entry in applications.values())
+        if has_gangs and self._gang_watch is None:
+            self._gang_watch = threading.Thread(
+                target=self._gangs.run, args=[self.should_end], name="gangs", daemon=True
+            )
+            self._gang_watch.start()
 
     def _stop_serve(self) -> None:
         """Replicas get their time to finish: models answer, the store closes its folder."""

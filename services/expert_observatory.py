@@ -21,6 +21,8 @@ from services.relay import ModelStates, ReplicaSource, unknown_model
 
 # A replica answers between two steps of its engine.
 _ANSWER_LIMIT_S = 15.0
+# Whoever scrapes metrics commonly waits 10 seconds for all of them.
+_SCRAPE_LIMIT_S = 5.0
 # A scrape takes figures of this age, so that scrapes side by side ask the engines once.
 _FRESH_S = 2.0
 
@@ -42,15 +44,16 @@ class ExpertObservatory:
     def known_models(self) -> list[str]:
         return sorted({*self._states.configured_models(), *self._replicas.models()})
 
-    async def read(self, model: str) -> ModelExperts:
-        """Ask all replicas of the model. Raises `ApiError` for an unknown model and for one that does not run."""
+    async def read(self, model: str, limit_s: float = _ANSWER_LIMIT_S) -> ModelExperts:
+        """Ask all replicas of the model, each for `limit_s`. Raises `ApiError` for an unknown model and for one that
+        does not run."""
         replicas = self._replicas.replicas(model)
         if not replicas:
             known = self.known_models()
             if model in known:
                 raise unavailable(self._states.why_not_ready(model), code="model_not_ready", retry_after_s=5)
             raise unknown_model(model, known)
-        answers = await asyncio.gather(*(self._ask(replica) for replica in replicas))
+        answers = await asyncio.gather(*(self._ask(replica, limit_s) for replica in replicas))
         return _gather(model, list(zip(replicas, answers, strict=True)))
 
     async def refresh(self) -> None:
@@ -59,19 +62,24 @@ class ExpertObservatory:
             if time.monotonic() - self._read_at < _FRESH_S:
                 return
             sparse = [model for model in self._replicas.models() if self._is_sparse(model)]
-            read = await asyncio.gather(*(self.read(model) for model in sparse), return_exceptions=True)
-            # A model that went away or is being replaced just now has no figures in this scrape.
-            self._latest = [experts for experts in read if isinstance(experts, ModelExperts)]
+            read = await asyncio.gather(*(self._read_if_there(model) for model in sparse))
+            self._latest = [experts for experts in read if experts is not None]
             self._read_at = time.monotonic()
+
+    async def _read_if_there(self, model: str) -> ModelExperts | None:
+        try:
+            return await self.read(model, _SCRAPE_LIMIT_S)
+        except ApiError:  # it went away or is being replaced just now, so it has no figures in this scrape
+            return None
 
     def _is_sparse(self, model: str) -> bool:
         """Replicas announce a fingerprint where there are experts, so that dense models need not be asked."""
         return any(replica.info.get("checkpoint") for replica in self._replicas.replicas(model))
 
-    async def _ask(self, replica: ReplicaEndpoint) -> ExpertLoad | Silence | None:
+    async def _ask(self, replica: ReplicaEndpoint, limit_s: float) -> ExpertLoad | Silence | None:
         try:
             async with (
-                asyncio.timeout(_ANSWER_LIMIT_S),
+                asyncio.timeout(limit_s),
                 self._session.get(replica.url + "/experts") as response,
             ):
                 body: dict[str, Any] = await response.json(content_type=None)
@@ -79,7 +87,7 @@ class ExpertObservatory:
                     return Silence(replica.replica_id, str(body["error"]["message"]))
                 return ExpertLoad.from_json(body["load"]) if body["has_experts"] else None
         except TimeoutError:
-            return Silence(replica.replica_id, f"It did not answer within {_ANSWER_LIMIT_S:g} seconds.")
+            return Silence(replica.replica_id, f"It did not answer within {limit_s:g} seconds.")
         except (aiohttp.ClientError, OSError) as error:
             return Silence(replica.replica_id, f"It cannot be reached ({type(error).__name__}).")
         except (LoadError, ValueError, KeyError, TypeError) as error:
