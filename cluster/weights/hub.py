@@ -41,7 +41,8 @@ def fetch_from_hub(model: ResolvedModel, home: Home, report: Report) -> Path:
             raise ModelNotFound(f"The hub does not give {model.repository}: {error}. {_REFUSED}") from error
         except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) as error:
             raise ModelNotFound(
-                f"{model.repository} is not on this machine and the hub cannot be reached. {_OFFLINE}"
+                f"{model.repository} is not on this machine and {_why_not_reached()}, or download the model elsewhere"
+                " and name its folder as the source."
             ) from error
     report("ready", 1.0)
     if not model.filename:
@@ -49,7 +50,13 @@ def fetch_from_hub(model: ResolvedModel, home: Home, report: Report) -> Path:
     return Path(path)
 
 
-_OFFLINE = (
-    "Check the network, set HF_ENDPOINT to a mirror, or download the model elsewhere and name its folder as the source."
-)
+def _why_not_reached() -> str:
+    """The library reports its offline mode and a dead network as the same error; the next step differs."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "the hub is not asked, since HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set. Unset it"
+    return "the hub cannot be reached. Check the network and the proxy variables, set HF_ENDPOINT to a mirror"
+
+
 _REFUSED = "Check owner and name; for a gated model accept its licence on the hub and set HF_TOKEN."

@@ -209,19 +209,24 @@ def test_a_format_that_a_source_does_not_have_is_refused(home: Home, tmp_path: P
         prepare("https://example.org/v1", "hf", home)
 
 
-def test_a_hub_that_cannot_be_reached_is_explained(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("offline", "reason"),
+    [
+        ({}, "the hub cannot be reached. Check the network"),
+        ({"HF_HUB_OFFLINE": "1"}, "since HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set. Unset it"),
+    ],
+)
+def test_a_hub_that_cannot_be_reached_is_explained(tmp_path: Path, offline: dict[str, str], reason: str) -> None:
     code = _PREPARE + "prepare('hf:owner/name', 'hf', open_home(Path(sys.argv[1])))"
-    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    for extra in ({}, {"HF_HUB_OFFLINE": "1"}):
-        answer = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path)],
-            capture_output=True,
-            text=True,
-            env=environment | extra,
-            check=False,
-        )
-        assert "ModelNotFound: owner/name is not on this machine and the hub cannot be reached" in answer.stderr
-        assert "name its folder as the source" in answer.stderr
+    # Tests before this one load engines, which work offline.
+    inherited = {name: value for name, value in os.environ.items() if not name.endswith("_OFFLINE")}
+    environment = {**inherited, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DISABLE_TELEMETRY": "1", **offline}
+    answer = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, env=environment, check=False
+    )
+    assert "ModelNotFound: owner/name is not on this machine" in answer.stderr
+    assert reason in answer.stderr
+    assert "name its folder as the source" in answer.stderr
 
 
 def test_the_command_prepares_and_is_quiet_without_a_terminal(
