@@ -1,7 +1,7 @@
 """What Ray Serve says of every application: what runs, what is pending, and why.
 
-Asking Serve blocks and takes tens of milliseconds, so a background task asks every two seconds and readers get the
-last answer.
+Asking Serve blocks for some milliseconds, so a background task asks every two seconds and readers get the last
+answer. (`serve.status()` would take ten times as long: it builds and serializes the configuration of each deployment.)
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,7 @@ class DeploymentState:
     name: str
     status: str
     message: str = ""
-    replicas: dict[str, int] = field(default_factory=dict)
+    replicas: Mapping[str, int] = field(default_factory=dict)
     """Number of replicas by state (RUNNING, STARTING, ...)."""
 
 
@@ -98,22 +99,24 @@ class ServeStates:
 
 def read_serve() -> dict[str, ApplicationState]:
     """The states from Ray Serve; must run in a process that is connected to Ray."""
-    from ray import serve
+    from services.ray_adapter import connected_client, serve_details
 
-    return {name: _application(name, overview) for name, overview in serve.status().applications.items()}
+    applications = serve_details(connected_client())["applications"]
+    return {name: _application(name, details) for name, details in applications.items()}
 
 
-def _application(name: str, overview: Any) -> ApplicationState:
+def _application(name: str, details: Mapping[str, Any]) -> ApplicationState:
+    """From an application of Serve's schema `ServeInstanceDetails`."""
     deployments = tuple(
         DeploymentState(
             name=deployment,
-            status=_text(state.status),
-            message=state.message,
-            replicas={_text(key): number for key, number in state.replica_states.items()},
+            status=_text(state["status"]),
+            message=state["message"],
+            replicas=Counter(_text(replica["state"]) for replica in state["replicas"]),
         )
-        for deployment, state in overview.deployments.items()
+        for deployment, state in details["deployments"].items()
     )
-    return ApplicationState(name, _text(overview.status), overview.message, deployments)
+    return ApplicationState(name, _text(details["status"]), details["message"], deployments)
 
 
 def _text(value: Any) -> str:

@@ -118,6 +118,13 @@ def deploy(client: Any, config: Mapping[str, Any]) -> None:
     client.deploy_apps(ServeDeploySchema.model_validate(config))
 
 
+def connected_client() -> Any:
+    """Serve's client in a process that is connected to Ray, as replicas are."""
+    from ray.serve.context import _get_global_client
+
+    return _get_global_client()
+
+
 def serve_details(client: Any) -> dict[str, Any]:
     """Applications, deployments and replicas as Serve's schema `ServeInstanceDetails` has them."""
     details: dict[str, Any] = client.get_serve_details()

@@ -31,6 +31,7 @@ from ui.sources import make_show_source
 _DELETE_CACHE = (600, 3600)
 # Generations wait on the network; the models' own queues decide how many run.
 _MAX_EVENTS = 256
+_LOOK_FOR_EVENTS_EVERY_S = 0.03
 
 
 def create_app(api_url: str, *, max_file_mib: float = 64) -> FastAPI:
@@ -71,7 +72,14 @@ def build_ui(api_url: str, http: httpx.AsyncClient | None = None) -> gr.Blocks:
         _wire_conversations(page, connect)
         _wire_documents(page, connect)
     blocks.queue(default_concurrency_limit=_MAX_EVENTS, api_open=False)
+    _calm_down(blocks)
     return blocks
+
+
+def _calm_down(blocks: gr.Blocks) -> None:
+    """Gradio looks for new events a thousand times a second, 6 % of a core while nobody uses the page. Has to come
+    after `queue`, which makes a new one."""
+    blocks._queue.sleep_when_free = _LOOK_FOR_EVENTS_EVERY_S
 
 
 # Options of all events: no endpoint for scripts (they have the API), no spinner over the components.
