@@ -7,9 +7,8 @@ the log gets the traceback.
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
-
-from sqlalchemy.exc import OperationalError
 
 from cluster.errors import (
     EngineBusy,
@@ -25,7 +24,6 @@ from services.errors import ApiError
 
 # First match wins: subclasses stand before their bases.
 _TABLE: tuple[tuple[type[Exception], int, str, str], ...] = (
-    (OperationalError, 503, "service_unavailable", "database_unavailable"),
     (InvalidRequest, 400, "invalid_request_error", "invalid_request"),
     (EngineBusy, 503, "service_unavailable", "engine_busy"),
     (EngineDead, 503, "service_unavailable", "engine_dead"),
@@ -49,19 +47,24 @@ def to_api_error(error: BaseException, request_id: str | None = None) -> ApiErro
     error = unwrap(error)
     if isinstance(error, ApiError):
         return error
+    if _is_of_database(error):
+        # Its own text holds the statement with everybody's data.
+        cause = getattr(error, "orig", None)
+        message = f"The database cannot be used: {cause}. Check its disk space and that it runs; then try again."
+        return ApiError(503, "service_unavailable", "database_unavailable", message, retry_after_s=1)
     for kind, status, type_, code in _TABLE:
         if isinstance(error, kind):
             retry_after_s = 1 if status == 503 else None
-            own_code = code if isinstance(error, OperationalError) else getattr(error, "code", None) or code
-            return ApiError(status, type_, own_code, _message(error), getattr(error, "param", None), retry_after_s)
+            own_code = getattr(error, "code", None) or code
+            return ApiError(status, type_, own_code, str(error), getattr(error, "param", None), retry_after_s)
     where = f" Request id: {request_id}." if request_id else ""
     return ApiError(500, "server_error", "internal_error", f"windfarm failed here; its log says why.{where}")
 
 
-def _message(error: BaseException) -> str:
-    if isinstance(error, OperationalError):  # its own text holds the statement with everybody's data
-        return f"The database cannot be used: {error.orig}. Check its disk space and that it runs; then try again."
-    return str(error)
+def _is_of_database(error: BaseException) -> bool:
+    """Not by an import: model replicas have no database, and SQLAlchemy would be a third of their own start."""
+    library = sys.modules.get("sqlalchemy.exc")
+    return library is not None and isinstance(error, library.OperationalError)
 
 
 def is_expected(error: BaseException) -> bool:

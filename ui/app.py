@@ -31,7 +31,7 @@ from ui.sources import make_show_source
 _DELETE_CACHE = (600, 3600)
 # Generations wait on the network; the models' own queues decide how many run.
 _MAX_EVENTS = 256
-_LOOK_FOR_EVENTS_EVERY_S = 0.03
+_LOOK_FOR_EVENTS_EVERY_S = 0.05
 
 
 def create_app(api_url: str, *, max_file_mib: float = 64) -> FastAPI:
