@@ -23,8 +23,8 @@ SPIN_VARIABLE = "GOMP_SPINCOUNT"
 POLICY_VARIABLE = "OMP_WAIT_POLICY"
 # A compromise where nobody watches the load of the cores.
 FIXED_SPIN_COUNT = "500"
-# The library's own default, about 3 ms. With less, threads of a small model that wait for one which was interrupted fall
-# asleep and have to be woken: with 20000 spins (0.2 ms) a stream was 5 to 10 % slower beside windfarm's own processes.
+# The library's own default, about 3 ms. With less, threads that wait for an interrupted one fall asleep and have to be
+# woken: with 20000 spins (0.2 ms) a stream of a small model was 5 to 10 % slower beside windfarm's own processes.
 GOVERNED_SPIN_COUNT = "300000"
 SAMPLE_S = 0.25
 # A sample that covers a pause between answers tells nothing about now.
