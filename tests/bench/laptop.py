@@ -4,7 +4,7 @@ Both serve the same model file with the same threads and slots, in processes of 
 so that whatever else happens on the machine meets both. The last line printed is one JSON object.
 
     ARGS="--pairs 15 --starts 5"    more of it
-    ARGS=--first-ever               also a new clone: set-up with nothing there, to the first answer (takes minutes)
+    ARGS=--no-first-ever            without the new clone, which takes minutes: set-up with nothing there, to an answer
 """
 
 import argparse
@@ -57,7 +57,12 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=11, help="alternations (at least 7)")
     parser.add_argument("--starts", type=int, default=3, help="starts of windfarm")
     parser.add_argument("--tokens", type=int, default=128, help="tokens of one answer")
-    parser.add_argument("--first-ever", action="store_true", help="also measure a new clone")
+    parser.add_argument(
+        "--first-ever",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="measure a new clone: set-up with nothing there, to the first answer",
+    )
     options = parser.parse_args()
     if options.pairs < 7 or options.starts < 1:
         parser.error("at least 7 pairs and 1 start are needed")

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -119,6 +120,7 @@ class Client:
     """Streams against the product, with what came of each."""
 
     def __init__(self, product: Product) -> None:
+        self._address = product.address
         limits = httpx.Limits(max_connections=64)
         self._http = httpx.AsyncClient(
             base_url=product.api, headers=product.headers, timeout=WAIT_S, limits=limits, trust_env=False
@@ -154,6 +156,9 @@ class Client:
                         self._progress.notify_all()
         return events
 
+    async def metrics(self) -> str:
+        return (await self._http.get(f"{self._address}/metrics")).text
+
     async def until_answered(self, model: str) -> None:
         """Until the endpoint has seen that the model's new replica is there."""
         async with asyncio.timeout(WAIT_S):
@@ -166,6 +171,10 @@ class Client:
             for name in names:
                 async with self._progress:
                     await self._progress.wait_for(lambda name=name: self.num_events.get(name, 0) >= 5)
+
+
+def label(name: str, labels: str) -> str:
+    return labels.partition(f'{name}="')[2].partition('"')[0]
 
 
 def is_whole(events: list[str]) -> bool:
@@ -217,6 +226,37 @@ async def test_both_models_answer_at_once(cluster: Product) -> None:
             *(client.stream("tiny", name, 16) for name in names),
         )
     assert all(is_whole(events) for events in answers)
+
+
+async def test_experts_are_counted_and_the_trace_plans_the_next_start(
+    cluster: Product, checkpoint: Path, tmp_path: Path
+) -> None:
+    def read() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(cluster.run("experts", "mixture", "--json").stdout)
+        return found
+
+    before = read()
+    async with Client(cluster) as client:
+        assert is_whole(await client.stream("mixture", "the counted answer", 16))
+        metrics = await client.metrics()
+    after = read()
+    assert after["missing"] == []
+    assert len(after["gangs"]) == 2
+    # The prompt and all tokens of the answer but the last, which is computed and never read.
+    assert after["num_tokens"] - before["num_tokens"] > 16
+    for layer in after["tokens"]:
+        assert sum(layer) == after["num_tokens"] * after["experts_per_token"]
+    for gang in after["gangs"]:
+        assert [sum(ranks) for ranks in gang["rank_tokens"]] == [sum(layer) for layer in gang["tokens"]]
+    ranks = {(gang["gang"], str(rank)) for gang in after["gangs"] for rank in (0, 1)}
+    series = re.findall(r"windfarm_expert_rank_tokens\w*\{([^}]*)\}", metrics)
+    assert {(label("gang", found), label("rank", found)) for found in series} == ranks
+    trace = tmp_path / "trace.json"
+    shown = cluster.run("experts", "mixture", "--save", str(trace)).stdout
+    assert all(gang["gang"] in shown for gang in after["gangs"])
+    planned = cluster.run("plan", str(checkpoint), "--data", "2", "--load", str(trace), "--json").stdout
+    balance = json.loads(planned)["balance"]
+    assert balance["bound"] <= balance["planned"] <= balance["linear"]
 
 
 def test_shards_talk_over_a_network_and_nobody_else_can_listen_or_call(cluster: Product) -> None:
