@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -57,6 +58,7 @@ from services.processes import INSTANCE_VARIABLE, Process, end_all, find_process
 from services.ray_config import RayConfig
 from services.setup_errors import NotRunning, StartFailed, StartRefused
 from services.sharding import is_sharded
+from services.start_order import is_placed, submissions
 from services.up_options import UpOptions
 
 if TYPE_CHECKING:
@@ -161,16 +163,17 @@ def prepare_database(running: Running) -> OwnerKey:
 def wait_until_ready(running: Running, options: UpOptions, show: Show, timeout_s: float) -> None:
     """Submit the configuration, then wait for the public endpoint's own word that it is ready."""
     deadline = time.monotonic() + timeout_s
-    is_applied = False
+    left = deque(submissions(options.config.serve, options.num_local_nodes))
+    latest: dict[str, Any] | None = None
     while time.monotonic() < deadline:
         status = _status(running)
-        if status.get("phase") == "ready" and not is_applied:
-            ask(running.state.control, {"do": "apply", "config": options.config.serve}, timeout_s=60)
-            is_applied = True
+        if left and status.get("phase") == "ready" and (latest is None or is_placed(latest, status)):
+            latest = left.popleft()
+            ask(running.state.control, {"do": "apply", "config": latest}, timeout_s=60)
             continue
         show(status)
         _refuse_failed(status)
-        if is_applied and _platform_runs(status) and is_ready(running.state.api):
+        if not left and _platform_runs(status) and is_ready(running.state.api):
             return
         time.sleep(POLL_S)
     raise StartFailed(f"Not ready within {timeout_s:.0f} s. `windfarm status` and `windfarm logs` say what is missing.")
