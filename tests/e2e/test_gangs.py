@@ -21,6 +21,7 @@ import pytest
 from cluster.home import open_home
 from cluster.weights.prepare import prepare
 from cluster.weights.upcycle import MixtureRecipe, upcycle
+from services import supervisor
 from services.control import read_state
 from services.local_network import interfaces, namespaces, why_no_network
 from services.processes import find_process, tagged
@@ -87,9 +88,9 @@ def tag_of(product: Product) -> str:
 
 
 def status_of(product: Product) -> dict[str, Any]:
+    """What `windfarm status --json` prints, without a new process for each look: those would take a core."""
     tag_of(product)
-    found: dict[str, Any] = json.loads(product.run("status", "--json").stdout)
-    return found
+    return supervisor.status(product.home)
 
 
 def wait_for(product: Product, condition: Any) -> dict[str, Any]:
