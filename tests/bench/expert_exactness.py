@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -19,18 +19,26 @@ from tests.expert_oracle import Reference
 
 RANKS = (2, 4)
 ON_NODES = "on 2 nodes"
+ONE_RANK = "1 rank"
+Keep = Callable[[dict[str, Any]], None]
 
 
-def measure_exactness(models: Models, number: int, answer: int, only: Sequence[str]) -> dict[str, Any]:
-    """`exact` is the smallest number over all ways to spread the experts; greedy, float32."""
+def measure_exactness(
+    models: Models, number: int, answer: int, only: Sequence[str], earlier: Mapping[str, Any], keep: Keep
+) -> dict[str, Any]:
+    """`exact` is the smallest number over all ways to spread the experts; greedy, float32.
+
+    Ways that `earlier` results have, for as many prompts, are not run again; `keep` is called after each way.
+    """
     prompts = questions(models.distinct, number)
     reference = Reference(models.distinct)
-    ways: dict[str, dict[str, Any]] = {}
-    loads: list[list[int]] = []
+    is_same = earlier.get("prompts") == number
+    ways: dict[str, dict[str, Any]] = dict(earlier.get("exact_each", {})) if is_same else {}
+    loads: list[list[int]] = list(earlier.get("distinct_load", ())) if is_same else []
     for name, parallelism in _ways(loads):
-        if only and name not in only and name != "1 rank":
+        if name in ways or (only and name not in only and name != ONE_RANK):
             continue
-        options = {"enforce_eager": False} if name.endswith("compiled") else {}
+        options = {"enforce_eager": False} if "compiled" in name else {}
         with ExitStack() as stack:
             seats = stack.enter_context(two_nodes()) if name.endswith(ON_NODES) else ()
             running = stack.enter_context(
@@ -45,18 +53,23 @@ def measure_exactness(models: Models, number: int, answer: int, only: Sequence[s
         tell(f"{name}: {ways[name]}")
         for difference in verdict.differences:
             tell(f"  {difference}")
+        keep(_worst(ways, len(prompts)) | {"distinct_load": loads})
+    return _worst(ways, len(prompts)) | {"distinct_load": loads}
+
+
+def _worst(ways: Mapping[str, Mapping[str, Any]], number: int) -> dict[str, Any]:
     return {
         "exact": min(way["exact"] for way in ways.values()),
-        "prompts": len(prompts),
+        "prompts": number,
         "near_ties": sum(way["near_ties"] for way in ways.values()),
         "pairs_exact": min(way["pairs_exact"] for way in ways.values()),
-        "exact_each": ways,
+        "exact_each": dict(ways),
     }
 
 
 def _ways(loads: list[list[int]]) -> Iterator[tuple[str, Parallelism]]:
     """The first one, on one rank, measures the loads that the planned placements are made from."""
-    yield "1 rank", Parallelism(count_experts=True)
+    yield ONE_RANK, Parallelism(count_experts=True)
     for ranks in RANKS:
         placements: dict[str, ExpertRanks | None] = {"linear": None, "planned": planned(loads, ranks)}
         for placement, experts in placements.items():

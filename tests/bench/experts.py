@@ -15,7 +15,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tests.bench.expert_exactness import measure_exactness, measure_imbalance
+from tests.bench.expert_exactness import Keep, measure_exactness, measure_imbalance
 from tests.bench.expert_parts import Models
 from tests.bench.expert_speed import measure_counters, measure_placement_gain, measure_ratio, measure_sparse
 
@@ -29,18 +29,24 @@ def main() -> None:
         results = json.loads(options.results.read_text("utf-8"))
     options.models.mkdir(parents=True, exist_ok=True)
     models = Models(options.models)
-    for part in options.only or PARTS:
-        results |= measure(part, models, options, results)
+
+    def keep(measured: dict[str, Any]) -> None:
+        results.update(measured)
         if options.results is not None:
             options.results.write_text(json.dumps(results), "utf-8")
-    results.pop("skewed_load", None)
-    print(json.dumps(results | {"cpus": os.cpu_count()}))
+
+    for part in options.only or PARTS:
+        keep(measure(part, models, options, results, keep))
+    shown = {name: value for name, value in results.items() if name not in ("skewed_load", "distinct_load")}
+    print(json.dumps(shown | {"cpus": os.cpu_count()}))
 
 
-def measure(part: str, models: Models, options: argparse.Namespace, results: dict[str, Any]) -> dict[str, Any]:
+def measure(
+    part: str, models: Models, options: argparse.Namespace, results: dict[str, Any], keep: Keep
+) -> dict[str, Any]:
     match part:
         case "exact":
-            return measure_exactness(models, options.prompts, options.tokens, options.ways)
+            return measure_exactness(models, options.prompts, options.tokens, options.ways, results, keep)
         case "imbalance":
             return measure_imbalance(models, options.prompts, options.tokens)
         case "ratio":
