@@ -2,8 +2,9 @@
 
 Every relay keeps a journal of its own requests (running, or ended within the last 60 seconds) and sends what changed.
 That makes this book a sum that can be lost: a new one has another `epoch`, answers no question for `recovery_s`, and is
-told the whole journal by every relay meanwhile. A relay that falls silent for `LEASE_S` is taken for dead: its running
-requests give their places back and are booked with all that they had reserved, because nobody knows what they used.
+told the whole journal by every relay meanwhile. (What a relay loses together with the book is forgotten.) A relay that
+falls silent for `LEASE_S` is taken for dead: its running requests give their places back and are booked with all that
+they had reserved, because nobody knows what they used.
 
 Times travel as ages, so clocks of different machines never meet. The book's own clock is monotonic: a change of the
 time of day does nothing. After a pause of this whole process (a suspended machine) every relay looks silent; therefore
@@ -21,8 +22,9 @@ from services.limits import KeyUsage, Lease, Limits, Refusal, Standing
 
 LEASE_S = 15.0
 MAX_SILENCE_STEP_S = 5.0
-RECOVERY_S = 3.0
-"""Longer than relays take to notice a new book: they say something every second while they have anything to tell."""
+RECOVERY_S = 5.0
+"""Longer than a relay takes to notice a new book: it says something every second while it has anything to tell, and
+gives up on an answer that does not come after three."""
 _SWEEP_S = 10.0
 
 

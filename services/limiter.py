@@ -56,6 +56,8 @@ def find_limiter() -> Any:
     """Blocks. The handle of the actor, which is made where there is none; two relays get the same."""
     import ray
 
+    from services.resources import HEAD_MARK
+
     actor = ray.remote(Limiter)
     return actor.options(
         name=ACTOR_NAME,
@@ -64,4 +66,5 @@ def find_limiter() -> Any:
         lifetime="detached",
         max_restarts=-1,
         num_cpus=0,
+        resources={HEAD_MARK: 0.001},  # no network lies between it and the head, without which nothing runs anyway
     ).remote()
