@@ -48,6 +48,28 @@ async def test_the_actor_is_made_by_the_first_who_asks_and_shared_by_all(ray: An
         await client.stop()
 
 
+async def test_relays_in_processes_of_their_own_get_exactly_the_limit(ray: Any) -> None:
+    class Relay:
+        async def pid(self) -> int:
+            return os.getpid()
+
+        async def ask(self, num_requests: int) -> int:
+            """Ask at once; number of admissions, which have ended when this returns."""
+            client = LimitClient(LimiterCalls(), answer_within_s=60)
+            limits = Limits(requests_per_minute=77, concurrent_streams=77)
+            answers = await asyncio.gather(*(client.ask("processes", limits, 0) for _ in range(num_requests)))
+            admitted = [lease_id for lease_id, verdict in answers if verdict.refusal is None]
+            for lease_id in admitted:
+                client.end(lease_id, 1)
+            await client.stop()
+            return len(admitted)
+
+    relays = [ray.remote(Relay).options(num_cpus=0).remote() for _ in range(3)]
+    assert len(set(await asyncio.gather(*(relay.pid.remote() for relay in relays)))) == 3
+    assert sum(await asyncio.gather(*(relay.ask.remote(60) for relay in relays))) == 77
+    assert sum(await asyncio.gather(*(relay.ask.remote(60) for relay in relays))) == 0
+
+
 async def test_a_killed_limiter_comes_back_and_knows_what_runs(ray: Any) -> None:
     client, one = LimitClient(LimiterCalls(), sync_s=0.2), Limits(concurrent_streams=1)
     lease = await ask(client, one, "killed")
