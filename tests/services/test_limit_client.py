@@ -1,6 +1,7 @@
 """A relay and the book: messages are shared, lost ones repaired, and nobody who asks waits for ever."""
 
 import asyncio
+import random
 from typing import Any
 
 import pytest
@@ -98,6 +99,7 @@ async def test_a_limiter_that_hangs_holds_nobody_for_long() -> None:
     with pytest.raises(ApiError) as refused:
         await ask(client, ONE)
     assert refused.value.code == "limits_unavailable"
+    limiter.hangs = False
     await client.stop()
 
 
@@ -187,3 +189,63 @@ async def test_the_journal_keeps_a_minute_and_then_the_relay_is_silent_again() -
 
     await wait_until(is_silent)
     await client.stop()
+
+
+class Unreliable(BookCalls):
+    """Loses messages, loses answers, and is restarted, all by chance."""
+
+    def __init__(self, chance: random.Random, clock: Clock) -> None:
+        super().__init__(clock=clock)
+        self.chance = chance
+        self.share_lost = 0.0
+
+    async def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
+        if self.chance.random() < self.share_lost:
+            raise TimeoutError
+        answer = await super().call(method, *args, **kwargs)
+        if self.chance.random() < self.share_lost:
+            raise TimeoutError
+        return answer
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_never_more_than_the_limit_runs_whatever_is_lost_and_in_the_end_all_agree(seed: int) -> None:
+    chance, clock = random.Random(seed), Clock()
+    limiter = Unreliable(chance, clock)
+    clients = [LimitClient(limiter, sync_s=0.002, clock=clock) for _ in range(3)]
+    limit = Limits(concurrent_streams=5)
+    held: list[tuple[LimitClient, str]] = []
+    num_failed = num_refused = 0
+
+    async def all_have_told() -> bool:
+        """Each relay has exchanged two messages since: what it has to tell has arrived."""
+        limiter.share_lost = 0.0
+        await asyncio.gather(*(client.end(client.begin_unasked("other", 0), 0).wait() for client in clients))
+        await asyncio.gather(*(client.end(client.begin_unasked("other", 0), 0).wait() for client in clients))
+        return all(client._epoch == limiter.book.epoch for client in clients)
+
+    for _ in range(60):
+        limiter.share_lost = chance.choice([0.0, 0.0, 0.3, 0.8])
+        clock.now += chance.random()
+        if chance.random() < 0.1:
+            limiter.restart(recovery_s=1.0)
+            await wait_until(all_have_told)
+            clock.now += 1.0
+        askers = [chance.choice(clients) for _ in range(chance.randrange(4))]
+        answers = await asyncio.gather(*(ask(client, limit) for client in askers), return_exceptions=True)
+        for client, answer in zip(askers, answers, strict=True):
+            if isinstance(answer, str):
+                held.append((client, answer))
+            num_failed += isinstance(answer, ApiError)
+            num_refused += isinstance(answer, Refusal)
+        assert len(held) <= 5
+        chance.shuffle(held)
+        while held and chance.random() < 0.4:
+            client, lease_id = held.pop()
+            client.end(lease_id, 1)
+    assert num_failed and num_refused
+    await wait_until(all_have_told)
+    running = {lease_id for usage in limiter.book._keys.values() for lease_id in usage.running()}
+    assert running == {lease_id for _, lease_id in held}
+    for client in clients:
+        await client.stop()
