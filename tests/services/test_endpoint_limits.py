@@ -249,6 +249,28 @@ async def test_without_a_limiter_limited_keys_hear_to_try_again_and_others_notic
         assert (await chat(client)).status_code == 429
 
 
+async def test_a_stream_ends_and_is_booked_later_when_the_limiter_is_lost_meanwhile(tmp_path: Path) -> None:
+    go_on = asyncio.Event()
+    engine = ScriptedEngine(GenerationChunk((1,), "Hel"), go_on, *words("lo"))
+    async with (
+        running_endpoint(tmp_path, engine) as running,
+        key_of(running, Limits(None, 5000, 1)) as client,
+    ):
+        async with client.stream("POST", "/v1/chat/completions", json=chat_body(stream=True)) as answer:
+            lines = answer.aiter_lines()
+            while "Hel" not in await anext(lines):
+                pass
+            running.limiter.is_away = True
+            running.limiter.restart()
+            go_on.set()
+            rest = [line async for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        running.limiter.is_away = False
+        await wait_until(lambda: running.limiter.book.num_keys)
+        assert num_running(running) == 0
+        assert remaining_tokens(running, 5000) == 5000 - 4
+
+
 async def test_where_the_file_says_so_limited_keys_pass_without_a_limiter_and_are_counted_later(
     tmp_path: Path,
 ) -> None:
