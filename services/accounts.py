@@ -11,7 +11,7 @@ import hmac
 import os
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from sqlalchemy import select
 
 from services.database import ApiKey, Database, User, utc_now
 from services.errors import ApiError, not_found
+from services.limits import INHERITED, Limits
 
 KEY_START = "wf-"
 _PREFIX_LENGTH = len(KEY_START) + 8
@@ -36,6 +37,8 @@ class Actor:
     name: str
     role: str
     key_id: str
+    limits: Limits = INHERITED
+    """The key's own values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class KeyInfo:
     prefix: str
     created_at: datetime
     revoked_at: datetime | None
+    limits: Limits = INHERITED
 
 
 def wrong_key() -> ApiError:
@@ -96,7 +100,7 @@ class Accounts:
         if row is None or not is_right or row[0].revoked_at is not None:
             self._cache.pop(digest, None)
             raise wrong_key()
-        actor = Actor(row[1].id, row[1].name, row[1].role, row[0].id)
+        actor = Actor(row[1].id, row[1].name, row[1].role, row[0].id, _limits(row[0]))
         self._remember(digest, actor)
         return actor
 
@@ -107,19 +111,31 @@ class Accounts:
             session.flush()
             return user.id
 
-    def create_key(self, user_id: str, name: str) -> str:
-        """A new key for a user. The only moment in which it can be seen."""
+    def create_key(self, user_id: str, name: str, limits: Limits = INHERITED) -> str:
+        """A new key for a user, with its own limits. The only moment in which it can be seen."""
         key = KEY_START + secrets.token_urlsafe(32)
         with self._database.write() as session:
             if session.get(User, user_id) is None:
                 raise not_found(f"There is no user {user_id}.", code="user_not_found")
-            session.add(ApiKey(user_id=user_id, name=name, prefix=key[:_PREFIX_LENGTH], key_hash=_hash(key)))
+            row = ApiKey(user_id=user_id, name=name, prefix=key[:_PREFIX_LENGTH], key_hash=_hash(key))
+            _set_limits(row, limits)
+            session.add(row)
         return key
 
     def list_keys(self, user_id: str) -> list[KeyInfo]:
         with self._database.read() as session:
             rows = session.scalars(select(ApiKey).where(ApiKey.user_id == user_id).order_by(ApiKey.created_at)).all()
-        return [KeyInfo(row.id, row.name, row.prefix, row.created_at, row.revoked_at) for row in rows]
+        return [_info(row) for row in rows]
+
+    def limit_key(self, key_id: str, limits: Limits) -> KeyInfo:
+        """Give a key other limits; they hold within `CACHE_TTL_S` in every process."""
+        with self._database.write() as session:
+            row = session.get(ApiKey, key_id)
+            if row is None:
+                raise not_found(f"There is no api key {key_id}.", code="key_not_found")
+            _set_limits(row, limits)
+        self._forget(key_id)
+        return _info(row)
 
     def revoke_key(self, key_id: str) -> None:
         with self._database.write() as session:
@@ -127,11 +143,14 @@ class Accounts:
             if row is None:
                 raise not_found(f"There is no api key {key_id}.", code="key_not_found")
             row.revoked_at = row.revoked_at or utc_now()
-        self._cache = {digest: entry for digest, entry in self._cache.items() if entry[1].key_id != key_id}
+        self._forget(key_id)
 
     def owner_id(self) -> str | None:
         with self._database.read() as session:
             return session.scalar(select(User.id).where(User.role == "owner").order_by(User.created_at).limit(1))
+
+    def _forget(self, key_id: str) -> None:
+        self._cache = {digest: entry for digest, entry in self._cache.items() if entry[1].key_id != key_id}
 
     def _remember(self, digest: str, actor: Actor) -> None:
         if len(self._cache) >= _MAX_CACHED:
@@ -179,6 +198,19 @@ def _write_secret(path: Path, secret: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
+
+
+def _limits(row: ApiKey) -> Limits:
+    return Limits(row.requests_per_minute, row.tokens_per_minute, row.concurrent_streams)
+
+
+def _set_limits(row: ApiKey, limits: Limits) -> None:
+    for name, value in asdict(limits).items():
+        setattr(row, name, value)
+
+
+def _info(row: ApiKey) -> KeyInfo:
+    return KeyInfo(row.id, row.name, row.prefix, row.created_at, row.revoked_at, _limits(row))
 
 
 def _hash(key: str) -> str:

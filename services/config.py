@@ -133,6 +133,20 @@ class ChatConfig(Section):
     """Seconds without a byte after which a stream gets a comment, so that proxies keep it open."""
 
 
+class LimitsConfig(Section):
+    """What one api key may do, where it has no value of its own (`windfarm key` gives it one); none: no limit."""
+
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
+    """Requests that begin within any 60 seconds."""
+    tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
+    """Tokens of prompts and answers: those of running answers (as estimated) and of those that ended within the last 60
+    seconds (as counted)."""
+    concurrent_streams: Annotated[int, Field(ge=1)] | None = None
+    """Answers under way at once, streamed or not."""
+    when_unavailable: Literal["refuse", "allow"] = "refuse"
+    """What happens to requests of limited keys while the limiter restarts: 503 with Retry-After, or no check."""
+
+
 class PlatformConfig(Section):
     """Public endpoint, chat, retrieval and page: `args` of the application `platform`."""
 
@@ -144,6 +158,7 @@ class PlatformConfig(Section):
     upstream_connect_timeout_s: Annotated[float, Field(gt=0)] = 5
     retrieval: RetrievalConfig = RetrievalConfig()
     chat: ChatConfig = ChatConfig()
+    limits: LimitsConfig = LimitsConfig()
 
 
 class AppConfig(Section):

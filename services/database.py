@@ -113,6 +113,10 @@ class ApiKey(Base):
     key_hash: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     revoked_at: Mapped[datetime | None]
+    requests_per_minute: Mapped[int | None]
+    """None: the default of the configuration; 0: no limit. The same for the next two."""
+    tokens_per_minute: Mapped[int | None]
+    concurrent_streams: Mapped[int | None]
 
 
 class Conversation(Base):

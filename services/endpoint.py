@@ -24,8 +24,10 @@ from services.gateway_app import GatewayApp
 from services.generation import ChatStory, Generation
 from services.host_check import HostCheck
 from services.inference_routes import InferenceRoutes
+from services.key_limits import KeyLimits
 from services.knowledge_calls import RemoteSearcher
 from services.knowledge_routes import KnowledgeRoutes
+from services.limit_client import LimitClient
 from services.metrics import Metrics
 from services.model_status import MODEL_APP_PREFIX, ApplicationState
 from services.readiness import Readiness
@@ -62,6 +64,7 @@ class Surroundings:
     states: States
     store: Calls
     embedding: Calls
+    limiter: Calls
     story: ChatStory
 
 
@@ -77,6 +80,7 @@ class Endpoint:
             connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
         )
         self._pool = ModelPool(self._session, around.replicas, around.states)
+        self._limit_client = LimitClient(around.limiter)
         self._readiness = Readiness(self._dependencies, self._prove)
         self.app = self._make_app()
 
@@ -85,6 +89,7 @@ class Endpoint:
 
     async def stop(self) -> None:
         await self._readiness.stop()
+        await self._limit_client.stop()
         await self._session.close()
         await self._ui_session.close()
 
@@ -98,10 +103,10 @@ class Endpoint:
             *InferenceRoutes(
                 generation,
                 around.embedding,
-                config.embedding_model,
                 around.replicas,
                 around.states,
-                config.max_body_mib,
+                config,
+                KeyLimits(config.limits, self._limit_client, metrics),
             ).routes(),
             *ConversationRoutes(conversations).routes(),
             *KnowledgeRoutes(

@@ -17,6 +17,7 @@ from services.discovery import Directory, RayBeatStore
 from services.endpoint import Endpoint, Surroundings
 from services.environment import LOOPBACK, public_address, read_environment
 from services.knowledge_calls import RemoteSearcher, RemoteSentenceEmbedder
+from services.limiter import LimiterCalls
 from services.listener import Listener, bind_socket_in, start_listener
 from services.model_status import ServeStates, read_serve
 from services.ray_adapter import close_replica_ports
@@ -51,6 +52,7 @@ class Gateway:
                 states=self._states,
                 store=store,
                 embedding=embedding,
+                limiter=LimiterCalls(),
                 story=make_story(config, RemoteSearcher(store, config.retrieval), RemoteSentenceEmbedder(embedding)),
             )
         )

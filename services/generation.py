@@ -47,8 +47,11 @@ class Generation:
         self._conversations = conversations
         self._metrics = metrics
 
+    def require(self, model: str) -> None:
+        """An unknown or unready model is refused before anything else is done."""
+        self._pool.info(model)
+
     async def chat(self, call: Call, request: ChatCompletionRequest) -> Answer | None:
-        self._pool.info(request.model)  # an unknown or unready model is refused before anything else is done
         call.model = request.model
         answer = _ChatAnswer(call, request)
         if not request.is_plain:
@@ -67,7 +70,6 @@ class Generation:
         return json_answer(whole_answer(answer.id, request.model, answer.created, record))
 
     async def complete(self, call: Call, request: CompletionRequest) -> Answer | None:
-        self._pool.info(request.model)
         call.model = request.model
         head = {"id": f"cmpl-{secrets.token_hex(12)}", "model": request.model, "created": int(time.time())}
         generation = GenerationRequest(call.request_id, sampling=request.sampling(), **request.prompt_field())
@@ -80,15 +82,20 @@ class Generation:
     # The plain way: bytes through
 
     async def _relay(self, call: Call, model: str, request: GenerationRequest, render: dict[str, Any]) -> Answer | None:
-        events = self._event_stream(call)
+        events, meter = self._event_stream(call), call.meter
 
         async def forward() -> None:
             upstream = await self._open(model, request, render)
+            if meter is not None:
+                meter.begin()
             try:
                 async for frames in upstream.batches():
                     # One write for all that came together: each costs more than the bytes in it.
                     data = b"".join(frame.payload for frame in frames if frame.kind is FrameKind.DATA)
+                    if meter is not None:
+                        meter.add(sum(frame.num_token_ids for frame in frames))
                     if upstream.end is not None:
+                        await self._book(call, Usage(**upstream.end["usage"]))
                         await events.end(data + DONE)
                     elif data:
                         await events.send(data)
@@ -115,13 +122,22 @@ class Generation:
         """All chunks of an answer; the last one has its finish reason and usage."""
 
         async def read() -> list[GenerationChunk]:
-            upstream = await self._open(model, request, {"kind": "events"})
+            upstream, meter = await self._open(model, request, {"kind": "events"}), call.meter
+            if meter is not None:
+                meter.begin()
+            chunks = []
             try:
-                chunks = [parse_chunk(frame) async for frame in upstream if frame.kind is FrameKind.DATA]
+                async for frame in upstream:
+                    if frame.kind is FrameKind.DATA:
+                        chunks.append(parse_chunk(frame))
+                        if meter is not None:
+                            meter.add(frame.num_token_ids)
             finally:
                 await upstream.close()
             assert upstream.end is not None
             usage = Usage(**upstream.end["usage"])
+            if meter is not None:
+                meter.finish(usage)
             self._metrics.tokens(model, usage)
             return [*chunks, GenerationChunk(finish_reason=upstream.end["finish_reason"], usage=usage)]
 
@@ -144,6 +160,8 @@ class Generation:
 
         async def tell() -> None:
             await self._follow(answer, show)
+            if call.permit is not None:
+                await call.permit.settle()
             await events.end(DONE)
             if events.first_event_at is not None:
                 self._metrics.first_token(request.model, events.first_event_at - call.started_at)
@@ -155,7 +173,7 @@ class Generation:
         """Show every event of the story. The conversation keeps what was said, also of a stopped or failed answer."""
         state: MessageState = "failed"
         try:
-            async with aclosing(self._story(answer.story_request(), self._model(answer.request.model))) as story:  # type: ignore[type-var]
+            async with aclosing(self._story(answer.story_request(), self._model(answer))) as story:  # type: ignore[type-var]
                 async for event in story:
                     answer.record.add(event)
                     await show(event)
@@ -168,8 +186,8 @@ class Generation:
         if answer.record.usage is not None:
             self._metrics.tokens(answer.request.model, answer.record.usage)
 
-    def _model(self, model: str) -> ModelClient:
-        return PooledModel(self._pool, model)
+    def _model(self, answer: _ChatAnswer) -> ModelClient:
+        return PooledModel(self._pool, answer.request.model, answer.call.meter)
 
     async def _keep_question(self, call: Call, request: ChatCompletionRequest) -> None:
         """Store the user's last message before the model is asked: a failure must not lose it."""
@@ -207,7 +225,10 @@ class Generation:
     # Both ways
 
     def _event_stream(self, call: Call) -> EventStream:
-        return EventStream(call.send, [(b"x-request-id", call.request_id.encode("latin-1"))])
+        headers = {"x-request-id": call.request_id, **call.answer_headers}
+        return EventStream(
+            call.send, [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        )
 
     async def _run(self, call: Call, events: EventStream, work: Awaitable[None]) -> None:
         """Send a stream to its end. A failure before its first byte is an ordinary error answer, later an event."""
@@ -222,7 +243,15 @@ class Generation:
                 _log.exception("Request %s failed in the middle of its stream.", call.request_id)
             failure = to_api_error(error, call.request_id)
             call.status = failure.status
+            if call.permit is not None:
+                await call.permit.settle(has_failed=True)
             await events.end(error_event(failure))
+
+    async def _book(self, call: Call, usage: Usage) -> None:
+        """The end of a relayed stream, before its client sees it."""
+        if call.permit is not None:
+            call.permit.meter.finish(usage)
+            await call.permit.settle()
 
     def _count(self, call: Call, model: str, upstream: FrameStream, events: EventStream) -> None:
         assert upstream.end is not None

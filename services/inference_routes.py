@@ -5,33 +5,40 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from cluster.engine import Usage
 from services.calls import Calls
+from services.config import PlatformConfig
 from services.errors import invalid
 from services.event_stream import until_client_leaves
 from services.generation import Generation
+from services.key_limits import KeyLimits
 from services.openai_api import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, embedding_answer
 from services.relay import ModelStates, ReplicaSource, unknown_model
 from services.routing import Answer, Call, Route, json_answer, list_answer
+from services.token_estimate import estimate_chat, estimate_completion, estimate_embedding
+from services.token_meter import Estimate
 
 
 class InferenceRoutes:
-    """`embedding_model` is the public name of the one embedding model."""
+    """Each request for an answer or a vector is let in by the limits of its key, when all else is checked."""
 
     def __init__(
         self,
         generation: Generation,
         embedding: Calls,
-        embedding_model: str,
         replicas: ReplicaSource,
         states: ModelStates,
-        max_body_mib: float,
+        config: PlatformConfig,
+        limits: KeyLimits,
     ) -> None:
         self._generation = generation
         self._embedding = embedding
-        self._embedding_model = embedding_model
+        self._embedding_model = config.embedding_model
         self._replicas = replicas
         self._states = states
-        self._max_body_mib = max_body_mib
+        self._config = config
+        self._max_body_mib = config.max_body_mib
+        self._limits = limits
         self._started_at = int(time.time())
 
     def routes(self) -> list[Route]:
@@ -47,13 +54,17 @@ class InferenceRoutes:
         request = await call.parse(ChatCompletionRequest, self._max_body_mib)
         call.client_user = request.user
         self._refuse_embedding_model(request.model)
-        return await self._generation.chat(call, request)
+        self._generation.require(request.model)
+        async with self._limits.admitted(call, lambda: self._estimate(request)):
+            return await self._generation.chat(call, request)
 
     async def complete(self, call: Call) -> Answer | None:
         request = await call.parse(CompletionRequest, self._max_body_mib)
         call.client_user = request.user
         self._refuse_embedding_model(request.model)
-        return await self._generation.complete(call, request)
+        self._generation.require(request.model)
+        async with self._limits.admitted(call, lambda: estimate_completion(request)):
+            return await self._generation.complete(call, request)
 
     async def embed(self, call: Call) -> Answer:
         request = await call.parse(EmbeddingRequest, self._max_body_mib)
@@ -61,11 +72,20 @@ class InferenceRoutes:
         if request.model != self._embedding_model:
             raise unknown_model(request.model, [self._embedding_model])
         call.model = request.model
+        async with self._limits.admitted(call, lambda: estimate_embedding(request)):
+            return await self._embed(call, request)
+
+    async def _embed(self, call: Call, request: EmbeddingRequest) -> Answer:
+        meter = call.meter
+        if meter is not None:
+            meter.begin()
         if ids := request.token_ids():
             asked = self._embedding.call("embed_token_ids", ids)
         else:
             asked = self._embedding.call("embed", request.texts(), request.input_type or "query")
         result = await until_client_leaves(call.receive, asked)
+        if meter is not None:
+            meter.finish(Usage(int(sum(result.num_tokens)), 0))
         dimension = int(result.vectors.shape[1])
         if request.dimensions not in (None, dimension):
             raise invalid(
@@ -76,6 +96,9 @@ class InferenceRoutes:
         return json_answer(
             embedding_answer(request, request.model, result.vectors, result.num_tokens, result.truncated)
         )
+
+    def _estimate(self, request: ChatCompletionRequest) -> Estimate:
+        return estimate_chat(request, self._config.chat.default_max_tokens, self._config.retrieval.top_k)
 
     async def list_models(self, call: Call) -> Answer:
         return list_answer(self._models())

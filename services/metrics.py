@@ -43,6 +43,12 @@ class Metrics:
         self._tokens = Counter(
             "windfarm_tokens", "Tokens of finished answers", ("model", "kind"), registry=self._registry
         )
+        self._limit_refusals = Counter(
+            "windfarm_limit_refusals",
+            "Requests that met a limit of their api key; unavailable: nobody could check them",
+            ("reason",),
+            registry=self._registry,
+        )
         self._in_flight = Gauge("windfarm_requests_in_flight", "Requests that run now", registry=self._registry)
 
     def began(self) -> None:
@@ -59,6 +65,9 @@ class Metrics:
     def tokens(self, model: str, usage: Usage) -> None:
         self._tokens.labels(model, "prompt").inc(usage.num_prompt_tokens)
         self._tokens.labels(model, "completion").inc(usage.num_completion_tokens)
+
+    def limit_refused(self, reason: str) -> None:
+        self._limit_refusals.labels(reason).inc()
 
     def text(self) -> bytes:
         return generate_latest(self._registry)

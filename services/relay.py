@@ -22,6 +22,7 @@ from services.discovery import ReplicaEndpoint
 from services.errors import ApiError, not_found, unavailable
 from services.frames import Frame, FrameDecoder, FrameError, FrameKind
 from services.gang_loss import GANG_LOST
+from services.token_meter import TokenMeter
 
 INTERNAL_HEADER = "x-windfarm-internal"
 # Below the listener's own limit, so that no request is sent into a connection that the replica is just closing.
@@ -216,9 +217,10 @@ class ModelPool:
 class PooledModel:
     """One model of the pool as the chat story wants it: parsed chunks, token counts."""
 
-    def __init__(self, pool: ModelPool, model: str) -> None:
+    def __init__(self, pool: ModelPool, model: str, meter: TokenMeter | None = None) -> None:
         self._pool = pool
         self._model = model
+        self._meter = meter
 
     @property
     def max_context(self) -> int:
@@ -229,15 +231,22 @@ class PooledModel:
         return bool(self._pool.info(self._model).get("template_knows_tools", False))
 
     async def stream(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
-        stream = await self._pool.generate(self._model, wire_body(request, {"kind": "events"}))
+        stream, meter = await self._pool.generate(self._model, wire_body(request, {"kind": "events"})), self._meter
+        if meter is not None:
+            meter.begin()
         try:
             async for frame in stream:
                 if frame.kind is FrameKind.DATA:
+                    if meter is not None:
+                        meter.add(frame.num_token_ids)
                     yield parse_chunk(frame)
         finally:
             await stream.close()
         assert stream.end is not None
-        yield GenerationChunk(finish_reason=stream.end["finish_reason"], usage=Usage(**stream.end["usage"]))
+        usage = Usage(**stream.end["usage"])
+        if meter is not None:
+            meter.finish(usage)
+        yield GenerationChunk(finish_reason=stream.end["finish_reason"], usage=usage)
 
     async def count_tokens(self, request: GenerationRequest) -> int:
         return await self._pool.count_tokens(self._model, wire_body(request, {"kind": "events"}))

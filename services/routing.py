@@ -11,12 +11,13 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qsl, unquote
 
 from services.accounts import Actor
 from services.errors import ApiError, invalid
 from services.event_stream import ClientGone, Receive, Send
+from services.token_meter import TokenMeter
 from services.validation import Body, parse_body
 
 _MIB = 1 << 20
@@ -38,6 +39,16 @@ def list_answer(entries: list[Any]) -> Answer:
     return json_answer({"object": "list", "data": entries})
 
 
+class Permit(Protocol):
+    """A request that the limits of its key let in. What it uses is counted, and booked once."""
+
+    meter: TokenMeter
+
+    def close(self, *, has_failed: bool = False) -> None: ...
+
+    async def settle(self, *, has_failed: bool = False) -> None: ...
+
+
 class Call:
     """One request on its way through the endpoint, with what is learned of it for log and metrics."""
 
@@ -55,6 +66,10 @@ class Call:
         self.model = ""
         self.client_user: str | None = None
         self.status = 200
+        self.permit: Permit | None = None
+        """Only where the key has limits."""
+        self.answer_headers: dict[str, str] = {}
+        """Go along with every answer to this request, also with a refusal."""
         self._actor: Actor | None = None
 
     @cached_property
@@ -112,9 +127,13 @@ class Call:
             )
         return parse_body(kind, await self.body(max_mib))
 
+    @property
+    def meter(self) -> TokenMeter | None:
+        return self.permit.meter if self.permit is not None else None
+
     async def answer(self, answer: Answer, extra: Mapping[str, str]) -> None:
         headers = {"content-type": answer.content_type, "content-length": str(len(answer.body))}
-        headers |= {**answer.headers, **extra}
+        headers |= {**answer.headers, **self.answer_headers, **extra}
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         await self.send({"type": "http.response.start", "status": answer.status, "headers": raw})
         await self.send({"type": "http.response.body", "body": b"" if self.method == "HEAD" else answer.body})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from services.cli import experts, knowledge, machine, planning, running, talking
+from services.cli import experts, keys, knowledge, machine, planning, running, talking
 
 app = typer.Typer(
     name="windfarm",
@@ -22,7 +22,7 @@ for _command in (
     running.logs,
     machine.doctor,
     machine.env,
-    machine.key,
+    keys.key,
     planning.plan,
     experts.experts,
     talking.ask,

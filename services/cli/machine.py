@@ -1,4 +1,4 @@
-"""`doctor`, `env`, `key`: what the machine, the environment and the data folder are like."""
+"""`doctor`, `env`: what the machine and the environment of windfarm's processes are like."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
@@ -132,33 +131,3 @@ def env(config: ConfigOption = None, home: HomeOption = None, as_json: JsonOptio
     else:
         for name, value in variables.items():
             put(f"export {name}={shlex.quote(value)}")
-
-
-def key(
-    home: HomeOption = None,
-    as_json: JsonOption = False,
-    new: Annotated[str | None, typer.Option(help="Make another key of the owner, with this name.")] = None,
-) -> None:
-    """Print the owner's api key."""
-    from cluster.home import open_home
-    from services.accounts import Accounts, ensure_owner
-    from services.database import Database
-    from services.environment import database_url
-    from services.schema import upgrade
-
-    folder = open_home(home_of(home)).root
-    upgrade(database_url())
-    database = Database(database_url())
-    accounts = Accounts(database)
-    try:
-        text = ensure_owner(accounts, folder).key
-        if new is not None:
-            owner = accounts.owner_id()
-            assert owner is not None, "the owner was made a moment ago"
-            text = accounts.create_key(owner, new)
-    finally:
-        database.close()
-    if as_json:
-        put_json({"key": text})
-    else:
-        put(text)

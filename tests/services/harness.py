@@ -26,6 +26,8 @@ from services.config import ChatConfig, PlatformConfig
 from services.database import Database
 from services.discovery import Directory
 from services.endpoint import Endpoint, Surroundings
+from services.errors import unavailable
+from services.limit_book import LimitBook
 from services.listener import start_listener
 from services.model_service import ModelService
 from services.model_status import ApplicationState, ServeStates
@@ -125,6 +127,27 @@ class StoreCalls:
         return self.answers[method](*args, **kwargs)
 
 
+class BookCalls:
+    """The limiter of windfarm without the process around it. While `is_away` nobody answers."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+        self.book = LimitBook(**options)
+        self.num_calls = 0
+        self.is_away = False
+
+    def restart(self, **options: Any) -> None:
+        self.book = LimitBook(**(self.options | options))
+
+    async def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
+        assert method == "exchange"
+        self.num_calls += 1
+        await asyncio.sleep(0)
+        if self.is_away:
+            raise unavailable("The part of windfarm that does this is restarting. Try again.", code="restarting")
+        return self.book.exchange(*args, **kwargs)
+
+
 async def wait_until(condition: Callable[[], Any]) -> None:
     """For states that nothing announces; fails after ten seconds."""
     for _ in range(1000):
@@ -160,6 +183,7 @@ class Running:
         self.directory = directory
         self.beats = beats
         self.store = StoreCalls()
+        self.limiter = BookCalls()
         self.services: list[ModelService] = []
         self.http = httpx.AsyncClient(
             base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=60, trust_env=False
@@ -188,6 +212,7 @@ async def running_endpoint(
     story: Callable[[ChatRequest, ModelClient], AsyncIterator[ChatEvent]] = plain_story,
     config: PlatformConfig | None = None,
     states: dict[str, ApplicationState] | None = None,
+    limiter: BookCalls | None = None,
     proves: bool = False,
 ) -> AsyncIterator[Running]:
     """`proves`: also run the proof behind `/ready`, which sends a request of its own to the model."""
@@ -203,6 +228,7 @@ async def running_endpoint(
         serve_states = ServeStates(lambda: states or {})
         await serve_states.refresh()
         store = StoreCalls()
+        running_limiter = limiter or BookCalls()
         endpoint = Endpoint(
             Surroundings(
                 config=config or PlatformConfig(),
@@ -214,6 +240,7 @@ async def running_endpoint(
                 states=serve_states,
                 store=store,
                 embedding=EmbeddingCalls(),
+                limiter=running_limiter,
                 story=story,
             )
         )
@@ -222,6 +249,7 @@ async def running_endpoint(
         stack.push_async_callback(listener.stop)
         running = Running(listener.url, owner.key, database, directory, beats)
         running.store = store
+        running.limiter = running_limiter
         stack.push_async_callback(_stop_all, running)
         for number, engine in enumerate(engines):
             await running.add_model(engine, replica_id=f"r{number}")

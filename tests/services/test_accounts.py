@@ -9,6 +9,7 @@ from sqlalchemy import select
 from services.accounts import OWNER_KEY_FILE, Accounts, ensure_owner, read_owner_key
 from services.database import ApiKey, Database
 from services.errors import ApiError
+from services.limits import NO_LIMIT, Limits
 from services.schema import upgrade
 
 
@@ -77,6 +78,19 @@ def test_a_revoked_key_stops_working_here_at_once_and_elsewhere_after_the_cache(
             each.authenticate(key)
     (info,) = accounts.list_keys(actor.user_id)
     assert info.revoked_at is not None
+
+
+def test_limits_of_a_key_go_with_its_actor_and_change_here_at_once(accounts: Accounts) -> None:
+    key = accounts.create_key(accounts.create_user("ada"), "laptop", Limits(requests_per_minute=5))
+    actor = accounts.authenticate(key)
+    assert actor.limits == Limits(5, None, None)
+    changed = Limits(None, NO_LIMIT, 2)
+    assert accounts.limit_key(actor.key_id, changed).limits == changed
+    assert accounts.cached(key) is None
+    assert accounts.authenticate(key).limits == changed
+    assert [info.limits for info in accounts.list_keys(actor.user_id)] == [changed]
+    with pytest.raises(ApiError, match="no api key key_x"):
+        accounts.limit_key("key_x", changed)
 
 
 def test_revoking_an_unknown_key_says_so(accounts: Accounts) -> None:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -17,6 +18,7 @@ from services.cli.commands import app
 from services.cli.knowledge import find_files
 from services.cli.running import _announce
 from services.ray_config import load_ray_config
+from services.setup_errors import ConfigError
 from services.up_options import UpOptions
 from tests.services.harness import running_endpoint
 
@@ -137,6 +139,40 @@ def test_key_prints_the_same_key_each_time(tmp_path: Path) -> None:
     first, second = run("key", "--home", str(tmp_path)), run("key", "--home", str(tmp_path))
     assert first.stdout.startswith("wf-")
     assert first.stdout == second.stdout
+
+
+def test_keys_are_made_with_limits_listed_and_changed(tmp_path: Path) -> None:
+    home = ("--home", str(tmp_path), "--json")
+    limits = ("--requests-per-minute", "60", "--tokens-per-minute", "none")
+    made = json.loads(run("key", *home, "--new", "team", *limits).stdout)
+    assert made["limits"] == {"requests_per_minute": 60, "tokens_per_minute": "none", "concurrent_streams": "default"}
+    changed = run("key", *home, "--change", made["id"], "--concurrent-streams", "4", "--tokens-per-minute", "default")
+    expected: dict[str, Any] = {"requests_per_minute": 60, "tokens_per_minute": "default", "concurrent_streams": 4}
+    assert json.loads(changed.stdout)["limits"] == expected
+    listed = {entry["name"]: entry for entry in json.loads(run("key", *home, "--list").stdout)["keys"]}
+    assert listed["team"] == {key: value for key, value in made.items() if key != "key"} | {"limits": expected}
+    assert set(listed) == {"team", "owner key of this machine"}
+    assert made["key"] not in run("key", *home[:2], "--list").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--requests-per-minute", "60"), "add --new NAME or --change ID"),
+        (("--new", "x", "--requests-per-minute", "0"), "--requests-per-minute is '0'. Give a number from 1"),
+        (("--new", "x", "--tokens-per-minute", "many"), "`none` or `default`"),
+        (("--change", "key_x"), "Say what to change"),
+        (("--change", "key_x", "--concurrent-streams", "1"), "There is no key with the id key_x"),
+        (("--list", "--new", "x"), "give one of them"),
+    ],
+)
+def test_wrong_limits_are_refused_with_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.setenv("WINDFARM_HOME", str(tmp_path))  # the command sets it too; afterwards it is as before
+    answer = CliRunner().invoke(app, ["key", "--home", str(tmp_path), *arguments])
+    assert isinstance(answer.exception, ConfigError)
+    assert said in str(answer.exception)
 
 
 def test_up_shows_the_key_once_to_people_and_always_to_scripts(

@@ -10,14 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from alembic import command
 from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from services.accounts import Accounts
 from services.conversations import Conversations
-from services.database import Base, Database, normalized_url
-from services.schema import differences, upgrade
+from services.database import Base, Database, make_engine, normalized_url
+from services.limits import INHERITED
+from services.schema import _config, differences, upgrade
 from services.setup_errors import StartRefused
 
 
@@ -44,6 +46,21 @@ def test_a_second_upgrade_changes_nothing(tmp_path: Path) -> None:
     upgrade(_sqlite(tmp_path))
     with create_engine(_sqlite(tmp_path)).connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM users")) == 1
+
+
+def test_keys_of_an_older_windfarm_get_the_defaults(tmp_path: Path) -> None:
+    url = _sqlite(tmp_path)
+    with make_engine(url).connect() as connection:
+        command.upgrade(_config(connection), "0001")
+        connection.execute(text("INSERT INTO users VALUES ('user_1', 'ada', 'owner', '2026-01-01')"))
+        columns = "id, user_id, name, prefix, key_hash, created_at"
+        values = "'key_1', 'user_1', 'laptop', 'wf-12345678', 'x', '2026-01-01'"
+        connection.execute(text(f"INSERT INTO api_keys ({columns}) VALUES ({values})"))
+        connection.commit()
+    upgrade(url)
+    assert differences(url) == []
+    (info,) = Accounts(Database(url)).list_keys("user_1")
+    assert (info.id, info.limits) == ("key_1", INHERITED)
 
 
 def test_starters_at_the_same_time_do_not_collide(tmp_path: Path) -> None:
