@@ -109,7 +109,7 @@ async def _store_documents(
     report: Report,
 ) -> int:
     """Returns the number of passages. Documents are embedded together: alone most would not fill a batch."""
-    passages = await asyncio.to_thread(_cut_all, documents, model.token_spans, config)
+    passages = await asyncio.to_thread(cut_documents, documents, model.token_spans, config)
     for start in range(0, len(passages), _BATCH):
         report("embedding passages", start, len(passages))
         batch = passages[start : start + _BATCH]
@@ -120,9 +120,10 @@ async def _store_documents(
     return len(passages)
 
 
-def _cut_all(
+def cut_documents(
     documents: Sequence[JudgedDocument], token_spans: TokenSpans, config: IngestionConfig
 ) -> list[tuple[TextChunk, StoredChunk]]:
+    """The passages of a set: as they are embedded, and as they are stored."""
     passages = []
     for document in documents:
         parsed = _as_parsed(document)
