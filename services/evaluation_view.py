@@ -53,7 +53,7 @@ def print_evaluation(console: Console, judged: JudgedSet, measured: Sequence[Mea
         for leg in LEGS:
             console.print(f"  {leg:6}  {_difference_text(_difference(first, second, leg))}", markup=False)
     console.print(
-        f"In percent, with 95 % bootstrap intervals ({NUM_SAMPLES} samples). Times in ms, without HTTP.",
+        "In percent, below each its 95 % bootstrap interval. p50, p95: ms of a search, without HTTP.",
         markup=False,
     )
 
@@ -114,7 +114,8 @@ def _table(measurement: Measurement) -> Table:
 
 
 def _estimate_text(estimate: Estimate) -> str:
-    return f"{100 * estimate.mean:.1f} ({100 * estimate.low:.1f}-{100 * estimate.high:.1f})"
+    """On two lines, so that a table fits into 80 columns."""
+    return f"{100 * estimate.mean:.1f}\n{100 * estimate.low:.1f}-{100 * estimate.high:.1f}"
 
 
 def _difference_text(difference: PairedDifference) -> str:

@@ -211,8 +211,9 @@ async def test_scripts_get_one_object_and_people_tables() -> None:
     assert 0 < difference["p_value"] <= 1
     assert "against" not in evaluation_json(WINDS, measured[:1])
     shown = io.StringIO()
-    print_evaluation(Console(file=shown, width=160), WINDS, measured)
+    print_evaluation(Console(file=shown, width=80), WINDS, measured)
     text = shown.getvalue()
     assert "a set: 4 documents, 2 questions" in text
     assert "fusion=dbsf dense_weight=0.7 minus fusion=rrf dense_weight=0.5" in text
-    assert text.count("│ dense") == 2 and "p = " in text
+    assert text.count("│ dense") == 2 and "recall@100" in text and "100.0-100.0" in text
+    assert "p = " in text and "…" not in text
