@@ -18,6 +18,7 @@ from pathlib import Path
 from uuid import uuid5
 
 from rag.chunking import TokenSpans
+from rag.errors import StoreError
 from rag.judged_set import JudgedDocument, JudgedSet
 from rag.language import detect_language
 from rag.tokens import load_token_spans
@@ -84,9 +85,9 @@ async def open_serving_model(config: EmbeddingConfig) -> AsyncIterator[Embedding
 async def open_index(
     judged: JudgedSet, settings: EvaluationSettings, open_model: OpenModel, report: Report
 ) -> AsyncIterator[SearchableSet]:
-    """Index a set. Raises `ConfigError` where the model cannot read passages of that size, `StoreError`, `OSError`."""
+    """Index a set. Raises `ConfigError` where the model cannot read passages of that size, and `StoreError`."""
     report("loading the embedding model", 0, 1)
-    with tempfile.TemporaryDirectory(prefix="windfarm-eval-") as folder:
+    with _temporary_folder() as folder:
         async with open_model(settings.embed) as model:
             if problem := chunk_size_problem(settings.ingestion, model.embedder.model_name, model.max_tokens):
                 raise ConfigError(problem)
@@ -99,6 +100,16 @@ async def open_index(
                 yield SearchableSet(store, model.embedder.model_name, num_passages, indexing_s, vectors, embedding_ms)
             finally:
                 await asyncio.shield(asyncio.to_thread(store.close))
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="windfarm-eval-")
+    except OSError as error:
+        raise StoreError(
+            f"No temporary folder can be made: {error.strerror or error}. Free some space, or name another place with "
+            "TMPDIR."
+        ) from error
 
 
 async def _store_documents(

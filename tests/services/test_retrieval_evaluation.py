@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from rag.errors import StoreError
 from rag.judged_set import JudgedDocument, JudgedQuery, JudgedSet, read_judged_set
 from rag.ranking_metrics import ndcg, rank_documents
 from rag.retriever import RetrievalSettings, retrieve
@@ -161,6 +162,12 @@ async def test_passages_that_the_model_cannot_read_are_refused(temporary: Path) 
     with pytest.raises(ConfigError, match=r"chunk_tokens is 500.*at most 512 tokens.*Set it to 496 or less"):
         await measure(WINDS, SETTINGS.with_values({"chunk_tokens": "500"}))
     assert list(temporary.iterdir()) == []
+
+
+async def test_a_temporary_folder_that_cannot_be_made_is_said(temporary: Path) -> None:
+    temporary.rmdir()
+    with pytest.raises(StoreError, match=r"No such file or directory\. Free some space, or.* TMPDIR"):
+        await measure(WINDS)
 
 
 class FailingEmbedder(HashEmbedder):
