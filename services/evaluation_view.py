@@ -11,7 +11,7 @@ from rich.table import Table
 
 from rag.judged_set import JudgedSet
 from rag.significance import NUM_SAMPLES, SEED, Estimate, PairedDifference, bootstrap_mean, compare_paired
-from services.retrieval_evaluation import LEGS, LegScores, Measurement
+from services.retrieval_evaluation import LEGS, Leg, LegScores, Measurement
 
 COMPARED_BY = "ndcg@10"
 _DIGITS = 6
@@ -77,11 +77,11 @@ def _leg_json(scores: LegScores) -> dict[str, Any]:
     }
 
 
-def _difference(first: Measurement, second: Measurement, leg: Any) -> PairedDifference:
+def _difference(first: Measurement, second: Measurement, leg: Leg) -> PairedDifference:
     return compare_paired(first.legs[leg].metrics[COMPARED_BY], second.legs[leg].metrics[COMPARED_BY])
 
 
-def _difference_json(first: Measurement, second: Measurement, leg: Any) -> dict[str, Any]:
+def _difference_json(first: Measurement, second: Measurement, leg: Leg) -> dict[str, Any]:
     difference = _difference(first, second, leg)
     return {
         "mean": round(difference.mean, _DIGITS),
