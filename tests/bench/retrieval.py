@@ -37,6 +37,8 @@ def main() -> None:
     parser.add_argument("folders", nargs="*", type=Path, default=SETS, help="test sets")
     parser.add_argument("--results", type=Path, help="a file with earlier results, to add to")
     options = parser.parse_args()
+    if len({folder.name for folder in options.folders}) < len(options.folders):
+        parser.error("two folders have the same name, under which their results would be kept")
     results: dict[str, Any] = {}
     if options.results is not None and options.results.exists():
         results = json.loads(options.results.read_text("utf-8"))
