@@ -1,7 +1,8 @@
 """BM25 as sparse vectors: documents carry saturated term frequencies, queries ask for words, the store multiplies by
 inverse document frequency. Formula and constants are those of Lucene's BM25Similarity (Robertson and Zaragoza, "The
 Probabilistic Relevance Framework: BM25 and Beyond", 2009). The average length is a constant, because stored weights
-cannot change with every new document; chunks of one chunker are of one size, so little depends on it.
+cannot change with every new document; passages of one chunker are of one size. Measured in six sets in five languages,
+passages of 200 tokens keep 56 to 66 words on average when stop words are gone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from rag.language import LANGUAGES, STOP_WORDS, Language, detect_language, stem,
 
 K1 = 1.2
 B = 0.75
-AVERAGE_LENGTH = 90.0
+AVERAGE_LENGTH = 60.0
 MAX_WORD_LENGTH = 64
 
 

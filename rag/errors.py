@@ -31,3 +31,7 @@ class EmbeddingMismatch(RagError):
 
 class EmbedderUnavailable(RagError):
     """No embedding model answers right now; the same call may work later."""
+
+
+class EvaluationError(RagError):
+    """A test set or a setting of an evaluation cannot be used."""

@@ -55,19 +55,13 @@ class PassageWriter:
         progress: tuple[float, float],
     ) -> int:
         """Cut, embed and write a version's passages, hidden. Returns how many there are."""
-        chunks = await asyncio.to_thread(
-            chunk_document,
-            parsed,
-            self._token_spans,
-            self._config.chunk_tokens,
-            min(self._config.chunk_overlap_tokens, self._config.chunk_tokens // 2),
-        )
+        chunks = await asyncio.to_thread(cut_into_chunks, parsed, self._token_spans, self._config)
         first, last = progress
         num_stored = 0
         for start in range(0, len(chunks), _EMBED_BATCH):
             batch = chunks[start : start + _EMBED_BATCH]
             vectors = await self._embed([embedded_text(chunk) for chunk in batch])
-            stored = [_stored_chunk(chunk, index_id, version, document_name) for chunk in batch]
+            stored = [stored_chunk(chunk, index_id, version, document_name) for chunk in batch]
             await asyncio.to_thread(self._write_hidden, job, index_id, stored, vectors)
             num_stored += len(batch)
             self.progress[job.id] = min(last, first + (last - first) * num_stored / len(chunks))
@@ -102,13 +96,31 @@ class PassageWriter:
             self._store.delete_version(index_id, version_id)
 
 
+def cut_into_chunks(parsed: ParsedDocument, token_spans: TokenSpans, config: IngestionConfig) -> list[TextChunk]:
+    """Passages as the configuration wants them; the overlap is at most half of a passage."""
+    overlap = min(config.chunk_overlap_tokens, config.chunk_tokens // 2)
+    return chunk_document(parsed, token_spans, config.chunk_tokens, overlap)
+
+
+def chunk_size_problem(config: IngestionConfig, model_name: str, max_tokens: int) -> str | None:
+    """Why passages of this size cannot be embedded: prefix, special tokens and headings are embedded with them."""
+    most = max_tokens - 16
+    if config.chunk_tokens <= most:
+        return None
+    return (
+        f"ingestion.chunk_tokens is {config.chunk_tokens}, but the embedding model {model_name} reads at most "
+        f"{max_tokens} tokens with its prefix. Set it to {most} or less."
+    )
+
+
 def embedded_text(chunk: TextChunk) -> str:
     """What the embedding model sees of a passage: the headings above it say what it is about."""
     missing = [heading for heading in chunk.headings if heading not in chunk.text]
     return "\n".join((" > ".join(missing), chunk.text)) if missing else chunk.text
 
 
-def _stored_chunk(chunk: TextChunk, index_id: str, version: Version, document_name: str) -> StoredChunk:
+def stored_chunk(chunk: TextChunk, index_id: str, version: Version, document_name: str) -> StoredChunk:
+    """What the vector store keeps of a passage of a document version."""
     return StoredChunk(
         chunk_id=point_id(version.id, chunk.index),
         collection_id=index_id,

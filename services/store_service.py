@@ -33,6 +33,7 @@ from services.ingestion import IngestionService
 from services.journal import Journal
 from services.knowledge import Knowledge
 from services.parser_pool import ParserPool
+from services.passage_writer import chunk_size_problem
 from services.reconciler import ReconcileReport, reconcile
 from services.retrieval import SearchableCollections
 from services.schema import upgrade
@@ -275,13 +276,8 @@ def _limits(config: IngestionConfig) -> ParseLimits:
 
 
 def _check_chunk_size(config: IngestionConfig, embedder: ConnectedEmbedder) -> None:
-    # Prefix, special tokens and the headings above a passage are embedded with it.
-    if config.chunk_tokens > embedder.max_tokens - 16:
-        raise conflict(
-            f"ingestion.chunk_tokens is {config.chunk_tokens}, but the embedding model {embedder.model_name} reads at "
-            f"most {embedder.max_tokens} tokens with its prefix. Set it to {embedder.max_tokens - 16} or less.",
-            code="chunk_tokens_too_large",
-        )
+    if problem := chunk_size_problem(config, embedder.model_name, embedder.max_tokens):
+        raise conflict(problem, code="chunk_tokens_too_large")
 
 
 def _refuse_lost_folder(database: Database, folder: Path) -> None:

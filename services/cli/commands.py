@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from services.cli import experts, keys, knowledge, machine, planning, running, talking
+from services.cli import evaluation, experts, keys, knowledge, machine, planning, running, talking
 
 app = typer.Typer(
     name="windfarm",
@@ -34,3 +34,4 @@ for _command in (
     knowledge.reembed,
 ):
     app.command()(_command)
+app.add_typer(evaluation.app)

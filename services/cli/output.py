@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from cluster.errors import ClusterError
+from rag.errors import RagError
 from services.setup_errors import SetupError
 
 
@@ -31,7 +32,7 @@ def report_error(error: Exception) -> bool:
     """Print an error of ours; False for one that we did not foresee."""
     from services.api_client import ApiFailed
 
-    if isinstance(error, (SetupError, ClusterError, ApiFailed)):
+    if isinstance(error, (SetupError, ClusterError, RagError, ApiFailed)):
         say(f"windfarm: {error}")
         return True
     return False

@@ -1,0 +1,106 @@
+"""`eval`: how good windfarm is on questions whose answers are known."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from services.cli.options import HomeOption, JsonOption, config_path_of, home_of
+from services.cli.output import put_json, say
+from services.setup_errors import ConfigError
+
+if TYPE_CHECKING:
+    from services.evaluation_index import Report
+    from services.evaluation_settings import EvaluationSettings
+
+app = typer.Typer(name="eval", help="Measure quality on questions whose answers are known.", no_args_is_help=True)
+
+
+@app.callback()
+def evaluation() -> None:
+    """Measure quality on questions whose answers are known."""
+
+
+@app.command()
+def retrieval(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder with corpus.jsonl, queries.jsonl and qrels.tsv (BEIR layout).")
+    ],
+    config: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--config",
+            metavar="NAME=VALUE|FILE",
+            help="A setting, such as fusion=rrf, or a configuration file. May be given several times.",
+            show_default="ray_config.yaml",
+        ),
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option("--against", metavar="NAME=VALUE|FILE", help="The same for a second one to compare with."),
+    ] = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure how well search finds what is relevant, each leg alone and fused. Needs no running windfarm.
+
+    Settings: candidates, fusion, dense_weight, chunk_tokens, chunk_overlap_tokens; source and precision of the
+    embedding model. The set is indexed in a temporary folder; collections are not touched.
+    """
+    from rich.console import Console
+
+    from rag.judged_set import read_judged_set
+    from services.evaluation_view import evaluation_json, print_evaluation
+    from services.retrieval_evaluation import evaluate
+
+    home_of(home)
+    configurations = [_settings(config or [])]
+    if against:
+        configurations.append(_settings(against))
+        if configurations[0].values() == configurations[1].values():
+            raise ConfigError("--config and --against say the same. Change a setting in one of them.")
+    judged = read_judged_set(folder)
+    if judged.num_left_out:
+        say(f"Note: {judged.num_left_out} questions have no relevant document and are left out.")
+    # The temporary folder goes also when a service manager or `timeout` ends the command.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with _progress(is_quiet=as_json) as report:
+        measured = asyncio.run(evaluate(judged, configurations, report=report))
+    if as_json:
+        put_json(evaluation_json(judged, measured), one_line=True)
+    else:
+        print_evaluation(Console(), judged, measured)
+
+
+def _settings(options: list[str]) -> EvaluationSettings:
+    from services.evaluation_settings import EvaluationSettings, split_options
+    from services.ray_config import load_ray_config
+
+    file, changes = split_options(options)
+    if file is None and (named := os.environ.get("WINDFARM_CONFIG")):
+        file = Path(named)
+    return EvaluationSettings.of(load_ray_config(config_path_of(file)).app).with_values(changes)
+
+
+@contextmanager
+def _progress(*, is_quiet: bool) -> Iterator[Report]:
+    """A bar on a terminal, nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=is_quiet or not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+
+        def report(step: str, done: int, total: int) -> None:
+            progress.update(task, description=step, completed=done, total=total)
+
+        yield report
