@@ -38,6 +38,8 @@ FREE_CORES = 0.6
 def limit_spinning() -> None:
     """A short spin, for engines without a governor. Must run before the first library that uses OpenMP is loaded; a
     value set by the operator stays."""
+    if is_spinning_governed():  # left by an engine of this process; nobody governs the processes that start from here
+        del os.environ[POLICY_VARIABLE], os.environ[SPIN_VARIABLE]
     os.environ.setdefault(SPIN_VARIABLE, FIXED_SPIN_COUNT)
 
 

@@ -58,6 +58,19 @@ def test_a_setting_of_the_operator_stays(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not openmp.is_spinning_governed()
 
 
+def test_processes_of_an_engine_without_a_governor_do_not_inherit_the_long_spin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in (openmp.SPIN_VARIABLE, openmp.POLICY_VARIABLE):
+        monkeypatch.setenv(name, "")  # whatever it is now comes back in the end
+        monkeypatch.delenv(name)
+    openmp.prepare_governed_spinning()
+    assert openmp.is_spinning_governed()
+    openmp.limit_spinning()
+    assert os.environ[openmp.SPIN_VARIABLE] == openmp.FIXED_SPIN_COUNT
+    assert openmp.POLICY_VARIABLE not in os.environ
+
+
 def test_without_the_library_nothing_is_done() -> None:
     governor = SpinGovernor(2, libraries=[])
     governor.adapt()
