@@ -31,7 +31,6 @@ from rag.text_decoding import clean_text, decode_text
 from rag.types import PageSpan, ParsedDocument
 from rag.xml_text import xml_to_text
 
-_LANGUAGE_SAMPLE_CHARACTERS = 20_000
 _MAX_TITLE_CHARACTERS = 300
 _HEADING = re.compile(r"^#{1,2} +(.+?)[ #]*$", re.MULTILINE)
 _PICTURE = re.compile(r"\\?!\[([^\[\]]{0,1000})\]\([^()\s]{0,1000}\)")
@@ -51,7 +50,7 @@ def extract(data: bytes, name: str) -> ParsedDocument:
         mime_type=kind.mime_type,
         title=_title(title, text),
         pages=pages,
-        language=detect_language(text[:_LANGUAGE_SAMPLE_CHARACTERS]),
+        language=detect_language(text),
         warnings=warnings,
     )
 

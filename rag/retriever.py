@@ -19,8 +19,14 @@ from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict
 
 from rag.fusion import FusionMethod, fuse
-from rag.types import Embedder, Passage, StoredChunk
+from rag.types import Passage, StoredChunk, Vectors
 from rag.vector_store import ScoredChunk
+
+
+class EmbedsQueries(Protocol):
+    """The part of an `Embedder` that retrieval needs."""
+
+    async def embed_queries(self, texts: Sequence[str]) -> Vectors: ...
 
 
 class Searches(Protocol):
@@ -50,7 +56,7 @@ async def retrieve(
     query: str,
     collection_ids: Sequence[str],
     *,
-    embedder: Embedder,
+    embedder: EmbedsQueries,
     store: Searches,
     settings: RetrievalSettings,
 ) -> list[Passage]:
@@ -82,7 +88,7 @@ class HybridRetriever(BaseRetriever):
 
     collection_ids: list[str]
     embedder: Any
-    """An `Embedder`."""
+    """An `Embedder`, or what of it is `EmbedsQueries`."""
     store: Any
     """A `VectorStore`, or what of it is `Searches`."""
     settings: RetrievalSettings = RetrievalSettings()

@@ -33,7 +33,6 @@ from services.setup_errors import ConfigError
 
 INDEX = "evaluation"
 _BATCH = 32
-_LANGUAGE_SAMPLE_CHARACTERS = 20_000
 
 Report = Callable[[str, int, int], None]
 """What is being done, how much of it is done, of how much."""
@@ -147,8 +146,7 @@ def cut_documents(
 def _as_parsed(document: JudgedDocument) -> ParsedDocument:
     title = " ".join(document.title.split())
     text = f"# {title}\n\n{document.text}" if title else document.text
-    language = detect_language(text[:_LANGUAGE_SAMPLE_CHARACTERS])
-    return ParsedDocument(text, "text/markdown", title=title or None, language=language)
+    return ParsedDocument(text, "text/markdown", title=title or None, language=detect_language(text))
 
 
 def _version(document_id: str, parsed: ParsedDocument) -> Version:

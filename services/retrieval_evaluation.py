@@ -155,15 +155,10 @@ class _OneLeg:
 
 
 class _KnownVectors:
-    """An `Embedder` for questions whose vectors were computed, and timed, before."""
+    """Gives the vectors of questions, which were computed, and timed, before."""
 
     def __init__(self, index: SearchableSet) -> None:
         self._vectors = index.vectors
-        self.model_name = index.model_name
-        self.dimension = len(next(iter(index.vectors.values())))
 
     async def embed_queries(self, texts: Sequence[str]) -> Vectors:
         return np.stack([self._vectors[text] for text in texts])
-
-    async def embed_passages(self, texts: Sequence[str]) -> Vectors:
-        raise NotImplementedError("Passages are embedded when the set is indexed.")

@@ -5,11 +5,12 @@ import json
 import re
 from pathlib import Path
 
+import gradio as gr
 import httpx
 import pytest
 from fastapi import FastAPI
 
-from ui.app import create_app
+from ui.app import build_ui, create_app
 
 UI = Path(__file__).resolve().parents[2] / "ui"
 
@@ -30,6 +31,13 @@ async def test_the_page_comes_without_a_key_and_without_foreign_fonts_or_scripts
     loaded = re.findall(r'(?:<script[^>]+src|<link[^>]+href|url\()\s*=?\s*["\']?(https?://[^"\')]+)', html)
     assert loaded == []
     assert "fonts.googleapis" not in html
+
+
+def test_an_idle_page_keeps_still() -> None:
+    """The name is Gradio's own: a version that knows another one would poll a thousand times a second again."""
+    blocks = build_ui("http://127.0.0.1:9")
+    untouched = gr.Blocks(analytics_enabled=False)
+    assert blocks._queue.sleep_when_free > 10 * untouched._queue.sleep_when_free
 
 
 async def test_events_are_no_public_endpoints(app: FastAPI) -> None:
