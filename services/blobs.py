@@ -38,6 +38,11 @@ class Blobs:
             raise _as_api_error(error, self._folder) from error
         return target
 
+    def place_for(self, job_id: str) -> Path:
+        """Where the file of a job will lie that has yet to be fetched."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self._folder / job_id
+
     def remove(self, path: str | None) -> None:
         if path is not None:
             Path(path).unlink(missing_ok=True)

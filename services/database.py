@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     DateTime,
     Dialect,
     Engine,
@@ -193,6 +194,10 @@ class Document(Base):
     owner_id: Mapped[str] = mapped_column(ForeignKey("users.id"), index=True)
     active_version_id: Mapped[str | None]
     """No foreign key: documents and versions would refer to each other. The reconciler proves it instead."""
+    source: Mapped[str | None] = mapped_column(String(1024))
+    """The folder, repository or website that a synchronisation keeps in step with; none: brought by hand."""
+    origin: Mapped[str | None] = mapped_column(Text)
+    """Where this very file came from, such as its URL."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     deleted_at: Mapped[datetime | None]
 
@@ -218,8 +223,10 @@ class Version(Base):
 
 
 class Job(Base):
-    """Work on a collection that survives a restart: `ingest` a file that waits at `blob_path`, `reembed` all of it, or
-    `repair` the vectors of one document from its stored text."""
+    """Work on a collection that survives a restart: `ingest` a file that waits at `blob_path`, fetch the `url` in
+    `origin`, `reembed` all of it, or `repair` the vectors of one document from its stored text.
+
+    `state` is queued, parsing, embedding, done, failed or cancelled; a paused job keeps its place and begins anew."""
 
     __tablename__ = "jobs"
 
@@ -238,6 +245,18 @@ class Job(Base):
     error_code: Mapped[str | None]
     error_message: Mapped[str | None] = mapped_column(Text)
     warnings: Mapped[list[Any]] = mapped_column(default=list)
+    batch: Mapped[str | None] = mapped_column(index=True)
+    """Jobs that were submitted together, such as all files of one `windfarm ingest`."""
+    is_paused: Mapped[bool] = mapped_column(default=False)
+    num_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    num_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
+    """Tokens of all passages together; known when the file has been cut."""
+    source: Mapped[str | None] = mapped_column(String(1024))
+    origin: Mapped[str | None] = mapped_column(Text)
+    duplicate_of: Mapped[str | None] = mapped_column(String(1024))
+    """Name of another document of the collection that has the same content."""
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     updated_at: Mapped[datetime] = mapped_column(default=utc_now, onupdate=utc_now)
 

@@ -24,6 +24,7 @@ from services.gateway_app import GatewayApp
 from services.generation import ChatStory, Generation
 from services.host_check import HostCheck
 from services.inference_routes import InferenceRoutes
+from services.job_routes import JobRoutes
 from services.key_limits import KeyLimits
 from services.knowledge_calls import RemoteSearcher
 from services.knowledge_routes import KnowledgeRoutes
@@ -115,6 +116,7 @@ class Endpoint:
                 around.home / UPLOADS_FOLDER,
                 config.max_body_mib,
             ).routes(),
+            *JobRoutes(around.store).routes(),
             *StatusRoutes(
                 self._readiness,
                 metrics,

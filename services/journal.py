@@ -33,6 +33,8 @@ class Replacement:
     version: Version
     document_name: str
     owner_id: str
+    source: str | None = None
+    origin: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class Journal:
             "delete_document": self._finish_document_deletion,
             "delete_collection": self._finish_collection_deletion,
             "drop_index": self._finish_index_drop,
+            "discard_version": self._finish_discard,
         }
 
     def replay(self) -> int:
@@ -75,6 +78,7 @@ class Journal:
         """Make a staged version the active one and remove what it replaces. False where its collection or job was
         deleted or cancelled meanwhile: nothing has changed then."""
         with self.turn:
+            self.replay()  # What the store could not carry out before may decide which version this one replaces.
             with self._database.write() as session:
                 if not _is_wanted(session, change):
                     return False
@@ -88,6 +92,7 @@ class Journal:
                     )
                     session.add(document)
                     session.flush()
+                document.source, document.origin = change.source, change.origin
                 session.add(change.version)
                 payload = {
                     "index_id": change.index_id,
@@ -103,6 +108,7 @@ class Journal:
     def delete_document(self, document: Document, index_id: str) -> Removal:
         """Remove a document with all its versions, passages and jobs. Returns what was removed."""
         with self.turn:
+            self.replay()
             num_passages = self._store.count(index_id, document_id=document.id)
             with self._database.write() as session:
                 row = session.get(Document, document.id)
@@ -119,6 +125,7 @@ class Journal:
 
     def delete_collection(self, collection: Collection) -> Removal:
         with self.turn:
+            self.replay()
             num_passages = self._store.count(collection.index_id)
             with self._database.write() as session:
                 row = session.get(Collection, collection.id)
@@ -132,6 +139,13 @@ class Journal:
                 session.add(JournalEntry(operation="delete_collection", payload=payload))
             self.replay()
             return Removal(len(documents), len(versions), num_passages, blob_paths)
+
+    def note_discard(self, operation: str, index_id: str, version_id: str | None = None) -> None:
+        """What is to be removed when the store is back: a version that nobody decided on (`discard_version`), or an
+        index that no collection uses (`drop_index`)."""
+        payload = {"index_id": index_id, "version_id": version_id}
+        with self._database.write() as session:
+            session.add(JournalEntry(operation=operation, payload=payload))
 
     def switch_index(self, session: Session, collection: Collection, index_id: str) -> None:
         """Let a collection use another, complete index; part of the caller's transaction. `replay` drops the old."""
@@ -197,6 +211,11 @@ class Journal:
             session.execute(delete(Collection).where(Collection.id == payload["collection_id"]))
             _close(session, payload)
 
+    def _finish_discard(self, payload: Payload) -> None:
+        self._store.delete_version(payload["index_id"], payload["version_id"])
+        with self._database.write() as session:
+            _close(session, payload)
+
     def _finish_index_drop(self, payload: Payload) -> None:
         self._store.delete_collection(payload["index_id"])
         with self._database.write() as session:
@@ -220,14 +239,14 @@ def _forget_jobs(session: Session, collection_id: str, filename: str | None = No
     session.execute(delete(Job).where(*concerned, Job.state.not_in(ACTIVE_JOB_STATES)))
     unfinished = session.scalars(select(Job).where(*concerned)).all()
     for job in unfinished:
-        job.state = "cancelled"
+        job.state, job.ended_at = "cancelled", utc_now()
     return tuple(job.blob_path for job in unfinished if job.blob_path is not None)
 
 
 def _end_job(session: Session, job_id: str, document_id: str, version_id: str, num_chunks: int) -> None:
     job = session.get(Job, job_id)
     if job is not None:
-        job.state, job.progress = "done", 1.0
+        job.state, job.progress, job.ended_at = "done", 1.0, utc_now()
         job.document_id, job.version_id, job.num_chunks = document_id, version_id, num_chunks
 
 

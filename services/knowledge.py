@@ -12,6 +12,7 @@ import unicodedata
 import zlib
 from collections.abc import Collection as AnyCollection
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Select, func, select
@@ -166,6 +167,8 @@ def document_json(document: Document, version: Version, collection: str) -> dict
         "object": "document",
         "collection": collection,
         "name": document.name,
+        "source": document.source,
+        "origin": document.origin,
         "version_id": version.id,
         "title": version.title,
         "language": version.language,
@@ -190,6 +193,13 @@ def job_json(job: Job, collection: str) -> dict[str, Any]:
         "filename": job.filename,
         "state": job.state,
         "progress": job.progress,
+        "paused": job.is_paused,
+        "batch": job.batch,
+        "source": job.source,
+        "origin": job.origin,
+        "duplicate_of": job.duplicate_of,
+        "num_bytes": job.num_bytes,
+        "num_tokens": job.num_tokens,
         "document_id": job.document_id,
         "version_id": job.version_id,
         "num_chunks": job.num_chunks,
@@ -198,7 +208,13 @@ def job_json(job: Job, collection: str) -> dict[str, Any]:
         "warnings": list(job.warnings),
         "created_at": int(job.created_at.timestamp()),
         "updated_at": int(job.updated_at.timestamp()),
+        "started_at": _seconds(job.started_at),
+        "ended_at": _seconds(job.ended_at),
     }
+
+
+def _seconds(moment: datetime | None) -> int | None:
+    return None if moment is None else int(moment.timestamp())
 
 
 def _checked_name(name: str) -> str:
