@@ -114,6 +114,8 @@ class IngestionConfig(Section):
     chunk_tokens: Annotated[int, Field(ge=16, le=512)] = 200
     chunk_overlap_tokens: Annotated[int, Field(ge=0)] = 32
     web: WebConfig = WebConfig()
+    git_schemes: list[Literal["https", "ssh", "file"]] = ["https"]
+    """How `windfarm sync` may read git repositories."""
 
 
 class StoreConfig(Section):

@@ -253,6 +253,8 @@ class Job(Base):
     """Tokens of all passages together; known when the file has been cut."""
     source: Mapped[str | None] = mapped_column(String(1024))
     origin: Mapped[str | None] = mapped_column(Text)
+    parse_as: Mapped[str | None] = mapped_column(String(1024))
+    """A name with the ending of the file's type, where its own name has none (a web page)."""
     duplicate_of: Mapped[str | None] = mapped_column(String(1024))
     """Name of another document of the collection that has the same content."""
     started_at: Mapped[datetime | None]

@@ -186,6 +186,7 @@ class IngestWorker:
         active = await asyncio.to_thread(self._rows.active_version, document)
         if active is not None and active.content_sha256 == prepared.content_sha256:
             await self._rows.end_unchanged(job, active)
+            await asyncio.to_thread(self._rows.note_origin, active.document_id, job)
             return
         if prepared.outcome is None:
             # The version that made it look unchanged is gone by now.

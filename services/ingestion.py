@@ -99,9 +99,10 @@ class IngestionService:
         batch: str | None = None,
         source: str | None = None,
         origin: str | None = None,
+        parse_as: str | None = None,
     ) -> dict[str, Any]:
-        """Keep a file and queue its job. Returns the job's JSON. For `batch`, `source` and `origin` see `Job`."""
-        job = Job(id=new_id("job"), filename=filename, batch=batch, source=source, origin=origin)
+        """Keep a file and queue its job. Returns the job's JSON. For the optional fields see `Job`."""
+        job = Job(id=new_id("job"), filename=filename, batch=batch, source=source, origin=origin, parse_as=parse_as)
         made = await asyncio.to_thread(self._submit, collection, job, content, actor)
         self._worker.wake()
         return made
@@ -178,6 +179,7 @@ class IngestionService:
         self.require_embedding(collection)
         with as_api_errors():
             job.filename = clean_filename(job.filename)
+            job.parse_as = clean_filename(job.parse_as) if job.parse_as else None
         blob = self._blobs.keep(job.id, content, int(self._config.max_file_mib * (1 << 20)))
         try:
             job.blob_path, job.num_bytes = str(blob), blob.stat().st_size

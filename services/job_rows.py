@@ -92,6 +92,15 @@ class JobRows:
             raise Cancelled
         return document, version
 
+    def note_origin(self, document_id: str, job: Job) -> None:
+        """Content that was there already may have come by another way: a synchronisation takes its document over."""
+        if job.source is None and job.origin is None:
+            return
+        with self._database.write() as session:
+            document = session.get(Document, document_id)
+            if document is not None:
+                document.source, document.origin = job.source, job.origin
+
     async def end_unchanged(self, job: Job, active: Version) -> None:
         await self.set_state(
             job,

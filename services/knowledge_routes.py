@@ -18,7 +18,7 @@ from services.uploads import receive_upload
 from services.validation import RequestBody
 
 _MAX_MIB = 1.0
-_ABOUT = {"batch": 200, "source": 1000, "origin": 4000}
+_ABOUT = {"batch": 200, "source": 1000, "origin": 4000, "parse_as": 1000}
 """Most characters of each."""
 
 
@@ -82,7 +82,7 @@ class KnowledgeRoutes:
 
     async def upload(self, call: Call) -> Answer:
         """202 with a job that runs; with `?wait=true` the job when it has ended or is paused. `?batch=`, `?source=` and
-        `?origin=` are kept with it."""
+        `?origin=` are kept with it; `?parse_as=page.html` says the type of a file whose name does not."""
         wait = flag(call, "wait")
         about = _about(call)
         content_type = call.headers.get("content-type", "")

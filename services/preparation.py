@@ -69,7 +69,7 @@ class Preparation:
 
     async def prepare(self, job: Job) -> Prepared:
         assert job.blob_path is not None
-        path, name = Path(job.blob_path), job.filename
+        path, name = Path(job.blob_path), job.parse_as or job.filename
         if job.kind == "url":
             try:
                 name = await self._fetch(job, path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from services.cli import evaluation, experts, jobs, keys, knowledge, machine, planning, running, talking
+from services.cli import evaluation, experts, jobs, keys, knowledge, machine, planning, running, sync, talking
 
 app = typer.Typer(
     name="windfarm",
@@ -28,6 +28,7 @@ for _command in (
     talking.ask,
     talking.chat,
     knowledge.ingest,
+    sync.sync,
     knowledge.search,
     knowledge.collections,
     knowledge.documents,

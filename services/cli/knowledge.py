@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 FINAL = ("done", "failed", "cancelled")
 AHEAD = 8
 POLL_S, SPEED_POLL_S = 0.15, 1.0
-FOLDER_MARK = " › "
 CollectionArgument = Annotated[str, typer.Argument(help="Name of a collection.")]
 
 
@@ -99,13 +98,15 @@ def _size_of(files: list[tuple[Path | str, str]]) -> int:
 
 
 def _files_of(path: Path) -> Iterator[tuple[Path, str]]:
+    from rag.filenames import name_of_path
+
     if not path.is_dir():
         yield path, path.name
         return
     for file in sorted(path.rglob("*")):
         relative = file.relative_to(path)
         if file.is_file() and not any(part.startswith(".") for part in relative.parts):
-            yield file, FOLDER_MARK.join(relative.parts)
+            yield file, name_of_path(relative.parts)
 
 
 def _ingest_all(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from urllib.parse import unquote
 
 import httpx
 
-from rag.filenames import MAX_NAME_CHARACTERS, clean_filename
+from rag.filenames import name_of_path
 from services.web.errors import FetchError
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -42,13 +41,9 @@ def document_name(url: httpx.URL) -> str:
     """Host, path and query as a file name, such as `example.org › docs › setup.html`: names hold no slashes, and pages
     of the same last part must stay apart."""
     parts = [unquote(part).replace("/", "-") for part in url.path.split("/") if part]
-    name = " › ".join([url.host, *parts]) + (f" ({unquote(url.query.decode('ascii', 'replace'))})" if url.query else "")
-    name = name.replace("/", "-").replace("\\", "-")
-    if len(name) <= MAX_NAME_CHARACTERS:
-        return clean_filename(name)
-    # Two long URLs must not become one document.
-    mark = hashlib.sha256(str(url).encode()).hexdigest()[:12]
-    return clean_filename(f"{name[: MAX_NAME_CHARACTERS - len(mark) - 1]}…{mark}")
+    query = unquote(url.query.decode("ascii", "replace")).replace("/", "-")
+    last = f"{parts.pop() if parts else ''} ({query})".lstrip() if query else None
+    return name_of_path([url.host, *parts, *([last] if last else [])])
 
 
 def _bad(url: str, why: str) -> FetchError:

@@ -19,6 +19,7 @@ def upgrade() -> None:
         table.add_column(sa.Column("num_tokens", sa.BigInteger(), nullable=False, server_default="0"))
         table.add_column(sa.Column("source", sa.String(length=1024), nullable=True))
         table.add_column(sa.Column("origin", sa.Text(), nullable=True))
+        table.add_column(sa.Column("parse_as", sa.String(length=1024), nullable=True))
         table.add_column(sa.Column("duplicate_of", sa.String(length=1024), nullable=True))
         table.add_column(sa.Column("started_at", sa.DateTime(timezone=True), nullable=True))
         table.add_column(sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True))
@@ -38,6 +39,7 @@ def downgrade() -> None:
             "ended_at",
             "started_at",
             "duplicate_of",
+            "parse_as",
             "origin",
             "source",
             "num_tokens",
