@@ -12,13 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import ColumnElement, delete, select
 from sqlalchemy.orm import Session
 
 from rag.read_write_lock import ReadWriteLock
 from rag.vector_store import VectorStore
 from services.database import Collection, Database, Document, Job, JournalEntry, Version, utc_now
+from services.feedback import forget_documents
 from services.knowledge import ACTIVE_JOB_STATES
+from services.originals import Originals
 
 Payload = dict[str, Any]
 
@@ -49,10 +51,13 @@ class Journal:
     """Carries out changes one after the other. `turn` is held while the store or the deciding rows change; `visible` is
     held alone while both change what searches see."""
 
-    def __init__(self, database: Database, store: VectorStore, visible: ReadWriteLock) -> None:
+    def __init__(
+        self, database: Database, store: VectorStore, visible: ReadWriteLock, originals: Originals | None = None
+    ) -> None:
         self._database = database
         self._store = store
         self._visible = visible
+        self._originals = originals
         self.turn = threading.RLock()
         self._operations: dict[str, Callable[[Payload], None]] = {
             "activate": self._finish_activation,
@@ -112,6 +117,7 @@ class Journal:
                 row.active_version_id = None
                 versions = session.scalars(select(Version.id).where(Version.document_id == document.id)).all()
                 blob_paths = _forget_jobs(session, document.collection_id, document.name)
+                forget_documents(session, [document.id])
                 payload = {"index_id": index_id, "document_id": document.id}
                 session.add(JournalEntry(operation="delete_document", payload=payload))
             self.replay()
@@ -128,6 +134,7 @@ class Journal:
                 documents = session.scalars(select(Document.id).where(Document.collection_id == row.id)).all()
                 versions = session.scalars(select(Version.id).where(Version.document_id.in_(documents))).all()
                 blob_paths = _forget_jobs(session, row.id)
+                forget_documents(session, documents)
                 payload = {"index_id": row.index_id, "collection_id": row.id}
                 session.add(JournalEntry(operation="delete_collection", payload=payload))
             self.replay()
@@ -168,6 +175,7 @@ class Journal:
     def _undo_activation(self, payload: Payload) -> None:
         """The staged passages are not all there (a crash of the machine can lose them): start this job anew."""
         self._store.delete_version(payload["index_id"], payload["version_id"])
+        self._remove_originals(Version.id == payload["version_id"])
         with self._database.write() as session:
             session.execute(delete(Version).where(Version.id == payload["version_id"]))
             session.execute(
@@ -180,12 +188,14 @@ class Journal:
 
     def _finish_retirement(self, payload: Payload) -> None:
         self._store.delete_version(payload["index_id"], payload["version_id"])
+        self._remove_originals(Version.id == payload["version_id"])
         with self._database.write() as session:
             session.execute(delete(Version).where(Version.id == payload["version_id"]))
             _close(session, payload)
 
     def _finish_document_deletion(self, payload: Payload) -> None:
         self._store.delete_document(payload["index_id"], payload["document_id"])
+        self._remove_originals(Version.document_id == payload["document_id"])
         with self._database.write() as session:
             session.execute(delete(Version).where(Version.document_id == payload["document_id"]))
             session.execute(delete(Document).where(Document.id == payload["document_id"]))
@@ -193,9 +203,17 @@ class Journal:
 
     def _finish_collection_deletion(self, payload: Payload) -> None:
         self._store.delete_collection(payload["index_id"])
+        documents = select(Document.id).where(Document.collection_id == payload["collection_id"])
+        self._remove_originals(Version.document_id.in_(documents))
         with self._database.write() as session:
             session.execute(delete(Collection).where(Collection.id == payload["collection_id"]))
             _close(session, payload)
+
+    def _remove_originals(self, of_versions: ColumnElement[bool]) -> None:
+        """Before the rows go: afterwards nobody would know the files' names."""
+        if self._originals is not None:
+            with self._database.read() as session:
+                self._originals.remove(session.scalars(select(Version.id).where(of_versions)).all())
 
     def _finish_index_drop(self, payload: Payload) -> None:
         self._store.delete_collection(payload["index_id"])

@@ -73,8 +73,9 @@ class Knowledge:
     def collection(self, name: str, actor: str) -> Collection:
         """404 with the nearest name where there is none that the actor may see."""
         with self._database.read() as session:
-            visible = {each.name: each for each in session.scalars(_visible_to(session, actor))}
-        found = visible.get(unicodedata.normalize("NFC", name))
+            found_rows = session.scalars(_visible_to(session, actor)).all()
+        visible = {each.name: each for each in found_rows}
+        found = next((each for each in found_rows if each.id == name), visible.get(unicodedata.normalize("NFC", name)))
         if found is not None:
             return found
         nearest = difflib.get_close_matches(name, visible, n=1)
@@ -106,6 +107,17 @@ class Knowledge:
                 "text": parsed.text,
                 "pages": [{"number": page.number, "start": page.start, "end": page.end} for page in parsed.pages],
             }
+
+    def readable_documents(self, document_ids: AnyCollection[str], actor: str) -> set[str]:
+        """Those of the documents that are there and that the actor may read."""
+        with self._database.read() as session:
+            visible = {collection.id for collection in session.scalars(_visible_to(session, actor))}
+            found = session.execute(
+                select(Document.id, Document.collection_id).where(
+                    Document.id.in_(document_ids), Document.deleted_at.is_(None)
+                )
+            )
+            return {document_id for document_id, collection_id in found if collection_id in visible}
 
     def job(self, job_id: str, actor: str) -> dict[str, Any]:
         with self._database.read() as session:
