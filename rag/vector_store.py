@@ -95,9 +95,10 @@ class VectorStore(Protocol):
         vector: npt.NDArray[np.float32] | None,
         text: str | None,
         limit: int,
+        document_ids: Sequence[str] | None = None,
     ) -> list[ScoredChunk]:
         """Up to `limit` chunks of active versions by each leg that is given (vector: meaning, text: words), joined, in
-        no promised order. Unknown collections hold nothing."""
+        no promised order; with `document_ids` only of these documents. Unknown collections hold nothing."""
 
     def flush(self) -> None:
         """Write what is buffered to disk; acknowledged writes are safe without it (write-ahead log)."""

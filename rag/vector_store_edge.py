@@ -161,11 +161,12 @@ class EdgeVectorStore:
         vector: npt.NDArray[np.float32] | None,
         text: str | None,
         limit: int,
+        document_ids: Sequence[str] | None = None,
     ) -> list[ScoredChunk]:
         found: list[ScoredChunk] = []
         for collection_id in dict.fromkeys(collection_ids):
             if shard := self._shard(collection_id):
-                found += _search_shard(shard, vector, text, limit)
+                found += _search_shard(shard, vector, text, limit, document_ids)
         return found
 
     def flush(self) -> None:
@@ -295,9 +296,16 @@ def _count_by_version(edge: qe.EdgeShard, active: bool | None) -> dict[str, int]
 
 
 def _search_shard(
-    shard: _Shard, vector: npt.NDArray[np.float32] | None, text: str | None, limit: int
+    shard: _Shard,
+    vector: npt.NDArray[np.float32] | None,
+    text: str | None,
+    limit: int,
+    document_ids: Sequence[str] | None,
 ) -> list[ScoredChunk]:
-    visible = _filter(active=True)
+    conditions: list[Any] = [_equals(VISIBILITY, visibility(True))]
+    if document_ids is not None:
+        conditions.append(qe.FieldCondition("document_id", match=qe.MatchAny(list(document_ids))))
+    visible = qe.Filter(must=conditions)
     by_meaning: list[qe.ScoredPoint] = []
     by_words: list[qe.ScoredPoint] = []
     with shard.visibility.shared():

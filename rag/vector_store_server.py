@@ -153,17 +153,27 @@ class ServerVectorStore:
         vector: npt.NDArray[np.float32] | None,
         text: str | None,
         limit: int,
+        document_ids: Sequence[str] | None = None,
     ) -> list[ScoredChunk]:
         found: list[ScoredChunk] = []
         for collection_id in dict.fromkeys(collection_ids):
             if self._exists(collection_id):
-                found += self._search_one(_name(collection_id), vector, text, limit)
+                found += self._search_one(_name(collection_id), vector, text, limit, document_ids)
         return found
 
     def _search_one(
-        self, name: str, vector: npt.NDArray[np.float32] | None, text: str | None, limit: int
+        self,
+        name: str,
+        vector: npt.NDArray[np.float32] | None,
+        text: str | None,
+        limit: int,
+        document_ids: Sequence[str] | None,
     ) -> list[ScoredChunk]:
-        visible = _filter(active=True)
+        conditions: list[Any] = [models.FieldCondition(key=VISIBILITY, match=models.MatchValue(value=visibility(True)))]
+        if document_ids is not None:
+            wanted = models.MatchAny(any=list(document_ids))
+            conditions.append(models.FieldCondition(key="document_id", match=wanted))
+        visible = models.Filter(must=conditions)
         requests: list[models.QueryRequest] = []
         if vector is not None:
             requests.append(

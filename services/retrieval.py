@@ -106,12 +106,14 @@ class SearchableCollections:
         visible: ReadWriteLock,
         actor: str,
         check_embedding: Callable[[Collection], None],
+        documents: Sequence[str] | None = None,
     ) -> None:
         self._knowledge = knowledge
         self._store = store
         self._visible = visible
         self._actor = actor
         self._check_embedding = check_embedding
+        self._documents = documents
         self.names_by_index: dict[str, str] = {}
 
     def search(
@@ -123,6 +125,8 @@ class SearchableCollections:
             for collection in collections:
                 self._check_embedding(collection)
             self.names_by_index = {collection.index_id: collection.name for collection in collections}
-            found = self._store.search(list(self.names_by_index), vector=vector, text=text, limit=limit)
+            found = self._store.search(
+                list(self.names_by_index), vector=vector, text=text, limit=limit, document_ids=self._documents
+            )
             active = self._knowledge.active_versions({hit.chunk.version_id for hit in found})
             return [hit for hit in found if hit.chunk.version_id in active]

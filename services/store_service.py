@@ -168,6 +168,10 @@ class StoreService:
     async def readable_documents(self, document_ids: Sequence[str], actor: str) -> set[str]:
         return await asyncio.to_thread(self._knowledge.readable_documents, document_ids, actor)
 
+    async def require_manager(self, collection: str, actor: str) -> None:
+        """Raise where the actor may not change a collection."""
+        await asyncio.to_thread(self._knowledge.collection, collection, actor)
+
     async def view_document(
         self, collection: str, document_id: str, span: Span, actor: str, width: int | None
     ) -> dict[str, Any]:
@@ -212,8 +216,10 @@ class StoreService:
         candidates: int = 50,
         fusion: FusionMethod = "minmax",
         dense_weight: float = 0.5,
+        documents: Sequence[str] | None = None,
     ) -> SearchResult:
-        """The best passages for a question, with the names of the collections whose ids they carry."""
+        """The best passages for a question, with the names of the collections whose ids they carry. `documents`: only
+        passages of these."""
         from rag.retriever import RetrievalSettings, retrieve
 
         names = list(dict.fromkeys(collections))
@@ -222,7 +228,12 @@ class StoreService:
         await self._embedder_is_there()
         await asyncio.to_thread(self._check_readable, names, actor)
         readable = SearchableCollections(
-            self._knowledge, self._parts.vectors, self._parts.visible, actor, self._ingestion.require_embedding
+            self._knowledge,
+            self._parts.vectors,
+            self._parts.visible,
+            actor,
+            self._ingestion.require_embedding,
+            documents,
         )
         settings = RetrievalSettings(top_k, candidates, fusion, dense_weight)
         try:

@@ -21,6 +21,7 @@ from services.accounts import Actor
 from services.attribute_filters import Matches
 from services.calls import Calls
 from services.database import (
+    Collection,
     Database,
     Document,
     Job,
@@ -75,8 +76,7 @@ class VectorStores:
     async def list(self, actor: Actor) -> list[Json]:
         """Those that the caller may read, the newest last."""
         collections = await self._store.call("list_collections", actor.user_id)
-        shown = await asyncio.to_thread(self._describe, collections)
-        return sorted(shown, key=lambda entry: (entry["created_at"], entry["id"]))
+        return await asyncio.to_thread(self._describe, collections)
 
     async def get(self, actor: Actor, store_id: str) -> Json:
         collection = await self._collection(actor, store_id)
@@ -218,7 +218,11 @@ class VectorStores:
             infos = {row.collection_id: row for row in session.scalars(wanted)}
             files = _rows(session, ids)
             sizes = _sizes(session, ids)
-        return [_store_json(each, infos.get(each["id"]), files.get(each["id"], []), sizes) for each in collections]
+            # Seconds, as the API has them, would not keep the order of what was made together.
+            order = select(Collection.id).where(Collection.id.in_(ids)).order_by(Collection.created_at, Collection.id)
+            places = {store_id: place for place, store_id in enumerate(session.scalars(order))}
+        oldest_first = sorted(collections, key=lambda each: places.get(each["id"], len(places)))
+        return [_store_json(each, infos.get(each["id"]), files.get(each["id"], []), sizes) for each in oldest_first]
 
     async def _file_rows(self, actor: Actor, store_id: str) -> list[Json]:
         """What the caller may see of them: files of documents that they may read, and their own on the way."""

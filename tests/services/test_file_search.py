@@ -270,7 +270,7 @@ async def test_other_peoples_files_and_stores_do_not_exist(
         lambda: stranger.vector_stores.search(store.id, query="secret word"),
         lambda: stranger.vector_stores.files.list(store.id),
         lambda: stranger.vector_stores.files.content(file.id, vector_store_id=store.id),
-        lambda: stranger.vector_stores.files.create(file.id, vector_store_id=store.id),
+        lambda: stranger.vector_stores.files.create(store.id, file_id=file.id),
         lambda: stranger.vector_stores.create(name="stolen", file_ids=[file.id]),
     ]
     for attempt in attempts:
@@ -300,8 +300,8 @@ async def test_what_is_not_served_is_refused_by_name(running: KnowledgeEndpoint,
         (lambda: client.vector_stores.create(metadata={"k" * 65: "v"}), "metadata"),
         (
             lambda: client.vector_stores.files.create(
-                "file-1",
-                vector_store_id=store.id,
+                store.id,
+                file_id="file-1",
                 chunking_strategy={
                     "type": "static",
                     "static": {"max_chunk_size_tokens": 200, "chunk_overlap_tokens": 10},
