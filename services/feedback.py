@@ -55,7 +55,7 @@ class FeedbackBook:
                 raise _unknown(feedback_id)
             session.delete(row)
 
-    def list(
+    def entries(
         self, actor: Actor, *, everybody: bool, state: State | None = None, after: str | None = None, limit: int = 100
     ) -> list[Json]:
         """The newest first, from behind the entry `after`. `everybody` is for owners."""

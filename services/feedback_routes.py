@@ -9,13 +9,13 @@ from pydantic import Field
 
 from services.calls import Calls
 from services.errors import invalid, not_found
-from services.feedback import FeedbackBook, document_ids_of, hide_unreadable
+from services.feedback import FeedbackBook, State, document_ids_of, hide_unreadable
 from services.routing import Answer, Call, Route, flag, json_answer
 from services.validation import RequestBody
 
 _MAX_MIB = 1.0
 _MAX_LISTED = 1000
-_STATES = ("new", "accepted", "rejected")
+_STATES: tuple[State, ...] = ("new", "accepted", "rejected")
 
 
 class NewFeedback(RequestBody):
@@ -37,7 +37,7 @@ class FeedbackRoutes:
 
     def routes(self) -> list[Route]:
         return [
-            Route("GET", "/v1/feedback", self.list),
+            Route("GET", "/v1/feedback", self.list_feedback),
             Route("POST", "/v1/feedback", self.give),
             Route("DELETE", "/v1/feedback/{id}", self.withdraw),
             Route("POST", "/v1/feedback/{id}/review", self.review),
@@ -50,18 +50,19 @@ class FeedbackRoutes:
         )
         return json_answer((await self._readable(call, [made]))[0], 201)
 
-    async def list(self, call: Call) -> Answer:
+    async def list_feedback(self, call: Call) -> Answer:
         """`?state=`, `?all=true` (owners: everybody's), `?limit=&after=`: pages, the newest first."""
-        state, limit = call.query.get("state"), call.query.get("limit", "100")
-        if state not in (None, *_STATES):
-            raise invalid(f"'state' is '{state}', but one of {', '.join(_STATES)} is expected.", param="state")
+        named, limit = call.query.get("state"), call.query.get("limit", "100")
+        state = next((each for each in _STATES if each == named), None)
+        if named is not None and state is None:
+            raise invalid(f"'state' is '{named[:40]}', but one of {', '.join(_STATES)} is expected.", param="state")
         if not (limit.isascii() and limit.isdecimal() and 1 <= int(limit[:9]) <= _MAX_LISTED):
             raise invalid(
                 f"'limit' is '{limit[:20]}', but a number from 1 to {_MAX_LISTED} is expected.", param="limit"
             )
         num_wanted = int(limit)
         entries = await asyncio.to_thread(
-            self._book.list,
+            self._book.entries,
             call.actor,
             everybody=flag(call, "all"),
             state=state,

@@ -27,7 +27,7 @@ class FileRoutes:
 
     def routes(self) -> list[Route]:
         return [
-            Route("GET", "/v1/files", self.list),
+            Route("GET", "/v1/files", self.list_files),
             Route("POST", "/v1/files", self.upload),
             Route("GET", "/v1/files/{id}", self.get),
             Route("DELETE", "/v1/files/{id}", self.delete),
@@ -55,8 +55,8 @@ class FileRoutes:
             )
         return json_answer(made)
 
-    async def list(self, call: Call) -> Answer:
-        entries = await asyncio.to_thread(self._files.list, call.actor, call.query.get("purpose"))
+    async def list_files(self, call: Call) -> Answer:
+        entries = await asyncio.to_thread(self._files.entries, call.actor, call.query.get("purpose"))
         return json_answer(page_of(call, entries, default=_MOST_LISTED, most=_MOST_LISTED, known=("purpose",)))
 
     async def get(self, call: Call) -> Answer:

@@ -56,7 +56,7 @@ class Files:
             self.path(file_id).unlink(missing_ok=True)
             raise
 
-    def list(self, actor: Actor, purpose: str | None = None) -> list[Json]:
+    def entries(self, actor: Actor, purpose: str | None = None) -> list[Json]:
         """One's own, the newest last."""
         wanted = select(StoredFile).where(StoredFile.owner_id == actor.user_id)
         if purpose is not None:

@@ -128,7 +128,7 @@ class VectorStoreRoutes:
         one, files = "/v1/vector_stores/{id}", "/v1/vector_stores/{id}/files"
         batch = "/v1/vector_stores/{id}/file_batches"
         return [
-            Route("GET", "/v1/vector_stores", self.list),
+            Route("GET", "/v1/vector_stores", self.list_stores),
             Route("POST", "/v1/vector_stores", self.create),
             Route("GET", one, self.get),
             Route("POST", one, self.update),
@@ -151,8 +151,8 @@ class VectorStoreRoutes:
             await self._vector_stores.create(call.actor, new.name, new.description, new.metadata or {}, new.file_ids)
         )
 
-    async def list(self, call: Call) -> Answer:
-        return json_answer(page_of(call, await self._vector_stores.list(call.actor), default=20, most=100))
+    async def list_stores(self, call: Call) -> Answer:
+        return json_answer(page_of(call, await self._vector_stores.list_stores(call.actor), default=20, most=100))
 
     async def get(self, call: Call) -> Answer:
         return json_answer(await self._vector_stores.get(call.actor, call.parameters["id"]))

@@ -73,7 +73,7 @@ class VectorStores:
                     raise
             wanted = f"{_collection_name(name)[: _MAX_NAME - 7].rstrip()} {secrets.token_hex(3)}"
 
-    async def list(self, actor: Actor) -> list[Json]:
+    async def list_stores(self, actor: Actor) -> list[Json]:
         """Those that the caller may read, the newest last."""
         collections = await self._store.call("list_collections", actor.user_id)
         return await asyncio.to_thread(self._describe, collections)
