@@ -37,8 +37,11 @@ from services.limit_client import LimitClient
 from services.mcp_routes import McpRoutes
 from services.metrics import Metrics
 from services.model_status import MODEL_APP_PREFIX, ApplicationState
+from services.people import People
+from services.people_routes import PeopleRoutes
 from services.readiness import Readiness
 from services.relay import ModelPool, ModelStates, PooledModel, ReplicaSource, open_session
+from services.sharing_routes import SharingRoutes
 from services.status_routes import StatusRoutes
 from services.ui_proxy import UiProxy
 from services.vector_store_routes import VectorStoreRoutes
@@ -112,6 +115,7 @@ class Endpoint:
         searcher = RemoteSearcher(around.store, config.retrieval)
         files = Files(around.database, around.home / FILES_FOLDER)
         vector_stores = VectorStores(around.database, around.store, files)
+        accounts = Accounts(around.database)
         routes = [
             *InferenceRoutes(
                 generation,
@@ -133,6 +137,8 @@ class Endpoint:
             *FileRoutes(files, vector_stores, uploads, config.max_body_mib).routes(),
             *VectorStoreRoutes(vector_stores, around.store, config.retrieval).routes(),
             *McpRoutes(around.store, searcher, version("windfarm")).routes(),
+            *SharingRoutes(around.store).routes(),
+            *PeopleRoutes(People(around.database), accounts).routes(),
             *StatusRoutes(
                 self._readiness,
                 metrics,
@@ -149,7 +155,7 @@ class Endpoint:
             config.max_body_mib,
         )
         hosts = HostCheck(around.listen_host, config.listen.allowed_hosts)
-        return GatewayApp(routes, Accounts(around.database), metrics, hosts, page)
+        return GatewayApp(routes, accounts, metrics, hosts, page)
 
     def _dependencies(self) -> Hashable | None:
         """The replicas that the proof rests on and the state of the other applications."""

@@ -10,12 +10,13 @@ from collections.abc import Collection as AnyCollection
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from sqlalchemy import Select, delete, select
+from sqlalchemy import Select, delete, func, select
 from sqlalchemy.orm import Session
 
 from services.accounts import Actor
 from services.database import Conversation, Database, Feedback, FeedbackPassage, Message, utc_now
 from services.errors import ApiError, conflict, forbidden, invalid, not_found
+from services.message_sources import in_batches
 
 Rating = Literal["up", "down"]
 State = Literal["new", "accepted", "rejected"]
@@ -95,13 +96,26 @@ class FeedbackBook:
             return feedback_json(row, passages)
 
 
-def forget_documents(session: Session, document_ids: AnyCollection[str]) -> None:
-    """Part of a deletion's transaction: passages of these documents go, and the answers that rested on them."""
-    rested = select(FeedbackPassage.feedback_id).where(FeedbackPassage.document_id.in_(document_ids))
-    for row in session.scalars(select(Feedback).where(Feedback.id.in_(rested))).all():
-        row.answer = ""
-        row.relevant = [document_id for document_id in row.relevant if document_id not in document_ids]
-    session.execute(delete(FeedbackPassage).where(FeedbackPassage.document_id.in_(document_ids)))
+def forget_documents(session: Session, document_ids: AnyCollection[str]) -> int:
+    """Part of a deletion's transaction: passages of these documents go, and the answers that rested on them. Returns
+    how many answers there were."""
+    num_forgotten = 0
+    for some in in_batches(document_ids):
+        rested = select(FeedbackPassage.feedback_id).where(FeedbackPassage.document_id.in_(some))
+        for row in session.scalars(select(Feedback).where(Feedback.id.in_(rested))).all():
+            row.answer = ""
+            row.relevant = [document_id for document_id in row.relevant if document_id not in document_ids]
+            num_forgotten += 1
+        session.execute(delete(FeedbackPassage).where(FeedbackPassage.document_id.in_(some)))
+    return num_forgotten
+
+
+def passages_left(session: Session, document_ids: AnyCollection[str]) -> int:
+    """Passages of these documents that feedback still holds, for the look after a deletion."""
+    return sum(
+        session.scalar(select(func.count()).where(FeedbackPassage.document_id.in_(some))) or 0
+        for some in in_batches(document_ids)
+    )
 
 
 def document_ids_of(entries: Sequence[Json]) -> set[str]:

@@ -36,9 +36,11 @@ from services.journal import Journal
 from services.knowledge import Knowledge, unknown_document
 from services.parser_pool import ParserPool
 from services.passage_writer import chunk_size_problem
+from services.receipts import Deletions
 from services.reconciler import ReconcileReport, reconcile
 from services.retrieval import SearchableCollections
 from services.schema import upgrade
+from services.sharing import ReaderChange, Sharing
 
 _log = logging.getLogger(__name__)
 
@@ -87,6 +89,7 @@ def open_store(config: StoreConfig, environment: Environment) -> StoreParts:
     blobs = Blobs(environment.home / "blobs", environment.home)
     journal = Journal(database, vectors, visible, blobs.originals)
     report = reconcile(database, vectors, journal, blobs, owns_all=url is None)
+    Deletions(database, vectors, journal, blobs).finish_interrupted()
     _log.info("Database and vector store agree: %s", asdict(report))
     return StoreParts(config, database, vectors, visible, journal, blobs, report)
 
@@ -95,6 +98,8 @@ class StoreService:
     def __init__(self, parts: StoreParts, embedder: ConnectedEmbedder) -> None:
         self._parts = parts
         self._knowledge = Knowledge(parts.database)
+        self._sharing = Sharing(parts.database, parts.journal)
+        self._deletions = Deletions(parts.database, parts.vectors, parts.journal, parts.blobs)
         self._embedder = embedder
         ingestion = parts.config.ingestion
         self._parsers = ParserPool(_limits(ingestion), ingestion.parallel_parsers)
@@ -170,7 +175,7 @@ class StoreService:
 
     async def require_manager(self, collection: str, actor: str) -> None:
         """Raise where the actor may not change a collection."""
-        await asyncio.to_thread(self._knowledge.collection, collection, actor)
+        await asyncio.to_thread(self._knowledge.managed_collection, collection, actor)
 
     async def view_document(
         self, collection: str, document_id: str, span: Span, actor: str, width: int | None
@@ -191,6 +196,18 @@ class StoreService:
 
     async def delete_document(self, collection: str, document_id: str, actor: str) -> dict[str, Any]:
         return await self._ingestion.delete_document(collection, document_id, actor)
+
+    async def receipts(self, actor: str) -> list[dict[str, Any]]:
+        return await asyncio.to_thread(self._deletions.receipts, actor)
+
+    async def receipt(self, receipt_id: str, actor: str) -> dict[str, Any]:
+        return await asyncio.to_thread(self._deletions.receipt, receipt_id, actor)
+
+    async def readers(self, collection: str, document_id: str | None, actor: str) -> dict[str, Any]:
+        return await asyncio.to_thread(self._sharing.readers, collection, document_id, actor)
+
+    async def share(self, collection: str, document_id: str | None, change: ReaderChange, actor: str) -> dict[str, Any]:
+        return await asyncio.to_thread(self._sharing.share, collection, document_id, change, actor)
 
     async def reembed(self, collection: str, actor: str) -> dict[str, Any]:
         await self._know_present_model()
