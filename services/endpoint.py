@@ -133,7 +133,7 @@ class Endpoint:
                 config.max_body_mib,
             ).routes(),
             *DocumentRoutes(around.store).routes(),
-            *FeedbackRoutes(FeedbackBook(around.database), around.store).routes(),
+            *FeedbackRoutes(FeedbackBook(around.database)).routes(),
             *FileRoutes(files, vector_stores, uploads, config.max_body_mib).routes(),
             *VectorStoreRoutes(vector_stores, around.store, config.retrieval).routes(),
             *McpRoutes(around.store, searcher, version("windfarm")).routes(),

@@ -14,9 +14,17 @@ from sqlalchemy import Select, delete, func, select
 from sqlalchemy.orm import Session
 
 from services.accounts import Actor
-from services.database import Conversation, Database, Feedback, FeedbackPassage, Message, utc_now
+from services.database import (
+    Conversation,
+    Database,
+    Feedback,
+    FeedbackPassage,
+    Message,
+    MessageSource,
+    utc_now,
+)
 from services.errors import ApiError, conflict, forbidden, invalid, not_found
-from services.message_sources import in_batches
+from services.message_sources import in_batches, readable_documents
 
 Rating = Literal["up", "down"]
 State = Literal["new", "accepted", "rejected"]
@@ -45,9 +53,11 @@ class FeedbackBook:
             )
             session.add(row)
             session.flush()
-            passages = list(_passages(row.id, answer))
+            sources = session.scalars(select(MessageSource.document_id).where(MessageSource.message_id == message_id))
+            passages = list(_passages(row.id, answer, sources.all()))
             session.add_all(passages)
-            return feedback_json(row, passages)
+            session.flush()
+            return _as_seen_by(session, actor, [row])[0]
 
     def withdraw(self, actor: Actor, feedback_id: str) -> None:
         with self._database.write() as session:
@@ -75,13 +85,11 @@ class FeedbackBook:
                 is_older = Feedback.created_at < last.created_at
                 is_same = (Feedback.created_at == last.created_at) & (Feedback.id < last.id)
                 wanted = wanted.where(is_older | is_same)
-            rows = session.scalars(wanted.limit(limit)).all()
-            passages = _passages_of(session, [row.id for row in rows])
-            return [feedback_json(row, passages.get(row.id, [])) for row in rows]
+            return _as_seen_by(session, actor, session.scalars(wanted.limit(limit)).all())
 
     def review(self, actor: Actor, feedback_id: str, decision: State, relevant: Sequence[str] | None) -> Json:
         """Accept as a test question, or reject. `relevant`: ids of the documents that hold the answer; by default those
-        that a praised answer cites. The caller has checked that the reviewer may read them."""
+        that a praised answer cites."""
         _require_owner(actor)
         with self._database.write() as session:
             row = session.get(Feedback, feedback_id)
@@ -90,10 +98,14 @@ class FeedbackBook:
             passages = _passages_of(session, [row.id]).get(row.id, [])
             if decision == "accepted":
                 row.relevant = _relevant(row, passages, relevant)
+                readable = readable_documents(session, row.relevant, actor.user_id)
+                if unknown := [document_id for document_id in row.relevant if document_id not in readable]:
+                    raise not_found(f"There is no document {unknown[0]!r}.", code="unknown_document", param="relevant")
             else:
                 row.relevant = []
             row.state, row.reviewer_id, row.reviewed_at = decision, actor.user_id, utc_now()
-            return feedback_json(row, passages)
+            session.flush()
+            return _as_seen_by(session, actor, [row])[0]
 
 
 def forget_documents(session: Session, document_ids: AnyCollection[str]) -> int:
@@ -118,14 +130,17 @@ def passages_left(session: Session, document_ids: AnyCollection[str]) -> int:
     )
 
 
-def document_ids_of(entries: Sequence[Json]) -> set[str]:
-    return {passage["document_id"] for entry in entries for passage in entry["passages"]}
-
-
-def hide_unreadable(entries: Sequence[Json], readable: AnyCollection[str]) -> list[Json]:
-    """The entries as somebody may see them who reads only the documents in `readable`: of an answer that rests on
-    others, neither text nor passages are shown."""
-    return [_hidden(entry) if document_ids_of([entry]) - set(readable) else entry for entry in entries]
+def _as_seen_by(session: Session, actor: Actor, rows: Sequence[Feedback]) -> list[Json]:
+    """Of an answer that rests on anything which the actor may not read right now, neither text nor passages."""
+    passages = _passages_of(session, [row.id for row in rows])
+    named = {passage.document_id for each in passages.values() for passage in each}
+    readable = readable_documents(session, named, actor.user_id) if named else set()
+    entries = []
+    for row in rows:
+        entry = feedback_json(row, passages.get(row.id, []))
+        is_readable = all(passage["document_id"] in readable for passage in entry["passages"])
+        entries.append(entry if is_readable else _hidden(entry))
+    return entries
 
 
 def feedback_json(row: Feedback, passages: Sequence[FeedbackPassage]) -> Json:
@@ -191,15 +206,22 @@ def _answer_and_question(
     return answer, question
 
 
-def _passages(feedback_id: str, answer: Message) -> Iterator[FeedbackPassage]:
-    """What the answer cites, then what it was given besides."""
+def _passages(feedback_id: str, answer: Message, sources: Sequence[str]) -> Iterator[FeedbackPassage]:
+    """What the answer cites, then what it was given besides; documents that it could use otherwise (`sources`: a tool
+    showed them, or an earlier answer) without a place in them."""
     cited = [entry for entry in answer.citations if isinstance(entry, dict)]
     found = [
         passage for step in answer.steps if step.get("event") == "retrieval" for passage in step.get("passages", ())
     ]
     places = {(entry["document_id"], entry["start"], entry["end"]) for entry in cited}
     others = [entry for entry in found if (entry["document_id"], entry["start"], entry["end"]) not in places]
-    for position, entry in enumerate([*cited, *others]):
+    named = {entry["document_id"] for entry in (*cited, *found)}
+    unplaced = [
+        {"document_id": document_id, "version_id": "", "document": "", "start": 0, "end": 0}
+        for document_id in sources
+        if document_id not in named
+    ]
+    for position, entry in enumerate([*cited, *others, *unplaced]):
         yield FeedbackPassage(
             feedback_id=feedback_id,
             position=position,

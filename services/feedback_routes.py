@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from services.calls import Calls
-from services.errors import invalid, not_found
-from services.feedback import FeedbackBook, State, document_ids_of, hide_unreadable
+from services.errors import invalid
+from services.feedback import FeedbackBook, State
 from services.routing import Answer, Call, Route, flag, json_answer
 from services.validation import RequestBody
 
@@ -31,9 +30,8 @@ class Review(RequestBody):
 
 
 class FeedbackRoutes:
-    def __init__(self, book: FeedbackBook, store: Calls) -> None:
+    def __init__(self, book: FeedbackBook) -> None:
         self._book = book
-        self._store = store
 
     def routes(self) -> list[Route]:
         return [
@@ -48,7 +46,7 @@ class FeedbackRoutes:
         made = await asyncio.to_thread(
             self._book.give, call.actor, new.conversation, new.message, new.rating, new.reason
         )
-        return json_answer((await self._readable(call, [made]))[0], 201)
+        return json_answer(made, 201)
 
     async def list_feedback(self, call: Call) -> Answer:
         """`?state=`, `?all=true` (owners: everybody's), `?limit=&after=`: pages, the newest first."""
@@ -69,7 +67,7 @@ class FeedbackRoutes:
             after=call.query.get("after"),
             limit=num_wanted + 1,
         )
-        shown = await self._readable(call, entries[:num_wanted])
+        shown = entries[:num_wanted]
         return json_answer({"object": "list", "data": shown, "has_more": len(entries) > num_wanted})
 
     async def withdraw(self, call: Call) -> Answer:
@@ -78,18 +76,7 @@ class FeedbackRoutes:
 
     async def review(self, call: Call) -> Answer:
         review = await call.parse(Review, _MAX_MIB)
-        if review.relevant:
-            readable = await self._store.call("readable_documents", review.relevant, call.actor.user_id)
-            if unknown := [document_id for document_id in review.relevant if document_id not in readable]:
-                raise not_found(f"There is no document {unknown[0]!r}.", code="unknown_document", param="relevant")
         reviewed = await asyncio.to_thread(
             self._book.review, call.actor, call.parameters["id"], review.decision, review.relevant
         )
-        return json_answer((await self._readable(call, [reviewed]))[0])
-
-    async def _readable(self, call: Call, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        document_ids = document_ids_of(entries)
-        if not document_ids:
-            return entries
-        readable = await self._store.call("readable_documents", sorted(document_ids), call.actor.user_id)
-        return hide_unreadable(entries, readable)
+        return json_answer(reviewed)

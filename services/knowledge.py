@@ -120,12 +120,6 @@ class Knowledge:
                 "pages": [{"number": page.number, "start": page.start, "end": page.end} for page in parsed.pages],
             }
 
-    def readable_documents(self, document_ids: AnyCollection[str], actor: str) -> set[str]:
-        """Those of the documents that are there and that the actor may read."""
-        with self._database.read() as session:
-            found = _readable_documents(reader_of(session, actor)).with_only_columns(Document.id)
-            return set(session.scalars(found.where(Document.id.in_(document_ids))))
-
     def job(self, job_id: str, actor: str) -> dict[str, Any]:
         """Jobs name files and their faults, so they are of those who may change the collection."""
         with self._database.read() as session:

@@ -170,9 +170,6 @@ class StoreService:
     async def document(self, document_id: str, actor: str) -> dict[str, Any]:
         return await asyncio.to_thread(self._knowledge.document, document_id, actor)
 
-    async def readable_documents(self, document_ids: Sequence[str], actor: str) -> set[str]:
-        return await asyncio.to_thread(self._knowledge.readable_documents, document_ids, actor)
-
     async def require_manager(self, collection: str, actor: str) -> None:
         """Raise where the actor may not change a collection."""
         await asyncio.to_thread(self._knowledge.managed_collection, collection, actor)

@@ -34,6 +34,7 @@ from services.database import (
 from services.errors import ApiError, conflict, not_found
 from services.files import Files
 from services.knowledge import ACTIVE_JOB_STATES
+from services.message_sources import readable_documents
 
 Json = dict[str, Any]
 _NOT_IN_NAMES = re.compile(r"[^\w .\-]+")
@@ -226,9 +227,13 @@ class VectorStores:
 
     async def _file_rows(self, actor: Actor, store_id: str) -> list[Json]:
         """What the caller may see of them: files of documents that they may read, and their own on the way."""
-        rows = await asyncio.to_thread(self._all_rows, store_id)
-        documents = [row["document_id"] for row in rows if row["document_id"] is not None]
-        readable = await self._store.call("readable_documents", documents, actor.user_id) if documents else set()
+        return await asyncio.to_thread(self._shown_rows, actor, store_id)
+
+    def _shown_rows(self, actor: Actor, store_id: str) -> list[Json]:
+        with self._database.read() as session:
+            rows = _rows(session, [store_id]).get(store_id, [])
+            documents = {row["document_id"] for row in rows if row["document_id"] is not None}
+            readable = readable_documents(session, documents, actor.user_id) if documents else set()
         return [
             row
             for row in rows
@@ -241,10 +246,6 @@ class VectorStores:
             if row["id"] == file_id:
                 return row
         raise not_found(f"There is no file {file_id[:80]!r} in the vector store {store_id!r}.", code="file_not_found")
-
-    def _all_rows(self, store_id: str) -> list[Json]:
-        with self._database.read() as session:
-            return _rows(session, [store_id]).get(store_id, [])
 
     def _free_name(self, store_id: str, file: StoredFile) -> str:
         """The file's own name, or with a part of its id where a document or another file has it."""
