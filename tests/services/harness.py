@@ -21,6 +21,7 @@ import openai
 from cluster.engine import Engine, GenerationChunk, GenerationRequest, ModelInfo, Usage
 from cluster.expert_load import ExpertLoad
 from services.accounts import Accounts, ensure_owner
+from services.calls import Calls
 from services.chat_types import ChatEvent, ChatRequest, ModelClient
 from services.config import ChatConfig, PlatformConfig
 from services.database import Collection, Database, Document
@@ -213,6 +214,7 @@ async def running_endpoint(
     config: PlatformConfig | None = None,
     states: dict[str, ApplicationState] | None = None,
     limiter: BookCalls | None = None,
+    store: Calls | None = None,
     proves: bool = False,
     documents: Sequence[str] = (),
 ) -> AsyncIterator[Running]:
@@ -230,7 +232,7 @@ async def running_endpoint(
         stack.push_async_callback(directory.stop)
         serve_states = ServeStates(lambda: states or {})
         await serve_states.refresh()
-        store = StoreCalls()
+        scripted_store = StoreCalls()
         running_limiter = limiter or BookCalls()
         endpoint = Endpoint(
             Surroundings(
@@ -241,7 +243,7 @@ async def running_endpoint(
                 database=database,
                 replicas=directory,
                 states=serve_states,
-                store=store,
+                store=store or scripted_store,
                 embedding=EmbeddingCalls(),
                 limiter=running_limiter,
                 story=story,
@@ -251,7 +253,7 @@ async def running_endpoint(
         stack.push_async_callback(endpoint.stop)
         stack.push_async_callback(listener.stop)
         running = Running(listener.url, owner.key, database, directory, beats)
-        running.store = store
+        running.store = scripted_store
         running.limiter = running_limiter
         stack.push_async_callback(_stop_all, running)
         for number, engine in enumerate(engines):
