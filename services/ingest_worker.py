@@ -11,6 +11,7 @@ import logging
 import zlib
 from collections.abc import Callable
 from collections.abc import Collection as AnyCollection
+from pathlib import Path
 
 from rag.errors import EmbedderUnavailable, StoreError, StoreUnavailable
 from rag.types import ParsedDocument
@@ -114,8 +115,9 @@ class IngestWorker:
         if self._needs_tidying and not self._has_work.is_set():
             self._needs_tidying = False
             try:
+                self._blobs.require_space()
                 await asyncio.to_thread(self._store.optimize)
-            except StoreError as error:
+            except (StoreError, OSError) as error:
                 # Everything is stored already; the next pause tries again.
                 _log.warning("The vector store could not be tidied: %s", error)
 
@@ -212,11 +214,17 @@ class IngestWorker:
             await self._writer.store_chunks(
                 job, collection.index_id, version, chunks, job.filename, (_SHARE_OF_PARSING, 1.0)
             )
+            assert job.blob_path is not None
+            await to_its_end(self._blobs.originals.keep, version.id, Path(job.blob_path))
             if not await to_its_end(self._journal.activate, change):
                 raise Cancelled
         except BaseException:
-            await asyncio.shield(asyncio.to_thread(self._writer.discard_if_staged, collection.index_id, version.id))
+            await asyncio.shield(asyncio.to_thread(self._discard, collection.index_id, version.id))
             raise
+
+    def _discard(self, index_id: str, version_id: str) -> None:
+        if self._writer.discard_if_staged(index_id, version_id):
+            self._blobs.originals.remove([version_id])
 
 
 def _is_stopping() -> bool:

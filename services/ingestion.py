@@ -20,18 +20,19 @@ from rag.types import Embedder
 from rag.vector_store import VectorStore
 from services.blobs import Blobs
 from services.config import IngestionConfig
-from services.database import Collection, Database, Document, Job, new_id
+from services.database import Collection, Database, Job, new_id
 from services.ingest_progress import LiveJobs
 from services.ingest_worker import IngestWorker
 from services.ingestion_errors import as_api_errors
 from services.job_control import Changed, JobControl
 from services.job_list import JobList
 from services.job_rows import JobRows
-from services.journal import Journal, Removal
-from services.knowledge import ACTIVE_JOB_STATES, Knowledge, job_json, unknown_document
+from services.journal import Journal
+from services.knowledge import ACTIVE_JOB_STATES, Knowledge, job_json
 from services.parser_pool import ParserPool
 from services.passage_writer import PassageWriter
 from services.preparation import Preparation
+from services.receipts import Deletions
 from services.reembedding import Reembedding
 from services.threads import to_its_end
 from services.web.pages import open_client
@@ -58,11 +59,12 @@ class IngestionService:
         self._blobs = blobs
         self._config = config
         self._knowledge = Knowledge(database)
+        self._deletions = Deletions(database, store, journal, blobs)
         self._live = LiveJobs()
         self._rows = JobRows(database, self._live)
         self._list = JobList(database, self._knowledge, self._live)
         self._control = JobControl(database, journal, self._knowledge)
-        writer = PassageWriter(database, store, journal, embedder, token_spans, config, self._live)
+        writer = PassageWriter(database, store, journal, embedder, token_spans, config, self._live, blobs.require_space)
         self._worker = IngestWorker(
             store=store,
             journal=journal,
@@ -150,12 +152,12 @@ class IngestionService:
 
     async def delete_document(self, collection: str, document_id: str, actor: str) -> dict[str, Any]:
         """Remove a document with all that was made of it. Returns a receipt."""
-        receipt = await asyncio.to_thread(self._delete_document, collection, document_id, actor)
+        receipt = await asyncio.to_thread(self._deletions.delete_document, collection, document_id, actor)
         self._worker.wake(needs_tidying=True)
         return receipt
 
     async def delete_collection(self, name: str, actor: str) -> dict[str, Any]:
-        return await asyncio.to_thread(self._delete_collection, name, actor)
+        return await asyncio.to_thread(self._deletions.delete_collection, name, actor)
 
     def require_embedding(self, collection: Collection) -> None:
         """`check_embedding` for callers over the handle: a 409 that says what to do."""
@@ -172,10 +174,10 @@ class IngestionService:
                 f"(dimension {runs[1]}) runs. Run `windfarm reembed {collection.name}`, or start the former model."
             )
 
-    # Submitting and deleting
+    # Submitting
 
     def _submit(self, collection_name: str, job: Job, content: Path | bytes, actor: str) -> dict[str, Any]:
-        collection = self._knowledge.collection(collection_name, actor)
+        collection = self._knowledge.managed_collection(collection_name, actor)
         self.require_embedding(collection)
         with as_api_errors():
             job.filename = clean_filename(job.filename)
@@ -189,7 +191,7 @@ class IngestionService:
             raise
 
     def _submit_url(self, name: str, url: str, actor: str, about: dict[str, str | None]) -> dict[str, Any]:
-        collection = self._knowledge.collection(name, actor)
+        collection = self._knowledge.managed_collection(name, actor)
         self.require_embedding(collection)
         with as_api_errors():
             checked = checked_url(url)
@@ -199,7 +201,7 @@ class IngestionService:
         return self._insert_job(job, collection, actor)
 
     def _submit_reembedding(self, collection_name: str, actor: str) -> dict[str, Any]:
-        collection = self._knowledge.collection(collection_name, actor)
+        collection = self._knowledge.managed_collection(collection_name, actor)
         num_bytes = sum(version.num_bytes for _, version in self._rows.active_documents(collection.id))
         job = Job(id=new_id("job"), kind="reembed", filename="", num_bytes=num_bytes)
         return self._insert_job(job, collection, actor)
@@ -210,30 +212,6 @@ class IngestionService:
             session.add(job)
             session.flush()
             return self._list.with_live(job_json(job, collection.name))
-
-    def _delete_document(self, collection_name: str, document_id: str, actor: str) -> dict[str, Any]:
-        collection = self._knowledge.collection(collection_name, actor)
-        with self._database.read() as session:
-            document = session.get(Document, document_id)
-        if document is None or document.collection_id != collection.id or document.deleted_at is not None:
-            raise unknown_document(document_id)
-        removed = self._journal.delete_document(document, collection.index_id)
-        return self._receipt(removed, id=document.id, object="document.deleted", name=document.name)
-
-    def _delete_collection(self, name: str, actor: str) -> dict[str, Any]:
-        collection = self._knowledge.collection(name, actor)
-        removed = self._journal.delete_collection(collection)
-        return self._receipt(removed, id=collection.id, object="collection.deleted", name=collection.name)
-
-    def _receipt(self, removed: Removal, **of_what: str) -> dict[str, Any]:
-        for blob_path in removed.blob_paths:
-            self._blobs.remove(blob_path)
-        return of_what | {
-            "deleted": True,
-            "num_documents": removed.num_documents,
-            "num_versions": removed.num_versions,
-            "num_passages": removed.num_passages,
-        }
 
     async def _change(self, decide: Callable[..., Changed], *what: Any) -> int:
         changed = await to_its_end(decide, *what)

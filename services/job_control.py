@@ -51,7 +51,7 @@ class JobControl:
     def change_all(self, collection: str, batch: str | None, action: str, actor: str) -> Changed:
         """All unfinished jobs of a collection, or those of one batch in it; repairs are not cancelled."""
         concerned = [
-            Job.collection_id == self._knowledge.collection(collection, actor).id,
+            Job.collection_id == self._knowledge.managed_collection(collection, actor).id,
             Job.state.in_(ACTIVE_JOB_STATES),
         ]
         if batch is not None:

@@ -35,7 +35,7 @@ class JobList:
         states: Sequence[str] = (),
         limit: int = 100,
     ) -> dict[str, Any]:
-        """The newest jobs first, those of the collections that the actor may see. `summary` counts all that were asked
+        """The newest jobs first, of the collections that the actor may change. `summary` counts all that were asked
         for, also beyond `limit` and whatever their state."""
         _check_states(states)
         names = self._names(actor, collection)
@@ -56,11 +56,13 @@ class JobList:
         return job | {"waiting_for": waiting_for} | ({} if progress is None else {"progress": progress})
 
     def _names(self, actor: str, collection: str | None) -> dict[str, str]:
-        """Names of the concerned collections by their ids."""
+        """Names of the concerned collections by their ids: those that the actor may change, because jobs name files and
+        their faults."""
         if collection is not None:
-            found = self._knowledge.collection(collection, actor)
+            found = self._knowledge.managed_collection(collection, actor)
             return {found.id: found.name}
-        return {entry["id"]: entry["name"] for entry in self._knowledge.list_collections(actor)}
+        visible = self._knowledge.list_collections(actor)
+        return {entry["id"]: entry["name"] for entry in visible if entry["can_change"]}
 
     def _summary(self, session: Session, chosen: list[ColumnElement[bool]]) -> dict[str, Any]:
         rows = session.execute(_grouped(chosen)).all()

@@ -27,7 +27,7 @@ class JobRoutes:
         ]
 
     async def find(self, call: Call) -> Answer:
-        """Jobs of all collections that the actor may see, the newest first, and a summary of all of them.
+        """Jobs of all collections that the actor may change, the newest first, and a summary of all of them.
         `?collection=`, `?batch=` and `?state=` (several, with commas) choose; `?limit=` bounds the list."""
         unknown = call.query.keys() - {"collection", "batch", "state", "limit"}
         if unknown:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rag.chunking import TokenSpans, chunk_document
 from rag.errors import EmbedderUnavailable, StoreUnavailable
@@ -28,7 +28,7 @@ _RETRY_S = 2.0
 
 
 class PassageWriter:
-    """`live` is told how far each job is and what it waits for."""
+    """`live` is told how far jobs are and what they wait for; `require_space` raises where the disk is nearly full."""
 
     def __init__(
         self,
@@ -39,6 +39,7 @@ class PassageWriter:
         token_spans: TokenSpans,
         config: IngestionConfig,
         live: LiveJobs,
+        require_space: Callable[[], None],
     ) -> None:
         self._database = database
         self._store = store
@@ -47,6 +48,7 @@ class PassageWriter:
         self._token_spans = token_spans
         self._config = config
         self._live = live
+        self._require_space = require_space
 
     async def cut(self, parsed: ParsedDocument) -> list[TextChunk]:
         return await asyncio.to_thread(cut_into_chunks, parsed, self._token_spans, self._config)
@@ -101,6 +103,7 @@ class PassageWriter:
                 await asyncio.sleep(_RETRY_S)
 
     def _write_hidden(self, job: Job, index_id: str, chunks: list[StoredChunk], vectors: Vectors) -> None:
+        self._require_space()
         # The turn keeps a deletion from slipping between the question and the writing.
         with self._journal.turn:
             with self._database.read() as session:
@@ -115,17 +118,19 @@ class PassageWriter:
                     raise Cancelled
             self._store.upsert(index_id, chunks, vectors, active=False)
 
-    def discard_if_staged(self, index_id: str, version_id: str) -> None:
-        """Remove passages of a job that did not come to its end. A version that was decided on is the journal's."""
+    def discard_if_staged(self, index_id: str, version_id: str) -> bool:
+        """Remove passages of a job that did not come to its end. False for a version that was decided on: it is the
+        journal's."""
         with self._journal.turn:
             with self._database.read() as session:
                 if session.get(Version, version_id) is not None:
-                    return
+                    return False
             try:
                 self._store.delete_version(index_id, version_id)
             except StoreUnavailable as error:
                 _log.warning("Passages that nobody needs are removed when the store is back: %s", error)
                 self._journal.note_discard("discard_version", index_id, version_id)
+            return True
 
 
 def cut_into_chunks(parsed: ParsedDocument, token_spans: TokenSpans, config: IngestionConfig) -> list[TextChunk]:

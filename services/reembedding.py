@@ -9,12 +9,13 @@ from sqlalchemy import select
 from rag.errors import StoreUnavailable
 from rag.types import Embedder
 from rag.vector_store import VectorStore
-from services.database import Collection, Database, Job, Version, new_id, utc_now
+from services.database import Collection, Database, Document, Job, Version, new_id, utc_now
 from services.ingestion_errors import Cancelled
 from services.job_rows import JobRows
 from services.journal import Journal
 from services.knowledge import ACTIVE_JOB_STATES, stored_document
 from services.passage_writer import PassageWriter
+from services.rights import labels_of
 from services.threads import to_its_end
 
 
@@ -58,10 +59,10 @@ class Reembedding:
     def _switch(self, job: Job, collection_id: str, index_id: str, num_chunks: dict[str, int]) -> None:
         with self._journal.turn:
             self._require_wanted(job)
-            active = {version.id for _, version in self._rows.active_documents(collection_id)}
+            active = {version.id: document for document, version in self._rows.active_documents(collection_id)}
             for version_id in num_chunks:
                 if version_id in active:
-                    self._store.activate_version(index_id, version_id)
+                    self._show(index_id, active[version_id], version_id)
                 else:
                     # Deleted while it was embedded.
                     self._store.delete_version(index_id, version_id)
@@ -84,6 +85,11 @@ class Reembedding:
             row = session.get(Job, job.id)
             if row is None or row.state not in ACTIVE_JOB_STATES:
                 raise Cancelled
+
+    def _show(self, index_id: str, document: Document, version_id: str) -> None:
+        with self._database.read() as session:
+            labels = labels_of(session, document)
+        self._store.activate_version(index_id, version_id, labels=labels)
 
     def _discard_index(self, index_id: str) -> None:
         with self._journal.turn:
@@ -112,7 +118,8 @@ class Reembedding:
             if version is None or version.state != "active":
                 self._store.delete_version(index_id, version_id)
                 raise Cancelled
-            self._store.activate_version(index_id, version_id)
+            labels = labels_of(session, session.get_one(Document, version.document_id))
+            self._store.activate_version(index_id, version_id, labels=labels)
             version.num_chunks = num_chunks
             row = session.get_one(Job, job.id)
             row.state, row.progress, row.num_chunks, row.ended_at = "done", 1.0, num_chunks, utc_now()

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import typer
 
-from services.cli import evaluation, experts, jobs, keys, knowledge, machine, planning, running, sync, talking
+from services.cli import (
+    evaluation,
+    experts,
+    feedback,
+    jobs,
+    keys,
+    knowledge,
+    machine,
+    planning,
+    running,
+    sync,
+    talking,
+)
 
 app = typer.Typer(
     name="windfarm",
@@ -37,3 +49,4 @@ for _command in (
     app.command()(_command)
 app.add_typer(evaluation.app)
 app.add_typer(jobs.app)
+app.add_typer(feedback.app)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import unquote
 
 import httpx
@@ -47,9 +49,15 @@ def open_client(config: WebConfig, max_file_mib: float) -> GuardedClient:
 
 async def fetch_page(client: GuardedClient, url: str, target: Path) -> tuple[Fetched, str]:
     """Write what a URL leads to into a file. Returns what came and the name by which the parser knows its type."""
-    with target.open("wb") as file:
+    with await asyncio.to_thread(_new_file, target) as file:
         fetched = await client.fetch(url, file.write, types=readable_types())
     return fetched, parser_name(fetched.url, fetched.content_type)
+
+
+def _new_file(path: Path) -> BinaryIO:
+    """Never a former one written over: that may have a second name by which it is kept."""
+    path.unlink(missing_ok=True)
+    return path.open("wb")
 
 
 def parser_name(url: httpx.URL, content_type: str) -> str:

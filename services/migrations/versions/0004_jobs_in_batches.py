@@ -6,45 +6,39 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0004"
-down_revision = "0002"
+down_revision = "0003"
 branch_labels = None
 depends_on = None
 
 
+OF_JOBS = (
+    sa.Column("batch", sa.String(length=255), nullable=True),
+    sa.Column("is_paused", sa.Boolean(), nullable=False, server_default=sa.false()),
+    sa.Column("num_bytes", sa.BigInteger(), nullable=False, server_default="0"),
+    sa.Column("num_tokens", sa.BigInteger(), nullable=False, server_default="0"),
+    sa.Column("source", sa.String(length=1024), nullable=True),
+    sa.Column("origin", sa.Text(), nullable=True),
+    sa.Column("parse_as", sa.String(length=1024), nullable=True),
+    sa.Column("duplicate_of", sa.String(length=1024), nullable=True),
+    sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
+    sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
+)
+OF_DOCUMENTS = (
+    sa.Column("source", sa.String(length=1024), nullable=True),
+    sa.Column("origin", sa.Text(), nullable=True),
+)
+
+
 def upgrade() -> None:
-    with op.batch_alter_table("jobs") as table:
-        table.add_column(sa.Column("batch", sa.String(length=255), nullable=True))
-        table.add_column(sa.Column("is_paused", sa.Boolean(), nullable=False, server_default=sa.false()))
-        table.add_column(sa.Column("num_bytes", sa.BigInteger(), nullable=False, server_default="0"))
-        table.add_column(sa.Column("num_tokens", sa.BigInteger(), nullable=False, server_default="0"))
-        table.add_column(sa.Column("source", sa.String(length=1024), nullable=True))
-        table.add_column(sa.Column("origin", sa.Text(), nullable=True))
-        table.add_column(sa.Column("parse_as", sa.String(length=1024), nullable=True))
-        table.add_column(sa.Column("duplicate_of", sa.String(length=1024), nullable=True))
-        table.add_column(sa.Column("started_at", sa.DateTime(timezone=True), nullable=True))
-        table.add_column(sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True))
-        table.create_index(op.f("ix_jobs_batch"), ["batch"])
-    with op.batch_alter_table("documents") as table:
-        table.add_column(sa.Column("source", sa.String(length=1024), nullable=True))
-        table.add_column(sa.Column("origin", sa.Text(), nullable=True))
+    # Plain additions: making one of these tables anew would drop the rows that refer to it.
+    for table, columns in (("jobs", OF_JOBS), ("documents", OF_DOCUMENTS)):
+        for column in columns:
+            op.add_column(table, column.copy())
+    op.create_index(op.f("ix_jobs_batch"), "jobs", ["batch"])
 
 
 def downgrade() -> None:
-    with op.batch_alter_table("documents") as table:
-        table.drop_column("origin")
-        table.drop_column("source")
-    with op.batch_alter_table("jobs") as table:
-        table.drop_index(op.f("ix_jobs_batch"))
-        for name in (
-            "ended_at",
-            "started_at",
-            "duplicate_of",
-            "parse_as",
-            "origin",
-            "source",
-            "num_tokens",
-            "num_bytes",
-            "is_paused",
-            "batch",
-        ):
-            table.drop_column(name)
+    op.drop_index(op.f("ix_jobs_batch"), "jobs")
+    for table, columns in (("documents", OF_DOCUMENTS), ("jobs", OF_JOBS)):
+        for column in reversed(columns):
+            op.drop_column(table, column.name)

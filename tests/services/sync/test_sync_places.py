@@ -224,8 +224,7 @@ def website(
         async with web_server() as running:
             server = running
             started.set()
-            while not stopping.is_set():
-                await asyncio.sleep(0.01)
+            await asyncio.to_thread(stopping.wait)
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
