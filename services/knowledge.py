@@ -122,6 +122,33 @@ class Knowledge:
         with self._database.read() as session:
             return [job_json(job, collection.name) for job in session.scalars(newest.limit(_MAX_JOBS_LISTED))]
 
+    def keep_tuning(self, name: str, tuning: dict[str, Any] | None, actor: str) -> dict[str, Any]:
+        """Store what was found; none: back to the configuration."""
+        collection = self.collection(name, actor)
+        with self._database.write() as session:
+            row = session.get(Collection, collection.id)
+            if row is None or row.deleted_at is not None:
+                raise not_found(f"The collection {name!r} was deleted meanwhile.", code="unknown_collection")
+            row.tuning = tuning
+        return self.describe_collection(name, actor)
+
+    def active_texts(self, name: str, actor: str) -> list[tuple[str, str]]:
+        """(document id, text) of every document of a collection, by name."""
+        collection = self.collection(name, actor)
+        wanted = _active_documents().where(Document.collection_id == collection.id).order_by(Document.name)
+        with self._database.read() as session:
+            return [(document.id, stored_document(version).text) for document, version in session.execute(wanted)]
+
+    def check_quotes(self, quotes: Sequence[tuple[str, int, int, str]], actor: str) -> list[bool]:
+        """Whether each (version, start, end, quote) stands letter by letter in the stored version of a living document
+        that the actor may see."""
+        with self._database.read() as session:
+            texts = {version_id: _readable_text(session, version_id, actor) for version_id, *_ in quotes}
+        return [
+            (text := texts[version_id]) is not None and bool(quote) and text[start:end] == quote
+            for version_id, start, end, quote in quotes
+        ]
+
     def active_versions(self, version_ids: AnyCollection[str]) -> set[str]:
         """Those of the versions that are their document's active one right now."""
         with self._database.read() as session:
@@ -129,6 +156,15 @@ class Knowledge:
                 Document.active_version_id.in_(version_ids), Document.deleted_at.is_(None)
             )
             return {version_id for version_id in session.scalars(found) if version_id is not None}
+
+
+def _readable_text(session: Session, version_id: str, actor: str) -> str | None:
+    version = session.get(Version, version_id)
+    document = session.get(Document, version.document_id) if version else None
+    collection = session.get(Collection, document.collection_id) if document else None
+    if version is None or document is None or collection is None or document.deleted_at is not None:
+        return None
+    return stored_document(version).text if _may_see(session, collection, actor) else None
 
 
 def unknown_document(document_id: str) -> ApiError:
@@ -156,6 +192,7 @@ def collection_json(collection: Collection, num_documents: int, num_chunks: int)
         "embedding_dimension": collection.embedding_dimension,
         "num_documents": num_documents,
         "num_chunks": num_chunks,
+        "tuning": collection.tuning,
         "created_at": int(collection.created_at.timestamp()),
     }
 
