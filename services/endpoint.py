@@ -30,8 +30,11 @@ from services.knowledge_routes import KnowledgeRoutes
 from services.limit_client import LimitClient
 from services.metrics import Metrics
 from services.model_status import MODEL_APP_PREFIX, ApplicationState
+from services.people import People
+from services.people_routes import PeopleRoutes
 from services.readiness import Readiness
 from services.relay import ModelPool, ModelStates, PooledModel, ReplicaSource, open_session
+from services.sharing_routes import SharingRoutes
 from services.status_routes import StatusRoutes
 from services.ui_proxy import UiProxy
 
@@ -99,6 +102,7 @@ class Endpoint:
         metrics = Metrics(around.replicas.endpoints, lambda: observatory.latest)
         conversations = Conversations(around.database)
         generation = Generation(config.chat, self._pool, around.story, conversations, metrics)
+        accounts = Accounts(around.database)
         routes = [
             *InferenceRoutes(
                 generation,
@@ -115,6 +119,8 @@ class Endpoint:
                 around.home / UPLOADS_FOLDER,
                 config.max_body_mib,
             ).routes(),
+            *SharingRoutes(around.store).routes(),
+            *PeopleRoutes(People(around.database), accounts).routes(),
             *StatusRoutes(
                 self._readiness,
                 metrics,
@@ -131,7 +137,7 @@ class Endpoint:
             config.max_body_mib,
         )
         hosts = HostCheck(around.listen_host, config.listen.allowed_hosts)
-        return GatewayApp(routes, Accounts(around.database), metrics, hosts, page)
+        return GatewayApp(routes, accounts, metrics, hosts, page)
 
     def _dependencies(self) -> Hashable | None:
         """The replicas that the proof rests on and the state of the other applications."""

@@ -35,11 +35,13 @@ from services.journal import Journal
 from services.knowledge import Knowledge
 from services.parser_pool import ParserPool
 from services.passage_writer import chunk_size_problem
+from services.receipts import Deletions
 from services.reconciler import ReconcileReport, reconcile
 from services.retrieval import SearchableCollections
 from services.schema import upgrade
 from services.self_questions import MAX_QUESTIONS as SELF_MADE
 from services.self_questions import as_far_questions, make_questions
+from services.sharing import ReaderChange, Sharing
 from services.tuning import Source, TuningQuestion, tune, tuned_fusion, tuning_json
 
 _log = logging.getLogger(__name__)
@@ -89,6 +91,7 @@ def open_store(config: StoreConfig, environment: Environment) -> StoreParts:
     journal = Journal(database, vectors, visible)
     blobs = Blobs(environment.home / "blobs", environment.home)
     report = reconcile(database, vectors, journal, blobs, owns_all=url is None)
+    Deletions(database, vectors, journal, blobs).finish_interrupted()
     _log.info("Database and vector store agree: %s", asdict(report))
     return StoreParts(config, database, vectors, visible, journal, blobs, report)
 
@@ -97,6 +100,8 @@ class StoreService:
     def __init__(self, parts: StoreParts, embedder: ConnectedEmbedder) -> None:
         self._parts = parts
         self._knowledge = Knowledge(parts.database)
+        self._sharing = Sharing(parts.database, parts.journal)
+        self._deletions = Deletions(parts.database, parts.vectors, parts.journal, parts.blobs)
         self._embedder = embedder
         ingestion = parts.config.ingestion
         self._parsers = ParserPool(_limits(ingestion), ingestion.parallel_parsers)
@@ -168,6 +173,18 @@ class StoreService:
     async def delete_document(self, collection: str, document_id: str, actor: str) -> dict[str, Any]:
         return await self._ingestion.delete_document(collection, document_id, actor)
 
+    async def receipts(self, actor: str) -> list[dict[str, Any]]:
+        return await asyncio.to_thread(self._deletions.receipts, actor)
+
+    async def receipt(self, receipt_id: str, actor: str) -> dict[str, Any]:
+        return await asyncio.to_thread(self._deletions.receipt, receipt_id, actor)
+
+    async def readers(self, collection: str, document_id: str | None, actor: str) -> dict[str, Any]:
+        return await asyncio.to_thread(self._sharing.readers, collection, document_id, actor)
+
+    async def share(self, collection: str, document_id: str | None, change: ReaderChange, actor: str) -> dict[str, Any]:
+        return await asyncio.to_thread(self._sharing.share, collection, document_id, change, actor)
+
     async def reembed(self, collection: str, actor: str) -> dict[str, Any]:
         await self._know_present_model()
         return await self._ingestion.reembed(collection, actor)
@@ -227,7 +244,7 @@ class StoreService:
         """Fit threshold and fusion to (question, ids of documents that answer it), or to questions made from the
         collection where there are none, and keep what was found. The other settings are those in force without it."""
         await self._know_present_model()
-        collection = await asyncio.to_thread(self._knowledge.collection, name, actor)
+        collection = await asyncio.to_thread(self._knowledge.managed_collection, name, actor)
         self._ingestion.require_embedding(collection)
         settings = RetrievalSettings(top_k, candidates, fusion, dense_weight)
         source: Source = "collection" if questions is None else "questions"
@@ -258,7 +275,7 @@ class StoreService:
     ) -> list[TuningQuestion]:
         """Given ones, or made ones: of this collection, and far ones of the others that the actor may read."""
         if given is not None:
-            known = {identity for identity, _ in self._knowledge.active_texts(name, actor)}
+            known = {identity for identity, _ in self._knowledge.readable_texts(name, actor)}
             for text, documents in given:
                 if unknown := set(documents) - known:
                     raise invalid(
@@ -267,9 +284,13 @@ class StoreService:
                         code="unknown_document",
                     )
             return [TuningQuestion(text, frozenset(documents)) for text, documents in given]
-        own = make_questions(self._knowledge.active_texts(name, actor))
-        others = [each["name"] for each in self._knowledge.list_collections(actor) if each["name"] != name]
-        far = [question for other in others for question in make_questions(self._knowledge.active_texts(other, actor))]
+        own = make_questions(self._knowledge.readable_texts(name, actor))
+        others = [
+            each["id"] for each in self._knowledge.list_collections(actor) if name not in (each["name"], each["id"])
+        ]
+        far = [
+            question for other in others for question in make_questions(self._knowledge.readable_texts(other, actor))
+        ]
         return own + as_far_questions(far[:: max(1, len(far) // SELF_MADE)][:SELF_MADE])
 
     def _readable(self, actor: str) -> SearchableCollections:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from cluster.expert_load import ExpertLoad
 from services.accounts import Accounts, ensure_owner
 from services.chat_types import ChatEvent, ChatRequest, ModelClient
 from services.config import ChatConfig, PlatformConfig
-from services.database import Database
+from services.database import Collection, Database, Document
 from services.discovery import Directory
 from services.endpoint import Endpoint, Surroundings
 from services.errors import unavailable
@@ -214,12 +214,15 @@ async def running_endpoint(
     states: dict[str, ApplicationState] | None = None,
     limiter: BookCalls | None = None,
     proves: bool = False,
+    documents: Sequence[str] = (),
 ) -> AsyncIterator[Running]:
-    """`proves`: also run the proof behind `/ready`, which sends a request of its own to the model."""
+    """`proves`: also run the proof behind `/ready`, which sends a request of its own to the model. `documents`: ids of
+    some that the owner may read; answers that rest on others are not shown."""
     url = f"sqlite:///{home}/windfarm.db"
     upgrade(url)
     database = Database(url)
     owner = ensure_owner(Accounts(database), home)
+    _add_documents(database, documents)
     beats = Beats()
     async with AsyncExitStack() as stack:
         directory = Directory(beats)
@@ -256,6 +259,20 @@ async def running_endpoint(
         if proves:
             await endpoint.start()
         yield running
+
+
+def _add_documents(database: Database, document_ids: Sequence[str]) -> None:
+    owner = Accounts(database).owner_id()
+    assert owner is not None
+    if not document_ids:
+        return
+    with database.write() as session:
+        model = {"embedding_model": "hash", "embedding_dimension": 4}
+        session.add(Collection(id="col_1", index_id="col_1", name="towers", owner_id=owner, **model))
+        session.flush()
+        session.add_all(
+            Document(id=each, collection_id="col_1", name=f"{each}.md", owner_id=owner) for each in document_ids
+        )
 
 
 async def _stop_all(running: Running) -> None:

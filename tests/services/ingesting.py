@@ -27,6 +27,7 @@ from services.knowledge import Knowledge
 from services.parser_pool import ParserPool
 from services.reconciler import ReconcileReport, reconcile
 from services.schema import upgrade
+from tests.seen import seen
 
 OWNER = "user_owner"
 CONFIG = IngestionConfig(chunk_tokens=64, chunk_overlap_tokens=8, parse_timeout_s=30)
@@ -87,7 +88,9 @@ class Running:
     def found(self, collection: str, text: str) -> list[str]:
         """Texts that a search by words finds."""
         index_id = self.knowledge.collection(collection, OWNER).index_id
-        return [hit.chunk.text for hit in self.store.search([index_id], vector=None, text=text, limit=20)]
+        return [
+            hit.chunk.text for hit in seen(self.store, index_id).search([index_id], vector=None, text=text, limit=20)
+        ]
 
     def check_agreement(self) -> None:
         """A second look must find nothing to do."""

@@ -28,7 +28,10 @@ async def fill(service: StoreService) -> list[tuple[str, list[str]]]:
     questions = []
     for topic in TOPICS:
         for place in PLACES:
-            text = f"The {topic} office of {place} answers within {len(topic + place)} days in the {topic} building."
+            text = (
+                f"The {topic} office of {place} answers within {len(topic + place)} days in the {topic} building. "
+                f"Anna Keller opened the {topic} office of {place} in 1990. It has 12 rooms on two floors for {topic}."
+            )
             identity = await ingest(service, "handbook", f"{topic}-{place}.md", text)
             for asked in ("Where is the {} office of {}?", "When does the {} office of {} answer?", "{} office {}"):
                 questions.append((asked.format(topic, place), [identity]))
