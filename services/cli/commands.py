@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from services.cli import evaluation, experts, feedback, keys, knowledge, machine, planning, running, talking
+from services.cli import evaluation, experts, feedback, keys, knowledge, machine, planning, running, talking, tuning
 
 app = typer.Typer(
     name="windfarm",
@@ -32,6 +32,7 @@ for _command in (
     knowledge.collections,
     knowledge.documents,
     knowledge.reembed,
+    tuning.tune,
 ):
     app.command()(_command)
 app.add_typer(evaluation.app)
