@@ -171,6 +171,14 @@ class ApiClient:
     def reembed(self, collection: str) -> dict[str, Any]:
         return self._call("POST", f"/v1/collections/{quote(collection, safe='')}/reembed")
 
+    def tune(self, collection: str, questions: list[dict[str, Any]] | None) -> dict[str, Any]:
+        """The collection as it is now, with its `tuning`."""
+        body = {} if questions is None else {"questions": questions}
+        return self._call("POST", f"/v1/collections/{quote(collection, safe='')}/tune", json=body)
+
+    def forget_tuning(self, collection: str) -> dict[str, Any]:
+        return self._call("DELETE", f"/v1/collections/{quote(collection, safe='')}/tune")
+
     def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         try:
             response = self._http.request(method, path, **options)

@@ -194,6 +194,8 @@ class Collection(Base):
     """Name of its index in the vector store; embedding anew fills another index and then changes this name."""
     embedding_model: Mapped[str]
     embedding_dimension: Mapped[int]
+    tuning: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """What `windfarm tune` found on the collection's own questions; see `services.tuning`."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     deleted_at: Mapped[datetime | None]
 

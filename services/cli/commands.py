@@ -16,6 +16,7 @@ from services.cli import (
     running,
     sync,
     talking,
+    tuning,
 )
 
 app = typer.Typer(
@@ -45,6 +46,7 @@ for _command in (
     knowledge.collections,
     knowledge.documents,
     knowledge.reembed,
+    tuning.tune,
 ):
     app.command()(_command)
 app.add_typer(evaluation.app)
