@@ -17,12 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from rag.headings import Outline, find_headings
+from rag.tables import Tables, find_tables
 from rag.types import PageSpan, ParsedDocument, TextChunk
 
 TokenSpans = Callable[[str], Sequence[tuple[int, int]]]
 """Character spans (start, end) of a text's tokens in order, without special tokens."""
 
 _PIECE_CHARACTERS = 16_384
+_SHARE_OF_HEADER = 3
 _MIN_FILL = 0.5
 """A chunk ends at the best break between this share of its tokens and all of them."""
 _BREAKS = (
@@ -39,14 +41,16 @@ def chunk_document(
     """Passages of `document` with at most `max_tokens` tokens, following ones sharing up to `overlap_tokens`.
 
     A passage lies on one page, and following ones do not overlap across a heading. Space around a passage is not part
-    of it.
+    of it. A passage that begins below the header of a table names that header, whose tokens count too; its span is that
+    of its own text alone.
     """
     if not 0 <= overlap_tokens <= max_tokens // 2:
         raise ValueError(f"overlap_tokens must lie between 0 and {max_tokens // 2} (half of max_tokens)")
     text = document.text
     outline = find_headings(text, document.mime_type)
     cuts = _Cuts.of(text, outline, document.pages)
-    chunker = _Chunker(text, token_spans, cuts, max_tokens, overlap_tokens)
+    tables = _Headers(find_tables(text, document.mime_type), token_spans, max_tokens)
+    chunker = _Chunker(text, token_spans, cuts, tables, max_tokens, overlap_tokens)
     page_starts = [page.start for page in document.pages]
     return [
         TextChunk(
@@ -57,6 +61,7 @@ def chunk_document(
             num_tokens=num_tokens,
             page=_page_at(document.pages, page_starts, start),
             headings=outline.path_at(start),
+            table_header=tables.at(start)[0],
         )
         for index, (start, end, num_tokens) in enumerate(chunker.spans())
     ]
@@ -94,9 +99,9 @@ class _Cuts:
                 return int(cuts[index - 1])
         return None
 
-    def first_between(self, low: int, high: int) -> int | None:
-        """The first cut of the best rank below headings in [low, high)."""
-        for cuts in self.ranks[1:]:
+    def first_between(self, low: int, high: int, *, only_lines: bool) -> int | None:
+        """The first cut of the best rank below headings in [low, high); with `only_lines` none inside of a line."""
+        for cuts in self.ranks[1 : 3 if only_lines else None]:
             index = int(np.searchsorted(cuts, low, side="left"))
             if index < len(cuts) and cuts[index] < high:
                 return int(cuts[index])
@@ -107,11 +112,42 @@ class _Cuts:
         return index < len(self.ranks[0]) and int(self.ranks[0][index]) == position
 
 
+class _Headers:
+    """Headers of tables, cut to a share of a passage, with their number of tokens."""
+
+    def __init__(self, tables: Tables, token_spans: TokenSpans, max_tokens: int) -> None:
+        self._tables = tables
+        self._cut = {header: _cut(header, token_spans, max_tokens) for header in {t.header for t in tables.tables}}
+
+    def at(self, position: int) -> tuple[str | None, int]:
+        header = self._tables.header_at(position)
+        return (None, 0) if header is None else self._cut[header]
+
+
+def _cut(header: str, token_spans: TokenSpans, max_tokens: int) -> tuple[str | None, int]:
+    """At most a third of a passage, so that there is room for rows."""
+    spans = token_spans(header)
+    most = max_tokens // _SHARE_OF_HEADER
+    if len(spans) <= most:
+        return header, len(spans)
+    # A cut may end inside of a word that has several tokens; its beginning says something too.
+    return (header[: spans[most - 1][1]].rstrip(" |,;") or None, most) if most else (None, 0)
+
+
 class _Chunker:
-    def __init__(self, text: str, token_spans: TokenSpans, cuts: _Cuts, max_tokens: int, overlap_tokens: int) -> None:
+    def __init__(
+        self,
+        text: str,
+        token_spans: TokenSpans,
+        cuts: _Cuts,
+        headers: _Headers,
+        max_tokens: int,
+        overlap_tokens: int,
+    ) -> None:
         self._text = text
         self._token_spans = token_spans
         self._cuts = cuts
+        self._headers = headers
         self._max_tokens = max_tokens
         self._overlap_tokens = overlap_tokens
         self._starts, self._ends = _token_bounds(text, token_spans)
@@ -139,13 +175,13 @@ class _Chunker:
     def _fitting_cut(self, start: int, stop: int) -> tuple[int, int]:
         """Where the passage from `start` ends. Tokens of a passage alone can be a few more than inside the whole text:
         they are counted, and the passage shrinks until it fits."""
-        budget = self._max_tokens
+        max_tokens = budget = self._max_tokens - self._headers.at(start)[1]
         while True:
             cut = self._cut_after(start, stop, budget)
             num_tokens = len(self._token_spans(self._text[start:cut].rstrip()))
-            if num_tokens <= self._max_tokens or cut == start + 1:
+            if num_tokens <= max_tokens or cut == start + 1:
                 return cut, num_tokens
-            budget = max(0, budget - (num_tokens - self._max_tokens))
+            budget = max(0, budget - (num_tokens - max_tokens))
 
     def _cut_after(self, start: int, stop: int, budget: int) -> int:
         first = int(np.searchsorted(self._ends, start, side="right"))
@@ -161,7 +197,9 @@ class _Chunker:
             return cut
         after = int(np.searchsorted(self._starts, cut, side="left"))
         low = int(self._starts[max(0, after - self._overlap_tokens)])
-        overlap = self._cuts.first_between(max(low, start + 1), cut)
+        # A row of a table is never shared in part: half of it would say something else.
+        is_row = self._headers.at(cut)[0] is not None
+        overlap = self._cuts.first_between(max(low, start + 1), cut, only_lines=is_row)
         return overlap if overlap is not None else cut
 
 

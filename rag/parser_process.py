@@ -113,7 +113,7 @@ class _Watch:
     def _why_died(self, status: int) -> str:
         ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
         if ended_by == signal.SIGXCPU:
-            return "timeout"
+            return "too_much_work"
         # The native parser aborts when it gets no memory; the kernel kills where the machine has none left.
         is_memory = ended_by == signal.SIGKILL or (
             ended_by == signal.SIGABRT and self._peak_bytes > self._request["memory_bytes"] // 2
@@ -198,12 +198,15 @@ def _error_json(code: str, request: dict[str, Any]) -> bytes:
     message = {
         "timeout": f"{name} could not be read within {request['timeout_s']:g} s. "
         "Split it or raise ingestion.parse_timeout_s.",
+        "too_much_work": f"Reading {name} takes more than {request['cpu_s']:g} s of processor time. "
+        "Split it or raise ingestion.parse_cpu_s.",
         "out_of_memory": f"Reading {name} takes more than {memory_mib} MiB of memory. "
         "Split it or raise ingestion.parse_memory_mib.",
         "too_large": f"{name} holds more text than {text_mib} MiB. Split it into smaller files.",
         "crashed": f"{name} is damaged: the parser broke off. Open it in its own program, save it again and upload it.",
     }[code]
-    return json.dumps({"code": "damaged" if code == "crashed" else code, "message": message}).encode()
+    public = {"crashed": "damaged", "too_much_work": "timeout"}.get(code, code)
+    return json.dumps({"code": public, "message": message}).encode()
 
 
 def _receive(source: int) -> bytes | None:

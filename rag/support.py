@@ -52,7 +52,7 @@ class ReadPassage:
         self.sentences = split_sentences(self.text)
         self.tokens = [read_tokens(self.text[span.start : span.end], self.language) for span in self.sentences]
         self.forms = [forms_of(tokens) for tokens in self.tokens]
-        headings = [*passage.chunk.headings, passage.chunk.title or ""]
+        headings = [*passage.chunk.headings, passage.chunk.title or "", passage.chunk.table_header or ""]
         self.heading_forms = forms_of([token for heading in headings for token in read_tokens(heading, self.language)])
         self.all_forms = self.heading_forms.union(*self.forms)
         self.name_forms = forms_of([token for tokens in self.tokens for token in tokens if token.is_name])

@@ -43,6 +43,8 @@ class TextChunk:
     num_tokens: int
     page: int | None = None
     headings: tuple[str, ...] = ()
+    table_header: str | None = None
+    """Header of the table whose later rows this is; it stands elsewhere in the document."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class StoredChunk:
     title: str | None = None
     headings: tuple[str, ...] = ()
     language: str | None = None
+    table_header: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -201,8 +201,8 @@ def check_filter(access: AccessFilter) -> None:
 
 
 def searchable_text(chunk: StoredChunk) -> str:
-    """What the words leg indexes: the chunk below its headings, which often say what it is about."""
-    return "\n".join((*chunk.headings, chunk.text))
+    """What the words leg indexes: the chunk below its headings (of a table: its header), which say what it is about."""
+    return "\n".join((*chunk.headings, *([chunk.table_header] if chunk.table_header else ()), chunk.text))
 
 
 def check_upsert(collection_id: str, chunks: Sequence[StoredChunk], vectors: Vectors) -> None:

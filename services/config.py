@@ -110,6 +110,8 @@ class IngestionConfig(Section):
     max_file_mib: Annotated[float, Field(gt=0)] = 64
     parse_timeout_s: Annotated[float, Field(gt=0)] = 60
     parse_memory_mib: Annotated[int, Field(ge=128)] = 1536
+    parse_cpu_s: Annotated[float, Field(gt=0)] | None = None
+    """Processor time of one file; none: as much as parse_timeout_s."""
     parallel_parsers: Annotated[int, Field(ge=1)] = 1
     chunk_tokens: Annotated[int, Field(ge=16, le=512)] = 200
     chunk_overlap_tokens: Annotated[int, Field(ge=0)] = 32

@@ -172,6 +172,7 @@ def _passage(passage: Passage, collection: str) -> dict[str, Any]:
         "document": chunk.document_name,
         "title": chunk.title,
         "headings": list(chunk.headings),
+        "table_header": chunk.table_header,
         "page": chunk.page,
         "start": chunk.start,
         "end": chunk.end,

@@ -151,9 +151,11 @@ def chunk_size_problem(config: IngestionConfig, model_name: str, max_tokens: int
 
 
 def embedded_text(chunk: TextChunk) -> str:
-    """What the embedding model sees of a passage: the headings above it say what it is about."""
+    """What the embedding model sees of a passage: the headings above it say what it is about, and the header of a table
+    what its cells are."""
     missing = [heading for heading in chunk.headings if heading not in chunk.text]
-    return "\n".join((" > ".join(missing), chunk.text)) if missing else chunk.text
+    above = [" > ".join(missing)] if missing else []
+    return "\n".join((*above, *([chunk.table_header] if chunk.table_header else ()), chunk.text))
 
 
 def stored_chunk(chunk: TextChunk, index_id: str, version: Version, document_name: str) -> StoredChunk:
@@ -172,4 +174,5 @@ def stored_chunk(chunk: TextChunk, index_id: str, version: Version, document_nam
         title=version.title,
         headings=chunk.headings,
         language=version.language,
+        table_header=chunk.table_header,
     )

@@ -109,10 +109,12 @@ def with_passages(messages: Sequence[Message], passages: Sequence[Passage], *, a
 
 
 def _passage_text(passage: Passage) -> str:
-    """Headings say what a passage is about when it was cut out of a longer text."""
+    """Headings say what a passage is about when it was cut out of a longer text, the header of a table what its rows
+    mean."""
     chunk = passage.chunk
     heading = " > ".join(chunk.headings[-2:])
-    return f"{heading}\n{chunk.text}" if heading and heading not in chunk.text else chunk.text
+    above = [heading] if heading and heading not in chunk.text else []
+    return "\n".join((*above, *([chunk.table_header] if chunk.table_header else ()), chunk.text))
 
 
 @dataclass(frozen=True, slots=True)

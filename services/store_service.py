@@ -416,6 +416,7 @@ def _limits(config: IngestionConfig) -> ParseLimits:
         max_file_bytes=int(config.max_file_mib * (1 << 20)),
         timeout_s=config.parse_timeout_s,
         memory_bytes=config.parse_memory_mib << 20,
+        cpu_s=config.parse_cpu_s,
     )
 
 

@@ -27,7 +27,13 @@ async def _run(arguments: KnowledgeArguments, context: ToolContext) -> str:
     own = {} if context.is_threshold_asked else found.thresholds
     if not judge_evidence(arguments.query, found.passages, context.evidence_threshold, own).is_found:
         return "The documents say nothing about this. Tell the user so."
-    return "\n\n".join(f"[{_number(passage, context)}] {passage.chunk.text}" for passage in found.passages)
+    return "\n\n".join(f"[{_number(passage, context)}] {_text(passage)}" for passage in found.passages)
+
+
+def _text(passage: Passage) -> str:
+    """Rows of a table are understood below its header only."""
+    header = passage.chunk.table_header
+    return f"{header}\n{passage.chunk.text}" if header else passage.chunk.text
 
 
 KNOWLEDGE_SEARCH = Tool(

@@ -177,6 +177,71 @@ def test_a_file_that_takes_too_much_memory_is_ended_and_the_next_one_read(tmp_pa
         assert parser.parse_file(good, "good.txt").text == "Fine."
 
 
+def test_a_file_that_takes_too_much_processor_time_is_ended_and_the_next_one_read(tmp_path: Path) -> None:
+    slow, good = tmp_path / "slow", tmp_path / "good"
+    slow.write_text("<p>" + "<b>x</b> <i>y</i>\n" * 2_000_000)
+    good.write_text("Fine.")
+    with DocumentParser(ParseLimits(timeout_s=120, cpu_s=1)) as parser:
+        with pytest.raises(ParseError, match="1 s of processor time") as refused:
+            parser.parse_file(slow, "slow.html")
+        assert refused.value.code == "timeout"
+        assert parser.parse_file(good, "good.txt").text == "Fine."
+
+
+OPEN_DOCUMENT = (
+    '<o:d xmlns:o="urn:oasis:names:tc:opendocument:xmlns:office:1.0" '
+    'xmlns:t="urn:oasis:names:tc:opendocument:xmlns:text:1.0"><o:body>{}</o:body></o:d>'
+)
+NESTED = {
+    "a.html": lambda depth: ("<div>" * depth + "<p>innermost" + "</div>" * depth).encode(),
+    "b.html": lambda depth: ("<table><tr><td>" * depth + "innermost" + "</td></tr></table>" * depth).encode(),
+    "c.html": lambda depth: ("<ul><li>" * depth + "innermost" + "</li></ul>" * depth).encode(),
+    "a.xml": lambda depth: ("<a>" * depth + "innermost" + "</a>" * depth).encode(),
+    "a.json": lambda depth: ("[" * depth + '"innermost"' + "]" * depth).encode(),
+    "a.yaml": lambda depth: ("[" * depth + "innermost" + "]" * depth).encode(),
+    "a.md": lambda depth: ("> " * depth + "innermost").encode(),
+    "a.eml": lambda depth: (
+        b"".join(b"Content-Type: multipart/mixed; boundary=b%d\n\n--b%d\n" % (n, n) for n in range(depth))
+        + b"Content-Type: text/plain\n\ninnermost\n"
+    ),
+    "a.odt": lambda depth: zip_of(
+        mimetype=b"application/vnd.oasis.opendocument.text",
+        **{
+            "content.xml": OPEN_DOCUMENT.format(
+                "<t:section>" * depth + "<t:p>innermost</t:p>" + "</t:section>" * depth
+            ).encode()
+        },
+    ),
+    "b.odt": lambda depth: zip_of(
+        mimetype=b"application/vnd.oasis.opendocument.text",
+        **{
+            "content.xml": OPEN_DOCUMENT.format(
+                "<t:p>" + "<t:span>" * depth + "innermost" + "</t:span>" * depth + "</t:p>"
+            ).encode()
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_a_hundred_levels_of_nesting_are_read(parser: DocumentParser, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "any"
+    file.write_bytes(NESTED[name](100))
+    assert "innermost" in parser.parse_file(file, name).text
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_a_hundred_thousand_levels_are_read_or_refused(parser: DocumentParser, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "any"
+    file.write_bytes(NESTED[name](100_000))
+    try:
+        parser.parse_file(file, name)
+    except ParseError as error:
+        assert error.code in ("damaged", "timeout", "out_of_memory", "too_large")
+    file.write_text("Fine.")
+    assert parser.parse_file(file, "good.txt").text == "Fine."
+
+
 def test_a_killed_parser_process_is_replaced(tmp_path: Path) -> None:
     good = tmp_path / "good"
     good.write_text("Fine.")
