@@ -1,14 +1,16 @@
 """Bytes of one file to text, pages and title, in this process and without limits: only the parser process calls this.
 
 PDF text keeps its pages; presentations count slides as pages. Plain text formats are decoded and otherwise unchanged,
-so that character offsets point into the file as people see it. Scanned pages without a text layer give a warning; there
-is no text recognition (OCR).
+so that character offsets point into the file as people see it. Scanned pages without a text layer give a warning; text
+recognition (OCR) is an option of the parser process.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import secrets
+from collections.abc import Sequence
 
 from kreuzberg import (
     ConcurrencyConfig,
@@ -52,6 +54,22 @@ def extract(data: bytes, name: str) -> ParsedDocument:
         pages=pages,
         language=detect_language(text),
         warnings=warnings,
+    )
+
+
+def with_recognised_text(document: ParsedDocument, pages: Sequence[str], name: str) -> ParsedDocument:
+    """A scanned document with the text that was recognised on its pages; unchanged where there was none."""
+    text, spans = _join_pages(list(enumerate(pages, start=1)))
+    if not text.strip():
+        return document
+    warning = f"The text of {name} was recognised in pictures (OCR), so it may hold mistakes."
+    return dataclasses.replace(
+        document,
+        text=text,
+        pages=spans,
+        language=detect_language(text),
+        title=_title(document.title, text),
+        warnings=(warning,),
     )
 
 

@@ -20,7 +20,8 @@ from dataclasses import asdict
 from typing import Any, NoReturn
 
 from rag.errors import ParseError
-from rag.extraction import extract
+from rag.extraction import extract, with_recognised_text
+from rag.filetypes import PDF
 from rag.types import ParsedDocument
 
 _LENGTH = struct.Struct(">Q")
@@ -149,9 +150,18 @@ def _answer(request: dict[str, Any]) -> bytes:
         with open(request["path"], "rb") as file:
             data = file.read()
         document = extract(data, request["name"])
+        if not document.text and document.mime_type == PDF.mime_type and request["ocr_languages"]:
+            document = _recognised(document, data, request)
     except ParseError as error:
         return json.dumps({"code": error.code, "message": str(error)}).encode()
     return _document_json(document)
+
+
+def _recognised(document: ParsedDocument, data: bytes, request: dict[str, Any]) -> ParsedDocument:
+    from rag.ocr import recognise_pages
+
+    pages = recognise_pages(data, request["name"], request["ocr_program"], request["ocr_languages"])
+    return with_recognised_text(document, pages, request["name"])
 
 
 def _draw(request: dict[str, Any]) -> dict[str, Any]:

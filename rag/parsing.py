@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import struct
 import subprocess
 import sys
@@ -30,20 +31,23 @@ _GRACE_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class ParseLimits:
-    """What one file may take. `cpu_s`: processor time; none means as much as the clock allows."""
+    """What one file may take. `cpu_s`: processor time; none means as much as the clock allows. `ocr_languages`: of
+    scanned PDFs, in tesseract's names; none: no text recognition. `ocr_program`: a name or a path."""
 
     max_file_bytes: int = 64 << 20
     timeout_s: float = 60.0
     memory_bytes: int = 1536 << 20
     cpu_s: float | None = None
     max_text_bytes: int = 256 << 20
+    ocr_languages: str | None = None
+    ocr_program: str = "tesseract"
 
 
 def parse_file(path: Path, filename: str, limits: ParseLimits | None = None) -> ParsedDocument:
     """Text of the file at `path`, which its owner calls `filename` (a label, never used as a path).
 
     Raises `ParseError` with code `bad_filename`, `empty_file`, `encrypted`, `damaged`, `unknown_type`,
-    `type_mismatch`, `too_large`, `timeout`, `out_of_memory` or `parser_failed`.
+    `type_mismatch`, `too_large`, `timeout`, `out_of_memory`, `ocr_missing`, `ocr_failed` or `parser_failed`.
     """
     with DocumentParser(limits or ParseLimits()) as parser:
         return parser.parse_file(path, filename)
@@ -104,6 +108,8 @@ class DocumentParser:
             "cpu_s": limits.cpu_s or limits.timeout_s,
             "memory_bytes": limits.memory_bytes,
             "max_answer_bytes": limits.max_text_bytes,
+            "ocr_languages": limits.ocr_languages,
+            "ocr_program": shutil.which(limits.ocr_program) if limits.ocr_languages else None,
         }
         return json.dumps(request).encode()
 

@@ -113,6 +113,8 @@ class IngestionConfig(Section):
     parse_cpu_s: Annotated[float, Field(gt=0)] | None = None
     """Processor time of one file; none: as much as parse_timeout_s."""
     parallel_parsers: Annotated[int, Field(ge=1)] = 1
+    ocr_languages: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\+[A-Za-z0-9_]+)*$")] | None = None
+    """Languages of the text recognition of scanned PDFs in tesseract's names (`eng+deu`); none: no recognition."""
     chunk_tokens: Annotated[int, Field(ge=16, le=512)] = 200
     chunk_overlap_tokens: Annotated[int, Field(ge=0)] = 32
     web: WebConfig = WebConfig()

@@ -417,6 +417,7 @@ def _limits(config: IngestionConfig) -> ParseLimits:
         timeout_s=config.parse_timeout_s,
         memory_bytes=config.parse_memory_mib << 20,
         cpu_s=config.parse_cpu_s,
+        ocr_languages=config.ocr_languages,
     )
 
 
