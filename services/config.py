@@ -147,6 +147,17 @@ class LimitsConfig(Section):
     """What happens to requests of limited keys while the limiter restarts: 503 with Retry-After, or no check."""
 
 
+class StreamsConfig(Section):
+    """An answer whose replica is lost goes on at another one, after the last token that was sent."""
+
+    stall_s: Annotated[float, Field(gt=0)] = 20
+    """Seconds without a token, after the first one, after which a replica counts as hung where there is another."""
+    max_moves: Annotated[int, Field(ge=0)] = 2
+    """Moves of one answer: its request may be what kills the replicas. 0: an answer ends with its replica."""
+    move_wait_s: Annotated[float, Field(ge=0)] = 20
+    """How long an answer waits for a replica that can take it, for example one that restarts."""
+
+
 class PlatformConfig(Section):
     """Public endpoint, chat, retrieval and page: `args` of the application `platform`."""
 
@@ -158,6 +169,7 @@ class PlatformConfig(Section):
     upstream_connect_timeout_s: Annotated[float, Field(gt=0)] = 5
     retrieval: RetrievalConfig = RetrievalConfig()
     chat: ChatConfig = ChatConfig()
+    streams: StreamsConfig = StreamsConfig()
     limits: LimitsConfig = LimitsConfig()
 
 

@@ -79,7 +79,6 @@ class Endpoint:
         self._ui_session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
         )
-        self._pool = ModelPool(self._session, around.replicas, around.states)
         self._limit_client = LimitClient(around.limiter)
         self._readiness = Readiness(self._dependencies, self._prove)
         self.app = self._make_app()
@@ -97,6 +96,9 @@ class Endpoint:
         around, config = self._around, self._around.config
         observatory = ExpertObservatory(self._session, around.replicas, around.states)
         metrics = Metrics(around.replicas.endpoints, lambda: observatory.latest)
+        self._pool = ModelPool(
+            self._session, around.replicas, around.states, config.streams, on_moved=metrics.stream_moved
+        )
         conversations = Conversations(around.database)
         generation = Generation(config.chat, self._pool, around.story, conversations, metrics)
         routes = [

@@ -19,6 +19,7 @@ from cluster.engine import GenerationChunk, GenerationRequest, TokenLogprob, Usa
 from services.chat_rendering import AnswerRecord, ChunkRenderer, Json, whole_answer
 from services.chat_types import ChatEvent, ChatRequest, KnowledgeOptions, ModelClient
 from services.config import ChatConfig
+from services.continuation import ContinuedStream
 from services.conversations import Conversations, MessageState
 from services.error_responses import error_event, is_expected, to_api_error
 from services.errors import ApiError
@@ -27,7 +28,7 @@ from services.frames import FrameKind
 from services.metrics import Metrics
 from services.openai_api import ChatCompletionRequest, CompletionRequest, usage_json
 from services.openai_stream import chat_logprobs, completion_logprobs
-from services.relay import FrameStream, ModelPool, PooledModel, parse_chunk, wire_body
+from services.relay import ModelPool, PooledModel, parse_chunk, wire_body
 from services.routing import Answer, Call, json_answer
 
 _log = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ class Generation:
         await self._run(call, events, forward())
         return None
 
-    async def _open(self, model: str, request: GenerationRequest, render: dict[str, Any]) -> FrameStream:
+    async def _open(self, model: str, request: GenerationRequest, render: dict[str, Any]) -> ContinuedStream:
         """Start a generation. Our default for the answer's length gives way where the context leaves less."""
         if request.sampling.max_tokens is not None:
             return await self._pool.generate(model, wire_body(request, render))
@@ -253,7 +254,7 @@ class Generation:
             call.permit.meter.finish(usage)
             await call.permit.settle()
 
-    def _count(self, call: Call, model: str, upstream: FrameStream, events: EventStream) -> None:
+    def _count(self, call: Call, model: str, upstream: ContinuedStream, events: EventStream) -> None:
         assert upstream.end is not None
         self._metrics.tokens(model, Usage(**upstream.end["usage"]))
         if events.first_event_at is not None:

@@ -49,6 +49,9 @@ class Metrics:
             ("reason",),
             registry=self._registry,
         )
+        self._streams_moved = Counter(
+            "windfarm_streams_moved", "Answers that went on at another replica", ("model",), registry=self._registry
+        )
         self._in_flight = Gauge("windfarm_requests_in_flight", "Requests that run now", registry=self._registry)
 
     def began(self) -> None:
@@ -65,6 +68,9 @@ class Metrics:
     def tokens(self, model: str, usage: Usage) -> None:
         self._tokens.labels(model, "prompt").inc(usage.num_prompt_tokens)
         self._tokens.labels(model, "completion").inc(usage.num_completion_tokens)
+
+    def stream_moved(self, model: str) -> None:
+        self._streams_moved.labels(model).inc()
 
     def limit_refused(self, reason: str) -> None:
         self._limit_refusals.labels(reason).inc()

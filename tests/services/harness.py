@@ -24,7 +24,7 @@ from services.accounts import Accounts, ensure_owner
 from services.chat_types import ChatEvent, ChatRequest, ModelClient
 from services.config import ChatConfig, PlatformConfig
 from services.database import Database
-from services.discovery import Directory
+from services.discovery import BeatStore, Directory
 from services.endpoint import Endpoint, Surroundings
 from services.errors import unavailable
 from services.limit_book import LimitBook
@@ -175,7 +175,7 @@ async def plain_story(request: ChatRequest, model: ModelClient) -> AsyncIterator
 class Running:
     """A started endpoint with everything a test looks at."""
 
-    def __init__(self, url: str, key: str, database: Database, directory: Directory, beats: Beats) -> None:
+    def __init__(self, url: str, key: str, database: Database, directory: Directory, beats: BeatStore) -> None:
         self.url = url
         self.key = key
         self.database = database
@@ -213,6 +213,7 @@ async def running_endpoint(
     config: PlatformConfig | None = None,
     states: dict[str, ApplicationState] | None = None,
     limiter: BookCalls | None = None,
+    beats: BeatStore | None = None,
     proves: bool = False,
 ) -> AsyncIterator[Running]:
     """`proves`: also run the proof behind `/ready`, which sends a request of its own to the model."""
@@ -220,7 +221,7 @@ async def running_endpoint(
     upgrade(url)
     database = Database(url)
     owner = ensure_owner(Accounts(database), home)
-    beats = Beats()
+    beats = beats or Beats()
     async with AsyncExitStack() as stack:
         directory = Directory(beats)
         await directory.start()
