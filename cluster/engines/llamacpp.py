@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Container, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,7 +178,8 @@ class LlamaCppEngine:
         due: list[GenerationChunk] = []
         if delivered.token_ids:
             self._check_continuation(request.sampling, delivered)
-            due = reader.catch_up(delivered, max_tokens)
+            end_ids = frozenset() if request.sampling.ignore_eos else self._vocabulary.end_ids
+            due = reader.catch_up(delivered, max_tokens, end_ids)
         if reader.is_finished:
             for chunk in due:
                 yield chunk
@@ -385,10 +386,10 @@ class _ChunkReader:
         self._num_alternatives = sampling.logprobs
         self.is_finished = False
 
-    def catch_up(self, delivered: Delivered, max_tokens: int) -> list[GenerationChunk]:
+    def catch_up(self, delivered: Delivered, max_tokens: int, end_ids: Container[int]) -> list[GenerationChunk]:
         """What is due of an answer that another engine began; with the last chunk where that was all of it."""
         spelled = map(self._vocabulary.shown_bytes, delivered.token_ids)
-        due, reason = catch_up(decode_pieces(spelled), self._stops, delivered, max_tokens)
+        due, reason = catch_up(decode_pieces(spelled), self._stops, delivered, max_tokens, end_ids)
         self.is_finished = reason is not None
         chunks = [GenerationChunk(text=due)] if due else []
         return [*chunks, self._last(reason)] if reason is not None else chunks

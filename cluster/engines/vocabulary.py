@@ -8,6 +8,23 @@ from functools import cached_property, lru_cache
 from cluster.gguf_metadata import GgufMetadata
 
 _UNKNOWN, _CONTROL = 2, 3
+# llama.cpp ends an answer at these too, whatever the file calls its end token.
+_END_TOKENS = {
+    b"</s>",
+    b"<|im_end|>",
+    b"<|eot_id|>",
+    b"<|eom_id|>",
+    b"<|end|>",
+    b"<|return|>",
+    b"<|call|>",
+    b"<|endoftext|>",
+    b"<end_of_turn>",
+    b"<EOT>",
+    b"[EOT]",
+    b"[EOS]",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>".encode(),
+    b"<end_of_utterance>",
+}
 
 
 class Vocabulary:
@@ -16,6 +33,11 @@ class Vocabulary:
     def __init__(self, metadata: GgufMetadata) -> None:
         self._tokens = metadata.tokens
         self._kinds: Sequence[int] = metadata.values.get("tokenizer.ggml.token_type", ())
+        named = {metadata.values.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")}
+        self.end_ids = frozenset(
+            token_id for token_id, token in enumerate(self._tokens) if token in _END_TOKENS or token_id in named
+        )
+        """Tokens that end an answer."""
         self._is_byte_level = metadata.text("tokenizer.ggml.model") == "gpt2"
 
     def __len__(self) -> int:
