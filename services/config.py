@@ -133,6 +133,16 @@ class ChatConfig(Section):
     """Seconds without a byte after which a stream gets a comment, so that proxies keep it open."""
 
 
+class QueuesConfig(Section):
+    """Requests that wait for a free slot of their model, in one endpoint process. Keys take turns by the tokens that
+    they were served; beyond these numbers there is 429 or 503 with Retry-After, at once."""
+
+    max_waiting: Annotated[int, Field(ge=0)] = 256
+    """Of each model."""
+    max_waiting_flex: Annotated[int, Field(ge=0)] = 256
+    """Of each model, of requests with `service_tier: flex`, which wait until no other waits."""
+
+
 class LimitsConfig(Section):
     """What one api key may do, where it has no value of its own (`windfarm key` gives it one); none: no limit."""
 
@@ -170,6 +180,7 @@ class PlatformConfig(Section):
     retrieval: RetrievalConfig = RetrievalConfig()
     chat: ChatConfig = ChatConfig()
     streams: StreamsConfig = StreamsConfig()
+    queues: QueuesConfig = QueuesConfig()
     limits: LimitsConfig = LimitsConfig()
 
 

@@ -29,6 +29,7 @@ from services.knowledge_calls import RemoteSearcher
 from services.knowledge_routes import KnowledgeRoutes
 from services.limit_client import LimitClient
 from services.metrics import Metrics
+from services.model_queues import ModelQueues
 from services.model_status import MODEL_APP_PREFIX, ApplicationState
 from services.readiness import Readiness
 from services.relay import ModelPool, ModelStates, PooledModel, ReplicaSource, open_session
@@ -100,7 +101,9 @@ class Endpoint:
             self._session, around.replicas, around.states, config.streams, on_moved=metrics.stream_moved
         )
         conversations = Conversations(around.database)
-        generation = Generation(config.chat, self._pool, around.story, conversations, metrics)
+        queues = ModelQueues(config.queues, self._pool.num_slots)
+        metrics.watch_queues(queues.sizes)
+        generation = Generation(config.chat, self._pool, queues, around.story, conversations, metrics)
         routes = [
             *InferenceRoutes(
                 generation,

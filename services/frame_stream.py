@@ -21,12 +21,14 @@ _LAST_BYTES_S = 1
 
 
 class ReplicaLost(Exception):
-    """This replica will say no more of the answer; another one may. `error` is for the client where none does."""
+    """This replica will say no more of the answer; another one may. `error` is for the client where none does; `hangs`:
+    the replica is there and silent."""
 
-    def __init__(self, error: ApiError, reason: str) -> None:
+    def __init__(self, error: ApiError, reason: str, *, hangs: bool = False) -> None:
         super().__init__(reason)
         self.error = error
         self.reason = reason
+        self.hangs = hangs
 
 
 class _Silent(Exception):
@@ -92,7 +94,7 @@ class FrameStream:
                 raise FrameError("The replica closed the connection before the end of the answer.")
             return self._decoder.feed(data)
         except _Silent as silent:
-            raise ReplicaLost(stream_lost(), str(silent)) from None
+            raise ReplicaLost(stream_lost(), str(silent), hangs=True) from None
         except (aiohttp.ClientError, FrameError, OSError, TimeoutError) as error:
             lost = gang_lost(self.replica) if self.replica.gang else stream_lost()
             raise ReplicaLost(lost, str(error) or type(error).__name__) from error

@@ -1,6 +1,6 @@
 """A model replica in a process of its own, without Ray: it announces itself in a folder and ends with its input.
 
-python -m tests.chaos.replica_process FOLDER REPLICA_ID hash|llamacpp|vllm SECRET
+python -m tests.chaos.replica_process FOLDER REPLICA_ID hash|llamacpp|vllm SECRET NUM_SLOTS
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from urllib.parse import quote, unquote
 
 from cluster.engine import Engine
 
-MAX_CONTEXT = 1024
-NUM_SLOTS = 8
+MAX_CONTEXT = 2048
 
 
 class FolderBeats:
@@ -46,9 +45,10 @@ class FolderBeats:
 class ReplicaProcess:
     """Starts at once; its record appears when it can answer."""
 
-    def __init__(self, folder: Path, replica_id: str, engine: str, secret: str) -> None:
+    def __init__(self, folder: Path, replica_id: str, engine: str, secret: str, num_slots: int = 8) -> None:
         self.replica_id = replica_id
         command = [sys.executable, "-m", "tests.chaos.replica_process", str(folder), replica_id, engine, secret]
+        command.append(str(num_slots))
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
 
     def kill(self) -> None:
@@ -70,7 +70,7 @@ class ReplicaProcess:
             self._process.stdin.close()
 
 
-def make(kind: str) -> Engine:
+def make(kind: str, num_slots: int) -> Engine:
     if kind == "hash":
         from tests.chaos.hash_engine import HashEngine
 
@@ -85,20 +85,22 @@ def make(kind: str) -> Engine:
         model="tiny",
         location=prepare("tiny", model_format, open_home()),  # type: ignore[arg-type]
         max_context=MAX_CONTEXT,
-        parallel_requests=NUM_SLOTS,
+        parallel_requests=num_slots,
         threads=1,
     )
     return make_engine(EngineChoice(kind, model_format, uses_gpu=False), settings)  # type: ignore[arg-type]
 
 
-async def serve(folder: Path, replica_id: str, kind: str, secret: str) -> None:
+async def serve(folder: Path, replica_id: str, kind: str, secret: str, num_slots: int) -> None:
     from services.model_service import ModelService
 
-    service = ModelService(make(kind), secret, app="llm-tiny", replica_id=replica_id, beats=FolderBeats(folder))
+    service = ModelService(
+        make(kind, num_slots), secret, app="llm-tiny", replica_id=replica_id, beats=FolderBeats(folder)
+    )
     await service.start()
     await asyncio.to_thread(sys.stdin.read)
     await service.stop(drain_s=0.3)
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(Path(sys.argv[1]), *sys.argv[2:5]))
+    asyncio.run(serve(Path(sys.argv[1]), *sys.argv[2:5], int(sys.argv[5])))
