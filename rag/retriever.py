@@ -1,7 +1,7 @@
 """From a question to passages: embed it, search by meaning and by words, fuse, keep the best.
 
 `HybridRetriever` does it behind LangChain's interface; `retrieve` gives what it finds as passages, for the service.
-Only active versions of documents are found. Who may read which collection is decided before.
+The store that it is given knows who asks: only what they may read is found.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class EmbedsQueries(Protocol):
 
 
 class Searches(Protocol):
-    """The part of a `VectorStore` that retrieval needs."""
+    """A store as somebody may see it: the rights are in it already."""
 
     def search(
         self,
@@ -90,7 +90,7 @@ class HybridRetriever(BaseRetriever):
     embedder: Any
     """An `Embedder`, or what of it is `EmbedsQueries`."""
     store: Any
-    """A `VectorStore`, or what of it is `Searches`."""
+    """It `Searches`."""
     settings: RetrievalSettings = RetrievalSettings()
 
     async def _aget_relevant_documents(

@@ -1,5 +1,6 @@
 """The one contract between `rag` and a vector database, and the choice between the two that we have.
 
+Text comes out through `search_filtered` alone, which takes the filter that only `rag.access` can make.
 Each collection is an index of its own (a shard folder of the embedded engine, a collection of a server): dimension,
 word statistics (IDF) and deletion then belong to that collection alone, and one tenant's words do not shift another's
 scores. All calls block; call them in threads. They may be called from several threads at once. What a method has
@@ -8,7 +9,7 @@ acknowledged by returning survives a kill of the process.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,14 +18,16 @@ from uuid import UUID, uuid5
 import numpy as np
 import numpy.typing as npt
 
+from rag.access import HIDDEN, READERS, VISIBILITY, VISIBLE, AccessFilter, PointLabels
 from rag.errors import StoreError
 from rag.types import StoredChunk, Vectors
 
 DENSE = "dense"
 SPARSE = "bm25"
-VISIBILITY = "visibility"
-INDEXED_KEYWORDS = ("document_id", "version_id")
+INDEXED_KEYWORDS = ("document_id", "version_id", VISIBILITY, READERS)
+"""Payload fields with an index, beside the tenant's, whose index is of another kind."""
 _CHUNK_FIELDS = tuple(field.name for field in fields(StoredChunk))
+_NUM_SAMPLED = 4
 POINT_NAMESPACE = UUID("5f0f5f0c-7f0c-5d67-9a35-8f6d2f4c1b11")
 
 
@@ -43,26 +46,51 @@ class ScoredChunk:
 
 @dataclass(frozen=True, slots=True)
 class VersionState:
-    """What the store holds of one document version."""
+    """What the store holds of one document version. `labels`: what all of its points say; None where they differ."""
 
     collection_id: str
     num_points: int
     num_active: int
+    labels: PointLabels | None = None
 
     @property
     def is_active(self) -> bool:
         return self.num_points > 0 and self.num_active == self.num_points
 
 
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What a document has in the store. `num_words` counts different words of the sparse index, `num_word_entries` the
+    entries of all points under them; `sample` holds some of the vectors."""
+
+    num_points: int
+    num_words: int
+    num_word_entries: int
+    sample: tuple[npt.NDArray[np.float32], ...]
+
+
 class VectorStore(Protocol):
     """Chunks with their dense vectors and words. Every method may raise `StoreError`."""
 
-    def upsert(self, collection_id: str, chunks: Sequence[StoredChunk], vectors: Vectors, *, active: bool) -> None:
+    def upsert(
+        self,
+        collection_id: str,
+        chunks: Sequence[StoredChunk],
+        vectors: Vectors,
+        *,
+        active: bool,
+        labels: PointLabels | None = None,
+    ) -> None:
         """Write chunks with their vectors (n, dimension). The same chunk of the same version is written over, never
-        doubled. The first upsert makes the collection and fixes its dimension."""
+        doubled. The first upsert makes the collection and fixes its dimension. Without labels nobody finds them."""
 
-    def activate_version(self, collection_id: str, version_id: str, *, replaces: str | None = None) -> None:
-        """Make a version visible to searches and hide the one it replaces, in one step. May be repeated."""
+    def activate_version(
+        self, collection_id: str, version_id: str, *, labels: PointLabels, replaces: str | None = None
+    ) -> None:
+        """Make a version visible to its readers and hide the one it replaces, in one step. May be repeated."""
+
+    def label_document(self, collection_id: str, document_id: str, labels: PointLabels) -> None:
+        """Change who may read the points of a document, those of all its versions. May be repeated."""
 
     def deactivate_version(self, collection_id: str, version_id: str) -> None: ...
 
@@ -85,19 +113,16 @@ class VectorStore(Protocol):
     ) -> int:
         """Number of chunks, exact; 0 for an unknown collection."""
 
+    def measure(self, collection_id: str, *, document_id: str) -> Inventory: ...
+
     def list_versions(self) -> dict[str, VersionState]:
         """Every version that has at least one chunk, by version id."""
 
-    def search(
-        self,
-        collection_ids: Sequence[str],
-        *,
-        vector: npt.NDArray[np.float32] | None,
-        text: str | None,
-        limit: int,
+    def search_filtered(
+        self, access: AccessFilter, *, vector: npt.NDArray[np.float32] | None, text: str | None, limit: int
     ) -> list[ScoredChunk]:
-        """Up to `limit` chunks of active versions by each leg that is given (vector: meaning, text: words), joined, in
-        no promised order. Unknown collections hold nothing."""
+        """Up to `limit` chunks that the filter lets through, by each leg that is given (vector: meaning, text: words),
+        joined, in no promised order. Unknown collections hold nothing."""
 
     def flush(self) -> None:
         """Write what is buffered to disk; acknowledged writes are safe without it (write-ahead log)."""
@@ -138,22 +163,41 @@ def point_id(version_id: str, chunk_index: int) -> str:
     return str(uuid5(POINT_NAMESPACE, f"{version_id}/{chunk_index}"))
 
 
-def chunk_to_payload(chunk: StoredChunk, *, active: bool) -> dict[str, Any]:
+def chunk_to_payload(chunk: StoredChunk, *, active: bool, labels: PointLabels | None) -> dict[str, Any]:
     payload: dict[str, Any] = {name: value for name in _CHUNK_FIELDS if (value := getattr(chunk, name)) is not None}
     payload["headings"] = list(chunk.headings)
     payload[VISIBILITY] = visibility(active)
-    return payload
+    return payload | (labels.payload if labels is not None else {})
 
 
 def chunk_from_payload(payload: Mapping[str, Any]) -> StoredChunk:
-    values = {name: value for name, value in payload.items() if name != VISIBILITY}
+    values = {name: value for name, value in payload.items() if name in _CHUNK_FIELDS}
     values["headings"] = tuple(values.get("headings", ()))
     return StoredChunk(**values)
 
 
 def visibility(active: bool) -> str:
-    """Searches see only "active" chunks; a word and not a flag, because the embedded engine cannot filter flags."""
-    return "active" if active else "hidden"
+    return VISIBLE if active else HIDDEN
+
+
+def take_inventory(points: Iterable[tuple[Sequence[int], Sequence[float]]]) -> Inventory:
+    """From the word indices and the vector of each point."""
+    words: set[int] = set()
+    num_points = num_entries = 0
+    sample: list[npt.NDArray[np.float32]] = []
+    for indices, vector in points:
+        num_points += 1
+        num_entries += len(indices)
+        words.update(indices)
+        if len(sample) < _NUM_SAMPLED:
+            sample.append(np.asarray(vector, dtype=np.float32))
+    return Inventory(num_points, len(words), num_entries, tuple(sample))
+
+
+def check_filter(access: AccessFilter) -> None:
+    """A search without the rights of somebody is a fault of the program, not of whoever asks."""
+    if type(access) is not AccessFilter:
+        raise TypeError(f"A search takes an AccessFilter of rag.access, not {type(access).__name__}.")
 
 
 def searchable_text(chunk: StoredChunk) -> str:

@@ -1,8 +1,7 @@
 """The vector store in our own process: Qdrant's engine (`qdrant-edge-py`), one shard folder per collection.
 
 One process owns the folder; a lock file says so. Writes go through the engine's write-ahead log before they are
-acknowledged. The engine does not merge segments by itself: somebody calls `optimize` when there is time. Version
-0.9.0 matches a boolean payload as an integer and finds nothing, so visibility is stored as a word.
+acknowledged. The engine does not merge segments by itself: somebody calls `optimize` when there is time.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import qdrant_edge as qe
 
+from rag.access import READERS, TENANT, VISIBILITY, AccessFilter, PointLabels, QdrantFilter
 from rag.bm25 import encode_document, encode_query
 from rag.errors import StoreError, StoreLocked, StoreMissing
 from rag.read_write_lock import ReadWriteLock
@@ -31,14 +31,16 @@ from rag.vector_store import (
     DENSE,
     INDEXED_KEYWORDS,
     SPARSE,
-    VISIBILITY,
+    Inventory,
     ScoredChunk,
     VersionState,
+    check_filter,
     check_upsert,
     chunk_to_payload,
     join_legs,
     point_id,
     searchable_text,
+    take_inventory,
     visibility,
 )
 
@@ -46,8 +48,13 @@ LOCK_FILE = "owner.lock"
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 _NEW, _DELETED = ".new-", ".deleted-"
 _BATCH = 256
+_PAGE = 1024
 _MANY = 10_000_000
 _LOCK_POLL_S = 0.05
+_INDEXES: dict[str, Any] = {
+    **dict.fromkeys(INDEXED_KEYWORDS, qe.PayloadSchemaType.Keyword),
+    TENANT: qe.KeywordIndexParams(is_tenant=True),
+}
 
 T = TypeVar("T")
 
@@ -79,7 +86,15 @@ class EdgeVectorStore:
             lock_file.close()
             raise
 
-    def upsert(self, collection_id: str, chunks: Sequence[StoredChunk], vectors: Vectors, *, active: bool) -> None:
+    def upsert(
+        self,
+        collection_id: str,
+        chunks: Sequence[StoredChunk],
+        vectors: Vectors,
+        *,
+        active: bool,
+        labels: PointLabels | None = None,
+    ) -> None:
         check_upsert(collection_id, chunks, vectors)
         if not chunks:
             return
@@ -91,21 +106,30 @@ class EdgeVectorStore:
             )
         for start in range(0, len(chunks), _BATCH):
             part = slice(start, start + _BATCH)
-            points = [_point(chunk, row, active) for chunk, row in zip(chunks[part], vectors[part], strict=True)]
+            points = [
+                _point(chunk, row, active, labels) for chunk, row in zip(chunks[part], vectors[part], strict=True)
+            ]
             shard.update(qe.UpdateOperation.upsert_points(points))
 
-    def activate_version(self, collection_id: str, version_id: str, *, replaces: str | None = None) -> None:
+    def activate_version(
+        self, collection_id: str, version_id: str, *, labels: PointLabels, replaces: str | None = None
+    ) -> None:
         shard = self._shard(collection_id)
         if shard is None:
             return
         with shard.visibility.exclusive():
-            shard.update(_show(version_id, True))
+            shard.update(_show(version_id, True, labels))
             if replaces is not None and replaces != version_id:
                 shard.update(_show(replaces, False))
 
     def deactivate_version(self, collection_id: str, version_id: str) -> None:
         if shard := self._shard(collection_id):
             shard.update(_show(version_id, False))
+
+    def label_document(self, collection_id: str, document_id: str, labels: PointLabels) -> None:
+        if shard := self._shard(collection_id):
+            of_document = qe.Filter(must=[_equals("document_id", document_id)])
+            shard.update(qe.UpdateOperation.set_payload_by_filter(of_document, labels.payload))
 
     def delete_version(self, collection_id: str, version_id: str) -> None:
         self._delete_where(collection_id, "version_id", version_id)
@@ -145,27 +169,30 @@ class EdgeVectorStore:
         wanted = _filter(document_id=document_id, version_id=version_id, active=active)
         return int(shard.use(lambda edge: edge.count(qe.CountRequest(exact=True, filter=wanted))))
 
+    def measure(self, collection_id: str, *, document_id: str) -> Inventory:
+        shard = self._shard(collection_id)
+        return take_inventory(() if shard is None else _vectors_of(shard, document_id))
+
     def list_versions(self) -> dict[str, VersionState]:
         versions: dict[str, VersionState] = {}
         for collection_id, shard in self._open_shards():
             total = shard.use(lambda edge: _count_by_version(edge, None))
-            visible = shard.use(lambda edge: _count_by_version(edge, True))
+            visible = shard.use(lambda edge: _count_by_version(edge, _filter(active=True)))
+            labels = shard.use(_labels_by_version)
             for version_id, num_points in total.items():
-                versions[version_id] = VersionState(collection_id, num_points, visible.get(version_id, 0))
+                versions[version_id] = VersionState(
+                    collection_id, num_points, visible.get(version_id, 0), labels.get(version_id)
+                )
         return versions
 
-    def search(
-        self,
-        collection_ids: Sequence[str],
-        *,
-        vector: npt.NDArray[np.float32] | None,
-        text: str | None,
-        limit: int,
+    def search_filtered(
+        self, access: AccessFilter, *, vector: npt.NDArray[np.float32] | None, text: str | None, limit: int
     ) -> list[ScoredChunk]:
+        check_filter(access)
         found: list[ScoredChunk] = []
-        for collection_id in dict.fromkeys(collection_ids):
+        for collection_id, allowed in access.by_index.items():
             if shard := self._shard(collection_id):
-                found += _search_shard(shard, vector, text, limit)
+                found += _search_shard(shard, _access_filter(allowed), vector, text, limit)
         return found
 
     def flush(self) -> None:
@@ -224,8 +251,8 @@ class _Shard:
         fresh = root / f"{_NEW}{name}"
         with _as_store_error(f"make the collection {name!r}"):
             edge = qe.EdgeShard.create(str(fresh), _config(dimension))
-            for field in (*INDEXED_KEYWORDS, VISIBILITY):
-                edge.update(qe.UpdateOperation.create_field_index(field, qe.PayloadSchemaType.Keyword))
+            for field, kind in _INDEXES.items():
+                edge.update(qe.UpdateOperation.create_field_index(field, kind))
             edge.flush()
             edge.close()
             os.rename(fresh, root / name)
@@ -234,7 +261,11 @@ class _Shard:
     @classmethod
     def load(cls, folder: Path) -> _Shard:
         with _as_store_error(f"open the collection in {folder}"):
-            return cls(qe.EdgeShard.load(str(folder)), _stored_dimension(folder))
+            edge = qe.EdgeShard.load(str(folder))
+            # A shard of an earlier version lacks the fields of access.
+            for field in _INDEXES.keys() - edge.info().payload_schema.keys():
+                edge.update(qe.UpdateOperation.create_field_index(field, _INDEXES[field]))
+            return cls(edge, _stored_dimension(folder))
 
     def use(self, call: Callable[[qe.EdgeShard], T]) -> T:
         with self._alive.shared():
@@ -264,10 +295,11 @@ def _config(dimension: int) -> qe.EdgeConfig:
     )
 
 
-def _point(chunk: StoredChunk, row: npt.NDArray[np.float32], active: bool) -> qe.Point:
+def _point(chunk: StoredChunk, row: npt.NDArray[np.float32], active: bool, labels: PointLabels | None) -> qe.Point:
     words = encode_document(searchable_text(chunk), chunk.language)
     vectors: Any = {DENSE: row.tolist(), SPARSE: qe.SparseVector(list(words.indices), list(words.values))}
-    return qe.Point(point_id(chunk.version_id, chunk.index), vectors, chunk_to_payload(chunk, active=active))
+    payload = chunk_to_payload(chunk, active=active, labels=labels)
+    return qe.Point(point_id(chunk.version_id, chunk.index), vectors, payload)
 
 
 def _equals(field: str, value: str) -> qe.FieldCondition:
@@ -283,21 +315,66 @@ def _filter(
     return qe.Filter(must=conditions) if conditions else None
 
 
-def _show(version_id: str, active: bool) -> qe.UpdateOperation:
+def _vectors_of(shard: _Shard, document_id: str) -> Iterator[tuple[list[int], list[float]]]:
+    offset: Any = None
+    wanted = qe.Filter(must=[_equals("document_id", document_id)])
+    while True:
+        page = qe.ScrollRequest(
+            offset=offset, limit=_PAGE, filter=wanted, with_payload=False, with_vector=[DENSE, SPARSE]
+        )
+        records, offset = shard.use(lambda edge, page=page: edge.scroll(page))  # type: ignore[misc]
+        for record in records:
+            vectors: Any = record.vector
+            yield list(vectors[SPARSE].indices) if SPARSE in vectors else [], vectors[DENSE]
+        if offset is None:
+            return
+
+
+def _access_filter(allowed: QdrantFilter) -> qe.Filter:
+    conditions: list[Any] = [
+        qe.FieldCondition(condition["key"], match=qe.MatchAny(condition["match"]["any"]))
+        for condition in allowed["must"]
+    ]
+    return qe.Filter(must=conditions)
+
+
+def _show(version_id: str, active: bool, labels: PointLabels | None = None) -> qe.UpdateOperation:
     of_version = qe.Filter(must=[_equals("version_id", version_id)])
-    return qe.UpdateOperation.set_payload_by_filter(of_version, {VISIBILITY: visibility(active)})
+    payload = {VISIBILITY: visibility(active)} | (labels.payload if labels is not None else {})
+    return qe.UpdateOperation.set_payload_by_filter(of_version, payload)
 
 
-def _count_by_version(edge: qe.EdgeShard, active: bool | None) -> dict[str, int]:
-    request = qe.FacetRequest("version_id", limit=_MANY, exact=True, filter=_filter(active=active))
+def _count_by(edge: qe.EdgeShard, field: str, wanted: qe.Filter | None) -> dict[str, int]:
+    request = qe.FacetRequest(field, limit=_MANY, exact=True, filter=wanted)
     # A value whose last point was deleted is still listed, with 0.
     return {str(hit.value): hit.count for hit in edge.facet(request).hits if hit.count > 0}
 
 
+def _count_by_version(edge: qe.EdgeShard, wanted: qe.Filter | None) -> dict[str, int]:
+    return _count_by(edge, "version_id", wanted)
+
+
+def _labels_by_version(edge: qe.EdgeShard) -> dict[str, PointLabels]:
+    """What all points of a version say, where they agree. One count per tenant, user and group: there are few."""
+    total = _count_by_version(edge, None)
+    said: dict[str, dict[str, list[str]]] = {field: {} for field in (TENANT, READERS)}
+    differing: set[str] = set()
+    for field, words in said.items():
+        for value in _count_by(edge, field, None):
+            for version_id, count in _count_by_version(edge, qe.Filter(must=[_equals(field, value)])).items():
+                words.setdefault(version_id, []).append(value)
+                if count != total.get(version_id):
+                    differing.add(version_id)
+    return {
+        version_id: PointLabels(tenants[0], tuple(sorted(readers)))
+        for version_id, readers in said[READERS].items()
+        if len(tenants := said[TENANT].get(version_id, [])) == 1 and version_id not in differing
+    }
+
+
 def _search_shard(
-    shard: _Shard, vector: npt.NDArray[np.float32] | None, text: str | None, limit: int
+    shard: _Shard, visible: qe.Filter, vector: npt.NDArray[np.float32] | None, text: str | None, limit: int
 ) -> list[ScoredChunk]:
-    visible = _filter(active=True)
     by_meaning: list[qe.ScoredPoint] = []
     by_words: list[qe.ScoredPoint] = []
     with shard.visibility.shared():

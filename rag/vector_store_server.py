@@ -16,6 +16,7 @@ import numpy.typing as npt
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ApiException
 
+from rag.access import READERS, TENANT, VISIBILITY, AccessFilter, PointLabels, QdrantFilter
 from rag.bm25 import encode_document, encode_query
 from rag.errors import StoreError
 from rag.types import StoredChunk, Vectors
@@ -23,14 +24,16 @@ from rag.vector_store import (
     DENSE,
     INDEXED_KEYWORDS,
     SPARSE,
-    VISIBILITY,
+    Inventory,
     ScoredChunk,
     VersionState,
+    check_filter,
     check_upsert,
     chunk_to_payload,
     join_legs,
     point_id,
     searchable_text,
+    take_inventory,
     visibility,
 )
 
@@ -54,36 +57,47 @@ class ServerVectorStore:
         store.list_collections()
         return store
 
-    def upsert(self, collection_id: str, chunks: Sequence[StoredChunk], vectors: Vectors, *, active: bool) -> None:
+    def upsert(
+        self,
+        collection_id: str,
+        chunks: Sequence[StoredChunk],
+        vectors: Vectors,
+        *,
+        active: bool,
+        labels: PointLabels | None = None,
+    ) -> None:
         check_upsert(collection_id, chunks, vectors)
         if not chunks:
             return
         self._ensure(collection_id, vectors.shape[1])
         for start in range(0, len(chunks), _BATCH):
             part = slice(start, start + _BATCH)
-            points = [_point(chunk, row, active) for chunk, row in zip(chunks[part], vectors[part], strict=True)]
+            points = [
+                _point(chunk, row, active, labels) for chunk, row in zip(chunks[part], vectors[part], strict=True)
+            ]
             with _as_store_error("write chunks"):
                 self._client.upsert(_name(collection_id), points, wait=True)
 
-    def activate_version(self, collection_id: str, version_id: str, *, replaces: str | None = None) -> None:
-        states = {version_id: True}
+    def activate_version(
+        self, collection_id: str, version_id: str, *, labels: PointLabels, replaces: str | None = None
+    ) -> None:
+        changes = {version_id: {VISIBILITY: visibility(True)} | labels.payload}
         if replaces is not None and replaces != version_id:
-            states[replaces] = False
-        self._show(collection_id, states)
+            changes[replaces] = {VISIBILITY: visibility(False)}
+        self._change(collection_id, [(changed, _filter(version_id=each)) for each, changed in changes.items()])
 
     def deactivate_version(self, collection_id: str, version_id: str) -> None:
-        self._show(collection_id, {version_id: False})
+        self._change(collection_id, [({VISIBILITY: visibility(False)}, _filter(version_id=version_id))])
 
-    def _show(self, collection_id: str, states: dict[str, bool]) -> None:
+    def label_document(self, collection_id: str, document_id: str, labels: PointLabels) -> None:
+        self._change(collection_id, [(labels.payload, _filter(document_id=document_id))])
+
+    def _change(self, collection_id: str, changes: Sequence[tuple[dict[str, Any], models.Filter]]) -> None:
         if not self._exists(collection_id):
             return
         operations: list[Any] = [
-            models.SetPayloadOperation(
-                set_payload=models.SetPayload(
-                    payload={VISIBILITY: visibility(active)}, filter=_filter(version_id=version_id)
-                )
-            )
-            for version_id, active in states.items()
+            models.SetPayloadOperation(set_payload=models.SetPayload(payload=payload, filter=wanted))
+            for payload, wanted in changes
         ]
         with _as_store_error("change what is visible"):
             self._client.batch_update_points(_name(collection_id), operations, wait=True)
@@ -123,15 +137,41 @@ class ServerVectorStore:
         with _as_store_error("count chunks"):
             return self._client.count(_name(collection_id), count_filter=wanted, exact=True).count
 
+    def measure(self, collection_id: str, *, document_id: str) -> Inventory:
+        if not self._exists(collection_id):
+            return take_inventory(())
+        return take_inventory(self._vectors_of(collection_id, document_id))
+
+    def _vectors_of(self, collection_id: str, document_id: str) -> Iterator[tuple[list[int], list[float]]]:
+        offset: Any = None
+        while True:
+            with _as_store_error("read a document's vectors"):
+                records, offset = self._client.scroll(
+                    _name(collection_id),
+                    scroll_filter=_filter(document_id=document_id),
+                    limit=_PAGE,
+                    offset=offset,
+                    with_payload=False,
+                    with_vectors=[DENSE, SPARSE],
+                )
+            for record in records:
+                vectors: Any = record.vector
+                yield vectors[SPARSE].indices if SPARSE in vectors else [], vectors[DENSE]
+            if offset is None:
+                return
+
     def list_versions(self) -> dict[str, VersionState]:
         versions: dict[str, VersionState] = {}
         for collection_id in self.list_collections():
             for payload in self._payloads(collection_id):
-                version_id = payload["version_id"]
-                before = versions.get(version_id, VersionState(collection_id, 0, 0))
+                version_id, labels = payload["version_id"], _labels(payload)
+                before = versions.get(version_id, VersionState(collection_id, 0, 0, labels))
                 is_active = payload[VISIBILITY] == visibility(True)
                 versions[version_id] = VersionState(
-                    collection_id, before.num_points + 1, before.num_active + int(is_active)
+                    collection_id,
+                    before.num_points + 1,
+                    before.num_active + int(is_active),
+                    labels if labels == before.labels else None,
                 )
         return versions
 
@@ -140,30 +180,34 @@ class ServerVectorStore:
         while True:
             with _as_store_error("list versions"):
                 records, offset = self._client.scroll(
-                    _name(collection_id), limit=_PAGE, offset=offset, with_payload=["version_id", VISIBILITY]
+                    _name(collection_id),
+                    limit=_PAGE,
+                    offset=offset,
+                    with_payload=["version_id", VISIBILITY, TENANT, READERS],
                 )
             yield from (record.payload or {} for record in records)
             if offset is None:
                 return
 
-    def search(
-        self,
-        collection_ids: Sequence[str],
-        *,
-        vector: npt.NDArray[np.float32] | None,
-        text: str | None,
-        limit: int,
+    def search_filtered(
+        self, access: AccessFilter, *, vector: npt.NDArray[np.float32] | None, text: str | None, limit: int
     ) -> list[ScoredChunk]:
+        check_filter(access)
         found: list[ScoredChunk] = []
-        for collection_id in dict.fromkeys(collection_ids):
+        for collection_id, allowed in access.by_index.items():
             if self._exists(collection_id):
-                found += self._search_one(_name(collection_id), vector, text, limit)
+                found += self._search_one(_name(collection_id), _access_filter(allowed), vector, text, limit)
         return found
 
     def _search_one(
-        self, name: str, vector: npt.NDArray[np.float32] | None, text: str | None, limit: int
+        self,
+        name: str,
+        visible: models.Filter,
+        vector: npt.NDArray[np.float32] | None,
+        text: str | None,
+        limit: int,
+        document_ids: Sequence[str] | None = None,
     ) -> list[ScoredChunk]:
-        visible = _filter(active=True)
         requests: list[models.QueryRequest] = []
         if vector is not None:
             requests.append(
@@ -235,8 +279,10 @@ class ServerVectorStore:
                     scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8, quantile=0.99, always_ram=True)
                 ),
             )
-            for field in (*INDEXED_KEYWORDS, VISIBILITY):
+            for field in INDEXED_KEYWORDS:
                 self._client.create_payload_index(name, field, models.PayloadSchemaType.KEYWORD, wait=True)
+            of_tenants = models.KeywordIndexParams(type=models.KeywordIndexType.KEYWORD, is_tenant=True)
+            self._client.create_payload_index(name, TENANT, of_tenants, wait=True)
 
     def _stored_dimension(self, name: str) -> int:
         with _as_store_error("read a collection's settings"):
@@ -250,15 +296,26 @@ def _name(collection_id: str) -> str:
     return f"{PREFIX}{collection_id}"
 
 
-def _point(chunk: StoredChunk, row: npt.NDArray[np.float32], active: bool) -> models.PointStruct:
+def _point(
+    chunk: StoredChunk, row: npt.NDArray[np.float32], active: bool, labels: PointLabels | None
+) -> models.PointStruct:
     words = encode_document(searchable_text(chunk), chunk.language)
     vectors: Any = {
         DENSE: row.tolist(),
         SPARSE: models.SparseVector(indices=list(words.indices), values=list(words.values)),
     }
-    return models.PointStruct(
-        id=point_id(chunk.version_id, chunk.index), vector=vectors, payload=chunk_to_payload(chunk, active=active)
-    )
+    payload = chunk_to_payload(chunk, active=active, labels=labels)
+    return models.PointStruct(id=point_id(chunk.version_id, chunk.index), vector=vectors, payload=payload)
+
+
+def _labels(payload: dict[str, Any]) -> PointLabels | None:
+    if TENANT not in payload or READERS not in payload:
+        return None
+    return PointLabels(payload[TENANT], tuple(sorted(payload[READERS])))
+
+
+def _access_filter(allowed: QdrantFilter) -> models.Filter:
+    return models.Filter.model_validate(allowed)
 
 
 def _filter(

@@ -41,8 +41,11 @@ class AnswerRecord:
     evidence: str | None = None
     finish_reason: str | None = None
     usage: Usage | None = None
+    document_ids: set[str] = field(default_factory=set)
+    """The documents whose text the answer could use, cited or not."""
 
     def add(self, event: ChatEvent) -> None:
+        self.document_ids.update(_documents_of(event))
         match event:
             case TextDelta(text=text, chunk=chunk):
                 self.text += text
@@ -57,6 +60,20 @@ class AnswerRecord:
                 self.text, self.usage, self.finish_reason = event.text, event.usage, event.finish_reason
             case _:
                 self.steps.append(windfarm_event(event))
+
+    def withdraw(self) -> None:
+        """Forget what was said: its documents are gone."""
+        self.text, self.citations, self.steps, self.tool_calls, self.logprobs = "", [], [], [], []
+
+
+def _documents_of(event: ChatEvent) -> Iterator[str]:
+    match event:
+        case RetrievalDone():
+            yield from (passage.chunk.document_id for passage in event.passages)
+        case ToolResult():
+            yield from event.document_ids
+        case CitationsReady():
+            yield from (cited.citation.document_id for cited in event.citations)
 
 
 class ChunkRenderer:

@@ -132,6 +132,8 @@ class ToolResult:
     name: str
     content: str
     is_error: bool = False
+    document_ids: tuple[str, ...] = ()
+    """The documents whose text the answer may hold from here on."""
 
 
 Evidence = Literal["found", "quoted", "none"]

@@ -1,11 +1,14 @@
 """Conversations that survive a reload: one user's chats with their messages, citations and tool steps.
 
 Every call names the actor and touches only that user's rows; somebody else's conversation does not exist for them.
-Everything here blocks; async code uses a thread.
+An answer is kept with the documents whose text it could use, its own and those of the answers before it. It is shown
+while its reader may read all of them; when one is deleted, its text is deleted too. Everything here blocks; async code
+uses a thread.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection as AnyCollection
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -13,8 +16,9 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from services.accounts import Actor
-from services.database import Conversation, Database, Message, utc_now
+from services.database import Conversation, Database, Message, MessageSource, utc_now
 from services.errors import ApiError, not_found
+from services.message_sources import WITHDRAWN, living_documents, readable_documents, withheld_messages
 
 MessageState = Literal["complete", "stopped", "failed"]
 _TITLE_LENGTH = 60
@@ -54,7 +58,9 @@ class Conversations:
             messages = session.scalars(
                 select(Message).where(Message.conversation_id == row.id).order_by(Message.position)
             ).all()
-        return _conversation_json(row) | {"messages": [_message_json(message) for message in messages]}
+            withheld = withheld_messages(session, row.id, actor.user_id)
+        shown = [_message_json(message, is_withheld=message.id in withheld) for message in messages]
+        return _conversation_json(row) | {"messages": shown}
 
     def update(self, actor: Actor, conversation_id: str, changes: dict[str, Any]) -> dict[str, Any]:
         """`changes` may hold `title`, `model` and `collections`, already validated."""
@@ -93,11 +99,18 @@ class Conversations:
         steps: Sequence[dict[str, Any]] = (),
         state: MessageState = "complete",
         model: str | None = None,
+        document_ids: AnyCollection[str] = (),
     ) -> str:
-        """Append a message; the first of a user names an untitled conversation. Returns the message's id."""
+        """Append a message; the first of a user names an untitled conversation. `document_ids`: what an answer could
+        use; where one of them was deleted meanwhile, its text is not kept. Returns the message's id."""
         with self._database.write() as session:
             row = _own(session, actor, conversation_id, lock=True)
             last = session.scalar(select(func.max(Message.position)).where(Message.conversation_id == row.id))
+            sources = set(document_ids)
+            if role == "assistant":
+                sources |= _sources_so_far(session, row, actor)
+            if sources - living_documents(session, sources):
+                content, citations, steps, sources = WITHDRAWN, (), (), set()
             message = Message(
                 conversation_id=row.id,
                 position=0 if last is None else last + 1,
@@ -109,11 +122,18 @@ class Conversations:
                 model=model,
             )
             session.add(message)
+            session.flush()
+            session.add_all(MessageSource(message_id=message.id, document_id=each) for each in sorted(sources))
             if role == "user" and row.title == _DEFAULT_TITLE:
                 row.title = title_of(content)
             row.updated_at = utc_now()
             session.flush()
             return message.id
+
+    def may_read(self, actor: Actor, document_ids: AnyCollection[str]) -> bool:
+        """Whether all these documents are there and the actor may read them right now."""
+        with self._database.read() as session:
+            return readable_documents(session, document_ids, actor.user_id) >= set(document_ids)
 
 
 def title_of(question: str) -> str:
@@ -122,6 +142,15 @@ def title_of(question: str) -> str:
     if len(line) <= _TITLE_LENGTH:
         return line or _DEFAULT_TITLE
     return line[:_TITLE_LENGTH].rsplit(" ", 1)[0] + "…"
+
+
+def _sources_so_far(session: Session, row: Conversation, actor: Actor) -> set[str]:
+    """What the earlier answers of a conversation rest on, which a new one may repeat; without those answers that the
+    reader is not shown any more."""
+    withheld = withheld_messages(session, row.id, actor.user_id)
+    rows = select(MessageSource).join(Message, Message.id == MessageSource.message_id)
+    found = session.scalars(rows.where(Message.conversation_id == row.id))
+    return {source.document_id for source in found if source.message_id not in withheld}
 
 
 def _own(session: Session, actor: Actor, conversation_id: str, *, lock: bool = False) -> Conversation:
@@ -151,13 +180,13 @@ def _conversation_json(row: Conversation) -> dict[str, Any]:
     }
 
 
-def _message_json(row: Message) -> dict[str, Any]:
+def _message_json(row: Message, *, is_withheld: bool = False) -> dict[str, Any]:
     return {
         "id": row.id,
         "role": row.role,
-        "content": row.content,
-        "citations": row.citations,
-        "steps": row.steps,
+        "content": WITHDRAWN if is_withheld else row.content,
+        "citations": [] if is_withheld else row.citations,
+        "steps": [] if is_withheld else row.steps,
         "state": row.state,
         "model": row.model,
         "created_at": row.created_at.isoformat(),

@@ -14,6 +14,8 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
+    Boolean,
     DateTime,
     Dialect,
     Engine,
@@ -26,10 +28,13 @@ from sqlalchemy import (
     TypeDecorator,
     create_engine,
     event,
+    false,
     make_url,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from rag.access import DEFAULT_TENANT
 
 _BUSY_TIMEOUT_MS = 15_000
 _WRITE = "windfarm_write"
@@ -82,7 +87,8 @@ class User(Base):
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("user"))
     name: Mapped[str] = mapped_column(unique=True)
     role: Mapped[str] = mapped_column(default="member")
-    """`owner` or `member`."""
+    """`owner` (of the installation, all tenants), `administrator` (of the tenant), `operator` or `member`."""
+    tenant: Mapped[str] = mapped_column(default=DEFAULT_TENANT, server_default=DEFAULT_TENANT)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
 
 
@@ -91,6 +97,7 @@ class Group(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("group"))
     name: Mapped[str] = mapped_column(unique=True)
+    tenant: Mapped[str] = mapped_column(default=DEFAULT_TENANT, server_default=DEFAULT_TENANT)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
 
 
@@ -149,21 +156,40 @@ class Message(Base):
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
 
 
+class MessageSource(Base):
+    """A document whose text an answer could use, or that an earlier answer of its conversation could. No foreign key to
+    the document: a row that outlived it still says that the answer may not be shown."""
+
+    __tablename__ = "message_sources"
+
+    message_id: Mapped[str] = mapped_column(ForeignKey("messages.id", ondelete="CASCADE"), primary_key=True)
+    document_id: Mapped[str] = mapped_column(primary_key=True, index=True)
+
+
 _LIVING = text("deleted_at IS NULL")
 
 
 class Collection(Base):
-    """A name is unique among living collections; a deleted one keeps its row until its vectors are gone."""
+    """A name is unique among an owner's living collections: a wider rule would tell what others have. A deleted one
+    keeps its row until its vectors are gone."""
 
     __tablename__ = "collections"
     __table_args__ = (
-        Index("uq_collections_living_name", "name", unique=True, sqlite_where=_LIVING, postgresql_where=_LIVING),
+        Index(
+            "uq_collections_living_name_of_owner",
+            "owner_id",
+            "name",
+            unique=True,
+            sqlite_where=_LIVING,
+            postgresql_where=_LIVING,
+        ),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("col"))
     name: Mapped[str]
     description: Mapped[str] = mapped_column(Text, default="")
     owner_id: Mapped[str] = mapped_column(ForeignKey("users.id"), index=True)
+    tenant: Mapped[str] = mapped_column(default=DEFAULT_TENANT, server_default=DEFAULT_TENANT)
     index_id: Mapped[str]
     """Name of its index in the vector store; embedding anew fills another index and then changes this name."""
     embedding_model: Mapped[str]
@@ -193,8 +219,28 @@ class Document(Base):
     owner_id: Mapped[str] = mapped_column(ForeignKey("users.id"), index=True)
     active_version_id: Mapped[str | None]
     """No foreign key: documents and versions would refer to each other. The reconciler proves it instead."""
+    has_own_readers: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+    """Otherwise its readers are those of the collection."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     deleted_at: Mapped[datetime | None]
+
+
+class CollectionReader(Base):
+    """Somebody who may read a collection: the id of a user or a group, or `EVERYBODY`."""
+
+    __tablename__ = "collection_readers"
+
+    collection_id: Mapped[str] = mapped_column(ForeignKey("collections.id", ondelete="CASCADE"), primary_key=True)
+    reader_id: Mapped[str] = mapped_column(primary_key=True, index=True)
+
+
+class DocumentReader(Base):
+    """The same for a document with readers of its own."""
+
+    __tablename__ = "document_readers"
+
+    document_id: Mapped[str] = mapped_column(ForeignKey("documents.id", ondelete="CASCADE"), primary_key=True)
+    reader_id: Mapped[str] = mapped_column(primary_key=True, index=True)
 
 
 class Version(Base):
@@ -240,6 +286,109 @@ class Job(Base):
     warnings: Mapped[list[Any]] = mapped_column(default=list)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     updated_at: Mapped[datetime] = mapped_column(default=utc_now, onupdate=utc_now)
+
+
+class Feedback(Base):
+    """What somebody said of one answer, with the question and the answer as they were; one per message."""
+
+    __tablename__ = "feedback"
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("fb"))
+    user_id: Mapped[str] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    message_id: Mapped[str] = mapped_column(unique=True)
+    """No foreign key: feedback outlives the conversation."""
+    rating: Mapped[str]
+    """`up` or `down`."""
+    reason: Mapped[str] = mapped_column(Text, default="")
+    question: Mapped[str] = mapped_column(Text)
+    answer: Mapped[str] = mapped_column(Text)
+    """Empty once a document that it rested on was deleted."""
+    model: Mapped[str | None]
+    collections: Mapped[list[Any]] = mapped_column(default=list)
+    state: Mapped[str] = mapped_column(default="new", index=True)
+    """`new`, `accepted` or `rejected`."""
+    relevant: Mapped[list[Any]] = mapped_column(default=list)
+    """Ids of the documents that hold the answer, as the reviewer judged."""
+    reviewer_id: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    reviewed_at: Mapped[datetime | None]
+
+
+class FeedbackPassage(Base):
+    """A passage that an answer was given or that it cites. `text` is kept of cited ones."""
+
+    __tablename__ = "feedback_passages"
+
+    feedback_id: Mapped[str] = mapped_column(ForeignKey("feedback.id", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    document_id: Mapped[str] = mapped_column(index=True)
+    version_id: Mapped[str]
+    document: Mapped[str] = mapped_column(String(1024))
+    collection: Mapped[str | None]
+    page: Mapped[int | None]
+    start: Mapped[int]
+    end: Mapped[int]
+    text: Mapped[str | None] = mapped_column(Text)
+    is_cited: Mapped[bool]
+
+
+class StoredFile(Base):
+    """A file that a client uploaded to its own account; documents are made of it by adding it to a vector store."""
+
+    __tablename__ = "files"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    owner_id: Mapped[str] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    filename: Mapped[str] = mapped_column(String(1024))
+    purpose: Mapped[str]
+    num_bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class VectorStoreInfo(Base):
+    """What OpenAI's vector stores have and collections lack; only for collections that were made or changed as one."""
+
+    __tablename__ = "vector_stores"
+
+    collection_id: Mapped[str] = mapped_column(ForeignKey("collections.id", ondelete="CASCADE"), primary_key=True)
+    name: Mapped[str | None] = mapped_column(String(1024))
+    """As the client gave it; the collection's own name is unique and obeys rules."""
+    attributes: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """OpenAI's `metadata`."""
+
+
+class VectorStoreFile(Base):
+    """A file in a vector store: the document `document_name` of that collection, once its job has ended."""
+
+    __tablename__ = "vector_store_files"
+
+    collection_id: Mapped[str] = mapped_column(ForeignKey("collections.id", ondelete="CASCADE"), primary_key=True)
+    file_id: Mapped[str] = mapped_column(ForeignKey("files.id", ondelete="CASCADE"), primary_key=True, index=True)
+    document_name: Mapped[str] = mapped_column(String(1024))
+    job_id: Mapped[str]
+    batch_id: Mapped[str | None]
+    attributes: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class DeletionReceipt(Base):
+    """What a deletion removed, and what a look for it found afterwards (none yet: `self_check` is empty). No text."""
+
+    __tablename__ = "deletion_receipts"
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("receipt"))
+    kind: Mapped[str]
+    """`document` or `collection`."""
+    subject_id: Mapped[str] = mapped_column(index=True)
+    subject_name: Mapped[str] = mapped_column(String(1024))
+    tenant: Mapped[str]
+    owner_id: Mapped[str]
+    """Who owned the collection. No foreign keys: a receipt outlives everything that it names."""
+    actor_id: Mapped[str]
+    removed: Mapped[dict[str, Any]]
+    self_check: Mapped[dict[str, Any] | None]
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    checked_at: Mapped[datetime | None]
 
 
 class JournalEntry(Base):

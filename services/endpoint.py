@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +20,12 @@ from services.conversation_routes import ConversationRoutes
 from services.conversations import Conversations
 from services.database import Database
 from services.discovery import ReplicaEndpoint
+from services.document_routes import DocumentRoutes
 from services.expert_observatory import ExpertObservatory
+from services.feedback import FeedbackBook
+from services.feedback_routes import FeedbackRoutes
+from services.file_routes import FileRoutes
+from services.files import Files
 from services.gateway_app import GatewayApp
 from services.generation import ChatStory, Generation
 from services.host_check import HostCheck
@@ -28,16 +34,22 @@ from services.key_limits import KeyLimits
 from services.knowledge_calls import RemoteSearcher
 from services.knowledge_routes import KnowledgeRoutes
 from services.limit_client import LimitClient
+from services.mcp_routes import McpRoutes
 from services.metrics import Metrics
 from services.model_queues import ModelQueues
 from services.model_status import MODEL_APP_PREFIX, ApplicationState
+from services.people import People
+from services.people_routes import PeopleRoutes
 from services.readiness import Readiness
 from services.relay import ModelPool, ModelStates, PooledModel, ReplicaSource, open_session
+from services.sharing_routes import SharingRoutes
 from services.status_routes import StatusRoutes
 from services.ui_proxy import UiProxy
+from services.vector_store_routes import VectorStoreRoutes
+from services.vector_stores import VectorStores
 
 PLATFORM_APP = "platform"
-UPLOADS_FOLDER = "uploads"
+UPLOADS_FOLDER, FILES_FOLDER = "uploads", "files"
 
 
 class Replicas(ReplicaSource, Protocol):
@@ -104,6 +116,11 @@ class Endpoint:
         queues = ModelQueues(config.queues, self._pool.num_slots)
         metrics.watch_queues(queues.sizes)
         generation = Generation(config.chat, self._pool, queues, around.story, conversations, metrics)
+        uploads = around.home / UPLOADS_FOLDER
+        searcher = RemoteSearcher(around.store, config.retrieval)
+        files = Files(around.database, around.home / FILES_FOLDER)
+        vector_stores = VectorStores(around.database, around.store, files)
+        accounts = Accounts(around.database)
         routes = [
             *InferenceRoutes(
                 generation,
@@ -116,10 +133,17 @@ class Endpoint:
             *ConversationRoutes(conversations).routes(),
             *KnowledgeRoutes(
                 around.store,
-                RemoteSearcher(around.store, config.retrieval),
-                around.home / UPLOADS_FOLDER,
+                searcher,
+                uploads,
                 config.max_body_mib,
             ).routes(),
+            *DocumentRoutes(around.store).routes(),
+            *FeedbackRoutes(FeedbackBook(around.database)).routes(),
+            *FileRoutes(files, vector_stores, uploads, config.max_body_mib).routes(),
+            *VectorStoreRoutes(vector_stores, around.store, config.retrieval).routes(),
+            *McpRoutes(around.store, searcher, version("windfarm")).routes(),
+            *SharingRoutes(around.store).routes(),
+            *PeopleRoutes(People(around.database), accounts).routes(),
             *StatusRoutes(
                 self._readiness,
                 metrics,
@@ -136,7 +160,7 @@ class Endpoint:
             config.max_body_mib,
         )
         hosts = HostCheck(around.listen_host, config.listen.allowed_hosts)
-        return GatewayApp(routes, Accounts(around.database), metrics, hosts, page)
+        return GatewayApp(routes, accounts, metrics, hosts, page)
 
     def _dependencies(self) -> Hashable | None:
         """The replicas that the proof rests on and the state of the other applications."""

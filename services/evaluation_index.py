@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid5
 
+from rag.access import CollectionGrant, Reader, StoreAsSeenBy, label_points
 from rag.chunking import TokenSpans
 from rag.errors import StoreError
 from rag.judged_set import JudgedDocument, JudgedSet
@@ -32,6 +33,9 @@ from services.passage_writer import chunk_size_problem, cut_into_chunks, embedde
 from services.setup_errors import ConfigError
 
 INDEX = "evaluation"
+_JUDGE = Reader("evaluation")
+_GRANT = CollectionGrant(INDEX, owner_id=_JUDGE.user_id)
+"""The set belongs to whoever evaluates, and its search carries the filter of any other."""
 _BATCH = 32
 
 Report = Callable[[str, int, int], None]
@@ -54,7 +58,7 @@ OpenModel = Callable[[EmbeddingConfig], AbstractAsyncContextManager[EmbeddingMod
 class SearchableSet:
     """A stored set and its questions' vectors. `embedding_ms`: what each question's vector took, in their order."""
 
-    store: VectorStore
+    store: StoreAsSeenBy
     model_name: str
     num_passages: int
     indexing_s: float
@@ -96,7 +100,8 @@ async def open_index(
                 num_passages = await _store_documents(judged.documents, store, model, settings.ingestion, report)
                 indexing_s = time.perf_counter() - began
                 vectors, embedding_ms = await _embed_queries(judged, model.embedder, report)
-                yield SearchableSet(store, model.embedder.model_name, num_passages, indexing_s, vectors, embedding_ms)
+                seen = StoreAsSeenBy(_JUDGE, store, (_GRANT,))
+                yield SearchableSet(seen, model.embedder.model_name, num_passages, indexing_s, vectors, embedding_ms)
             finally:
                 await asyncio.shield(asyncio.to_thread(store.close))
 
@@ -119,13 +124,14 @@ async def _store_documents(
     report: Report,
 ) -> int:
     """Returns the number of passages. Documents are embedded together: alone most would not fill a batch."""
+    labels = label_points(_GRANT.tenant, None)
     passages = await asyncio.to_thread(cut_documents, documents, model.token_spans, config)
     for start in range(0, len(passages), _BATCH):
         report("embedding passages", start, len(passages))
         batch = passages[start : start + _BATCH]
         vectors = await model.embedder.embed_passages([embedded_text(chunk) for chunk, _ in batch])
         stored = [chunk for _, chunk in batch]
-        await asyncio.to_thread(store.upsert, INDEX, stored, vectors, active=True)
+        await asyncio.to_thread(store.upsert, INDEX, stored, vectors, active=True, labels=labels)
     await asyncio.to_thread(store.optimize)
     return len(passages)
 

@@ -18,12 +18,12 @@ from typing import Any, TypeVar
 
 from cluster.engine import GenerationChunk, GenerationRequest, TokenLogprob, Usage
 from services.chat_rendering import AnswerRecord, ChunkRenderer, Json, whole_answer
-from services.chat_types import ChatEvent, ChatRequest, KnowledgeOptions, ModelClient
+from services.chat_types import ChatEvent, ChatRequest, CitationsReady, KnowledgeOptions, ModelClient, ToolResult
 from services.config import ChatConfig
 from services.continuation import ContinuedStream
 from services.conversations import Conversations, MessageState
 from services.error_responses import error_event, is_expected, to_api_error
-from services.errors import ApiError
+from services.errors import ApiError, conflict
 from services.event_stream import DONE, ClientGone, EventStream, until_client_leaves
 from services.frames import FrameKind
 from services.metrics import Metrics
@@ -38,6 +38,9 @@ _log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 Asked = ChatCompletionRequest | CompletionRequest
+_CHECK_SOURCES_S = 0.5
+"""How often an answer under way asks whether its documents are still there and still to be read."""
+
 ChatStory = Callable[[ChatRequest, ModelClient], AsyncIterator[ChatEvent]]
 
 
@@ -207,6 +210,7 @@ class Generation:
             async with aclosing(self._story(answer.story_request(), self._model(answer))) as story:  # type: ignore[type-var]
                 async for event in story:
                     answer.record.add(event)
+                    await self._check_sources(answer, event)
                     await show(event)
             state = "complete"
         except asyncio.CancelledError:
@@ -217,6 +221,21 @@ class Generation:
         if answer.record.usage is not None:
             place.note_answer(answer.record.usage.num_completion_tokens)
             self._metrics.tokens(answer.request.model, answer.record.usage)
+
+    async def _check_sources(self, answer: _ChatAnswer, event: ChatEvent) -> None:
+        """End an answer whose documents were deleted or taken from its reader while it is written: before anything of
+        theirs is shown letter by letter, and every moment in between."""
+        sources, now = answer.record.document_ids, time.monotonic()
+        shows_text = isinstance(event, CitationsReady | ToolResult)
+        if not sources or (not shows_text and now - answer.checked_at < _CHECK_SOURCES_S):
+            return
+        answer.checked_at = now
+        if not await asyncio.to_thread(self._conversations.may_read, answer.call.actor, sources):
+            answer.record.withdraw()
+            raise conflict(
+                "Documents of this answer were deleted, or taken from you, while it was written. Ask again.",
+                code="documents_changed",
+            )
 
     def _model(self, answer: _ChatAnswer) -> ModelClient:
         return PooledModel(self._pool, answer.request.model, answer.call.meter)
@@ -252,6 +271,7 @@ class Generation:
             steps=steps,
             state=state,
             model=answer.request.model,
+            document_ids=record.document_ids,
         )
 
     # Both ways
@@ -301,6 +321,7 @@ class _ChatAnswer:
         self.id = f"chatcmpl-{secrets.token_hex(12)}"
         self.created = int(time.time())
         self.record = AnswerRecord()
+        self.checked_at = 0.0
 
     @property
     def head(self) -> dict[str, Any]:

@@ -24,13 +24,14 @@ from rag.types import Embedder, ParsedDocument
 from rag.vector_store import VectorStore
 from services.blobs import Blobs
 from services.config import IngestionConfig
-from services.database import Collection, Database, Document, Job, Version, new_id
+from services.database import Collection, Database, Job, Version, new_id
 from services.ingestion_errors import Cancelled, as_api_errors, reason_of
 from services.job_rows import JobRows
-from services.journal import Journal, Removal, Replacement
-from services.knowledge import ACTIVE_JOB_STATES, Knowledge, job_json, unknown_document
+from services.journal import Journal, Replacement
+from services.knowledge import ACTIVE_JOB_STATES, Knowledge, job_json
 from services.parser_pool import ParserPool
 from services.passage_writer import PassageWriter
+from services.receipts import Deletions
 from services.reembedding import Reembedding
 
 _log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class IngestionService:
         self._blobs = blobs
         self._config = config
         self._knowledge = Knowledge(database)
+        self._deletions = Deletions(database, store, journal, blobs)
         self._rows = JobRows(database)
         self._writer = PassageWriter(database, store, journal, embedder, token_spans, config)
         self._reembedding = Reembedding(database, store, journal, embedder, self._rows, self._writer)
@@ -130,13 +132,13 @@ class IngestionService:
 
     async def delete_document(self, collection: str, document_id: str, actor: str) -> dict[str, Any]:
         """Remove a document with all that was made of it. Returns a receipt."""
-        receipt = await asyncio.to_thread(self._delete_document, collection, document_id, actor)
+        receipt = await asyncio.to_thread(self._deletions.delete_document, collection, document_id, actor)
         self._needs_tidying = True
         self._has_work.set()
         return receipt
 
     async def delete_collection(self, name: str, actor: str) -> dict[str, Any]:
-        return await asyncio.to_thread(self._delete_collection, name, actor)
+        return await asyncio.to_thread(self._deletions.delete_collection, name, actor)
 
     def require_embedding(self, collection: Collection) -> None:
         """`check_embedding` for callers over the handle: a 409 that says what to do."""
@@ -153,10 +155,10 @@ class IngestionService:
                 f"(dimension {runs[1]}) runs. Run `windfarm reembed {collection.name}`, or start the former model."
             )
 
-    # Submitting and deleting
+    # Submitting
 
     def _submit(self, collection_name: str, filename: str, source: Path | bytes, actor: str) -> dict[str, Any]:
-        collection = self._knowledge.collection(collection_name, actor)
+        collection = self._knowledge.managed_collection(collection_name, actor)
         self.require_embedding(collection)
         with as_api_errors():
             name = clean_filename(filename)
@@ -169,7 +171,7 @@ class IngestionService:
             raise
 
     def _submit_reembedding(self, collection_name: str, actor: str) -> dict[str, Any]:
-        collection = self._knowledge.collection(collection_name, actor)
+        collection = self._knowledge.managed_collection(collection_name, actor)
         return self._insert_job(Job(id=new_id("job"), kind="reembed", filename=""), collection, actor)
 
     def _insert_job(self, job: Job, collection: Collection, actor: str) -> dict[str, Any]:
@@ -178,30 +180,6 @@ class IngestionService:
             session.add(job)
             session.flush()
             return job_json(job, collection.name)
-
-    def _delete_document(self, collection_name: str, document_id: str, actor: str) -> dict[str, Any]:
-        collection = self._knowledge.collection(collection_name, actor)
-        with self._database.read() as session:
-            document = session.get(Document, document_id)
-        if document is None or document.collection_id != collection.id or document.deleted_at is not None:
-            raise unknown_document(document_id)
-        removed = self._journal.delete_document(document, collection.index_id)
-        return self._receipt(removed, id=document.id, object="document.deleted", name=document.name)
-
-    def _delete_collection(self, name: str, actor: str) -> dict[str, Any]:
-        collection = self._knowledge.collection(name, actor)
-        removed = self._journal.delete_collection(collection)
-        return self._receipt(removed, id=collection.id, object="collection.deleted", name=collection.name)
-
-    def _receipt(self, removed: Removal, **of_what: str) -> dict[str, Any]:
-        for blob_path in removed.blob_paths:
-            self._blobs.remove(blob_path)
-        return of_what | {
-            "deleted": True,
-            "num_documents": removed.num_documents,
-            "num_versions": removed.num_versions,
-            "num_passages": removed.num_passages,
-        }
 
     def _with_progress(self, job: dict[str, Any]) -> dict[str, Any]:
         live = self._writer.progress.get(job["id"])
@@ -292,11 +270,17 @@ class IngestionService:
                 job, collection.index_id, version, parsed, job.filename, (_SHARE_OF_PARSING, 1.0)
             )
             change = Replacement(job.id, collection.id, collection.index_id, version, job.filename, job.owner_id)
+            assert job.blob_path is not None
+            await asyncio.to_thread(self._blobs.originals.keep, version.id, Path(job.blob_path))
             if not await asyncio.to_thread(self._journal.activate, change):
                 raise Cancelled
         except BaseException:
-            await asyncio.shield(asyncio.to_thread(self._writer.discard_if_staged, collection.index_id, version.id))
+            await asyncio.shield(asyncio.to_thread(self._discard, collection.index_id, version.id))
             raise
+
+    def _discard(self, index_id: str, version_id: str) -> None:
+        if self._writer.discard_if_staged(index_id, version_id):
+            self._blobs.originals.remove([version_id])
 
     async def _prepare(self, job: Job) -> _Prepared:
         assert job.blob_path is not None

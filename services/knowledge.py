@@ -1,7 +1,7 @@
 """Collections, documents and jobs as the database knows them: names, who may see what, and their JSON.
 
-Reads and simple rules only; whatever changes the vector store goes through the journal. Members see their own
-collections, owners of the installation see all. Calls block.
+Reads and simple rules only; whatever changes the vector store goes through the journal. Everybody sees what they may
+read, and nothing tells them of the rest: no name, no count, no other error than for what does not exist. Calls block.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from collections.abc import Collection as AnyCollection
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, func, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from rag.access import CollectionGrant, Reader
 from rag.types import PageSpan, ParsedDocument
 from services.database import Collection, Database, Document, Job, User, Version, new_id
-from services.errors import ApiError, conflict, invalid, not_found
+from services.errors import ApiError, conflict, forbidden, invalid, not_found
+from services.rights import grants_of, is_readable, is_visible, manages, reader_of
 
 _NAME = re.compile(r"[^\W_][\w .\-]{0,63}")
 _MAX_DESCRIPTION = 2000
@@ -43,21 +45,21 @@ class Knowledge:
         collection_id = new_id("col")
         try:
             with self._database.write() as session:
+                reader = reader_of(session, actor)
                 collection = Collection(
                     id=collection_id,
                     index_id=collection_id,
                     name=cleaned,
                     description=description,
                     owner_id=actor,
+                    tenant=session.get_one(User, actor).tenant,
                     embedding_model=embedding_model,
                     embedding_dimension=dimension,
                 )
                 session.add(collection)
                 session.flush()
-                return collection_json(collection, 0, 0)
+                return collection_json(collection, 0, 0, reader)
         except IntegrityError as error:
-            if "owner_id" in str(error.orig) or "FOREIGN KEY" in str(error.orig):
-                raise not_found("The user who asks does not exist any more.", code="unknown_user") from error
             raise conflict(
                 f"A collection named {cleaned!r} exists already. Choose another name, or add documents to it.",
                 code="collection_exists",
@@ -66,73 +68,140 @@ class Knowledge:
 
     def list_collections(self, actor: str) -> list[dict[str, Any]]:
         with self._database.read() as session:
-            collections = session.scalars(_visible_to(session, actor).order_by(Collection.name)).all()
-            sizes = _sizes(session, [collection.id for collection in collections])
-            return [collection_json(each, *sizes.get(each.id, (0, 0))) for each in collections]
+            reader = reader_of(session, actor)
+            visible = select(Collection).where(is_visible(reader)).order_by(Collection.name, Collection.created_at)
+            collections = session.scalars(visible).all()
+            sizes = _sizes(session, [collection.id for collection in collections], reader)
+            return [collection_json(each, *sizes.get(each.id, (0, 0)), reader) for each in collections]
 
     def collection(self, name: str, actor: str) -> Collection:
-        """404 with the nearest name where there is none that the actor may see."""
+        """By name or id. 404 with the nearest name where there is none of which the actor may read anything."""
         with self._database.read() as session:
-            visible = {each.name: each for each in session.scalars(_visible_to(session, actor))}
-        found = visible.get(unicodedata.normalize("NFC", name))
-        if found is not None:
-            return found
-        nearest = difflib.get_close_matches(name, visible, n=1)
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else " `GET /v1/collections` lists those that you can use."
-        raise not_found(f"There is no collection named {name!r}.{hint}", code="unknown_collection", param="collection")
+            return find_collection(session, reader_of(session, actor), name)
+
+    def managed_collection(self, name: str, actor: str) -> Collection:
+        """The same for changes: 403 where the actor may read some of it and not change it."""
+        with self._database.read() as session:
+            reader = reader_of(session, actor)
+            collection = find_collection(session, reader, name)
+            require_manager(reader, collection)
+            return collection
+
+    def searchable(self, names: Sequence[str], actor: str) -> tuple[Reader, list[Collection], list[CollectionGrant]]:
+        """Who asks and what a search may look into, all from one moment."""
+        with self._database.read() as session:
+            reader = reader_of(session, actor)
+            collections = [find_collection(session, reader, name) for name in names]
+            return reader, collections, grants_of(session, collections)
 
     def describe_collection(self, name: str, actor: str) -> dict[str, Any]:
-        collection = self.collection(name, actor)
         with self._database.read() as session:
-            return collection_json(collection, *_sizes(session, [collection.id]).get(collection.id, (0, 0)))
+            reader = reader_of(session, actor)
+            collection = find_collection(session, reader, name)
+            size = _sizes(session, [collection.id], reader).get(collection.id, (0, 0))
+            return collection_json(collection, *size, reader)
 
     def list_documents(self, name: str, actor: str) -> list[dict[str, Any]]:
-        collection = self.collection(name, actor)
         with self._database.read() as session:
+            reader = reader_of(session, actor)
+            collection = find_collection(session, reader, name)
             rows = session.execute(
-                _active_documents().where(Document.collection_id == collection.id).order_by(Document.name)
+                _readable_documents(reader).where(Document.collection_id == collection.id).order_by(Document.name)
             ).all()
             return [document_json(document, version, collection.name) for document, version in rows]
 
     def document(self, document_id: str, actor: str) -> dict[str, Any]:
         """Metadata, text and pages of a document's active version."""
         with self._database.read() as session:
-            row = session.execute(_active_documents().where(Document.id == document_id)).one_or_none()
-            collection = session.get(Collection, row[0].collection_id) if row else None
-            if row is None or collection is None or not _may_see(session, collection, actor):
-                raise unknown_document(document_id)
-            parsed = stored_document(row[1])
-            return document_json(row[0], row[1], collection.name) | {
+            document, version = find_document(session, reader_of(session, actor), document_id)
+            parsed = stored_document(version)
+            return document_json(document, version, session.get_one(Collection, document.collection_id).name) | {
                 "text": parsed.text,
                 "pages": [{"number": page.number, "start": page.start, "end": page.end} for page in parsed.pages],
             }
 
     def job(self, job_id: str, actor: str) -> dict[str, Any]:
+        """Jobs name files and their faults, so they are of those who may change the collection."""
         with self._database.read() as session:
+            reader = reader_of(session, actor)
             job = session.get(Job, job_id)
             collection = session.get(Collection, job.collection_id) if job else None
-            if job is None or collection is None or not _may_see(session, collection, actor):
-                raise not_found(f"There is no job {job_id!r}.", code="unknown_job")
+            if job is None or collection is None or collection.deleted_at is not None:
+                raise unknown_job(job_id)
+            if not manages(reader, collection):
+                raise unknown_job(job_id)
             return job_json(job, collection.name)
 
     def list_jobs(self, name: str, actor: str) -> list[dict[str, Any]]:
-        """The newest first."""
-        collection = self.collection(name, actor)
-        newest = select(Job).where(Job.collection_id == collection.id).order_by(Job.created_at.desc(), Job.id.desc())
+        """The newest first; none for those who may only read."""
         with self._database.read() as session:
-            return [job_json(job, collection.name) for job in session.scalars(newest.limit(_MAX_JOBS_LISTED))]
+            reader = reader_of(session, actor)
+            collection = find_collection(session, reader, name)
+            if not manages(reader, collection):
+                return []
+            newest = select(Job).where(Job.collection_id == collection.id)
+            newest = newest.order_by(Job.created_at.desc(), Job.id.desc()).limit(_MAX_JOBS_LISTED)
+            return [job_json(job, collection.name) for job in session.scalars(newest)]
 
-    def active_versions(self, version_ids: AnyCollection[str]) -> set[str]:
-        """Those of the versions that are their document's active one right now."""
+    def readable_versions(self, version_ids: AnyCollection[str], actor: str) -> set[str]:
+        """Those of the versions that are their document's active one right now, and that the actor may read."""
         with self._database.read() as session:
-            found = select(Document.active_version_id).where(
-                Document.active_version_id.in_(version_ids), Document.deleted_at.is_(None)
-            )
-            return {version_id for version_id in session.scalars(found) if version_id is not None}
+            found = _readable_documents(reader_of(session, actor)).with_only_columns(Version.id)
+            return set(session.scalars(found.where(Version.id.in_(version_ids))))
+
+
+def find_collection(session: Session, reader: Reader, name: str) -> Collection:
+    """By name or id, among those of which the reader may read anything. One's own goes before another's of that name;
+    where several of others have it, their ids tell them apart."""
+    wanted = unicodedata.normalize("NFC", name)
+    visible = select(Collection).where(is_visible(reader))
+    matching = visible.where(or_(Collection.id == wanted, Collection.name == wanted)).order_by(Collection.created_at)
+    found = session.scalars(matching).all()
+    for is_it in (lambda each: each.id == wanted, lambda each: each.owner_id == reader.user_id):
+        if chosen := next((each for each in found if is_it(each)), None):
+            return chosen
+    if len(found) > 1:
+        ids = ", ".join(each.id for each in found)
+        raise conflict(
+            f"{len(found)} collections that you may read are named {name!r}. Say which one by its id: {ids}.",
+            code="ambiguous_collection",
+            param="collection",
+        )
+    if found:
+        return found[0]
+    names = session.scalars(visible.with_only_columns(Collection.name)).all()
+    raise unknown_collection(name, names)
+
+
+def find_document(session: Session, reader: Reader, document_id: str) -> tuple[Document, Version]:
+    """A document that the reader may read, with its active version; 404 for any other."""
+    row = session.execute(_readable_documents(reader).where(Document.id == document_id)).one_or_none()
+    if row is None:
+        raise unknown_document(document_id)
+    return row[0], row[1]
+
+
+def require_manager(reader: Reader, collection: Collection) -> None:
+    """For what the reader sees already: 403 where they may not change it."""
+    if not manages(reader, collection):
+        raise forbidden(
+            f"You may read in the collection {collection.name!r} and not change it. Ask its owner or an administrator.",
+            code="read_only_collection",
+        )
+
+
+def unknown_collection(name: str, visible_names: Sequence[str] = ()) -> ApiError:
+    nearest = difflib.get_close_matches(name, visible_names, n=1)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else " `GET /v1/collections` lists those that you can use."
+    return not_found(f"There is no collection named {name!r}.{hint}", code="unknown_collection", param="collection")
 
 
 def unknown_document(document_id: str) -> ApiError:
     return not_found(f"There is no document {document_id!r}.", code="unknown_document")
+
+
+def unknown_job(job_id: str) -> ApiError:
+    return not_found(f"There is no job {job_id!r}.", code="unknown_job")
 
 
 def stored_document(version: Version) -> ParsedDocument:
@@ -146,7 +215,8 @@ def stored_document(version: Version) -> ParsedDocument:
     )
 
 
-def collection_json(collection: Collection, num_documents: int, num_chunks: int) -> dict[str, Any]:
+def collection_json(collection: Collection, num_documents: int, num_chunks: int, reader: Reader) -> dict[str, Any]:
+    """The counts are those of what the reader may read."""
     return {
         "id": collection.id,
         "object": "collection",
@@ -156,6 +226,7 @@ def collection_json(collection: Collection, num_documents: int, num_chunks: int)
         "embedding_dimension": collection.embedding_dimension,
         "num_documents": num_documents,
         "num_chunks": num_chunks,
+        "can_change": manages(reader, collection),
         "created_at": int(collection.created_at.timestamp()),
     }
 
@@ -213,34 +284,21 @@ def _checked_name(name: str) -> str:
     return cleaned
 
 
-def _visible_to(session: Session, actor: str) -> Select[Collection]:
-    living = select(Collection).where(Collection.deleted_at.is_(None))
-    return living if _is_owner(session, actor) else living.where(Collection.owner_id == actor)
-
-
-def _may_see(session: Session, collection: Collection, actor: str) -> bool:
-    return collection.deleted_at is None and (collection.owner_id == actor or _is_owner(session, actor))
-
-
-def _is_owner(session: Session, actor: str) -> bool:
-    user = session.get(User, actor)
-    return user is not None and user.role == "owner"
-
-
-def _active_documents() -> Select[Document, Version]:
+def _readable_documents(reader: Reader) -> Select[Document, Version]:
     return (
         select(Document, Version)
         .join(Version, Version.id == Document.active_version_id)
-        .where(Document.deleted_at.is_(None))
+        .join(Collection, Collection.id == Document.collection_id)
+        .where(is_readable(reader))
     )
 
 
-def _sizes(session: Session, collection_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Number of documents and of chunks by collection."""
+def _sizes(session: Session, collection_ids: Sequence[str], reader: Reader) -> dict[str, tuple[int, int]]:
+    """Number of documents and of chunks by collection, of what the reader may read."""
     rows = session.execute(
-        select(Document.collection_id, func.count(), func.coalesce(func.sum(Version.num_chunks), 0))
-        .join(Version, Version.id == Document.active_version_id)
-        .where(Document.deleted_at.is_(None), Document.collection_id.in_(collection_ids))
+        _readable_documents(reader)
+        .with_only_columns(Document.collection_id, func.count(), func.coalesce(func.sum(Version.num_chunks), 0))
+        .where(Document.collection_id.in_(collection_ids))
         .group_by(Document.collection_id)
     )
     return {collection_id: (num_documents, int(num_chunks)) for collection_id, num_documents, num_chunks in rows}

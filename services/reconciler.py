@@ -10,13 +10,12 @@ from dataclasses import dataclass
 
 from sqlalchemy import select
 
+from rag.access import PointLabels, label_points
 from rag.vector_store import VectorStore, VersionState
 from services.blobs import Blobs
-from services.database import Collection, Database, Document, Job, Version, new_id
-from services.journal import Journal
+from services.database import Collection, Database, Document, DocumentReader, Job, Version, new_id
+from services.journal import OUR_INDEX, Journal
 from services.knowledge import ACTIVE_JOB_STATES
-
-_OUR_INDEX = "col_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +28,7 @@ class ReconcileReport:
     num_removed_indexes: int
     num_removed_versions: int
     num_repairs: int
+    num_relabelled: int
     num_removed_uploads: int
     num_versions: int
     num_passages: int
@@ -36,7 +36,7 @@ class ReconcileReport:
     @property
     def agreed(self) -> bool:
         """Whether nothing had to be put right in the store."""
-        return not (self.num_removed_indexes or self.num_removed_versions or self.num_repairs)
+        return not (self.num_removed_indexes or self.num_removed_versions or self.num_repairs or self.num_relabelled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,7 @@ class _Expected:
     owner_id: str
     document_id: str
     num_chunks: int
+    labels: PointLabels
 
 
 def reconcile(
@@ -58,13 +59,16 @@ def reconcile(
     expected = _expected_versions(database)
     found = store.list_versions()
     num_removed_versions = _remove_unknown_versions(store, _known_indexes(database), expected, found)
+    num_relabelled = _relabel(store, expected, found)
     num_repairs = _repair(database, store, expected, found)
+    blobs.originals.remove_all_but(_known_versions(database))
     return ReconcileReport(
         num_replayed=num_replayed,
         num_requeued_jobs=num_requeued,
         num_removed_indexes=num_removed_indexes,
         num_removed_versions=num_removed_versions,
         num_repairs=num_repairs,
+        num_relabelled=num_relabelled,
         num_removed_uploads=blobs.remove_all_but(_awaited_uploads(database)),
         num_versions=len(expected),
         num_passages=sum(each.num_chunks for each in expected.values()),
@@ -82,7 +86,7 @@ def _requeue_interrupted_jobs(database: Database) -> int:
 def _remove_unknown_indexes(database: Database, store: VectorStore) -> int:
     """Indexes of deleted collections and of embeddings that did not come to their end."""
     known = _known_indexes(database)
-    strays = [name for name in store.list_collections() if name.startswith(_OUR_INDEX) and name not in known]
+    strays = [name for name in store.list_collections() if name.startswith(OUR_INDEX) and name not in known]
     for name in strays:
         store.delete_collection(name)
     return len(strays)
@@ -95,13 +99,29 @@ def _known_indexes(database: Database) -> set[str]:
 
 def _expected_versions(database: Database) -> dict[str, _Expected]:
     rows = (
-        select(Version.id, Collection.index_id, Collection.id, Document.owner_id, Document.id, Version.num_chunks)
+        select(Version.id, Version.num_chunks, Document, Collection)
         .join(Document, Document.active_version_id == Version.id)
         .join(Collection, Collection.id == Document.collection_id)
         .where(Document.deleted_at.is_(None), Collection.deleted_at.is_(None))
     )
     with database.read() as session:
-        return {row[0]: _Expected(*row[1:]) for row in session.execute(rows)}
+        readers: dict[str, set[str]] = {}
+        for row in session.scalars(select(DocumentReader)):
+            readers.setdefault(row.document_id, set()).add(row.reader_id)
+        return {
+            version_id: _Expected(
+                index_id=collection.index_id,
+                collection_id=collection.id,
+                owner_id=document.owner_id,
+                document_id=document.id,
+                num_chunks=num_chunks,
+                labels=label_points(
+                    collection.tenant,
+                    frozenset(readers.get(document.id, ())) if document.has_own_readers else None,
+                ),
+            )
+            for version_id, num_chunks, document, collection in session.execute(rows)
+        }
 
 
 def _remove_unknown_versions(
@@ -117,6 +137,23 @@ def _remove_unknown_versions(
     return len(strays)
 
 
+def _known_versions(database: Database) -> set[str]:
+    with database.read() as session:
+        return set(session.scalars(select(Version.id)))
+
+
+def _relabel(store: VectorStore, expected: dict[str, _Expected], found: dict[str, VersionState]) -> int:
+    """Points that say something else of their readers than the database, or nothing: those of an earlier version."""
+    wrong = [
+        want
+        for version_id, want in expected.items()
+        if (state := found.get(version_id)) is not None and state.is_active and state.labels != want.labels
+    ]
+    for want in wrong:
+        store.label_document(want.index_id, want.document_id, want.labels)
+    return len(wrong)
+
+
 def _repair(
     database: Database, store: VectorStore, expected: dict[str, _Expected], found: dict[str, VersionState]
 ) -> int:
@@ -127,7 +164,7 @@ def _repair(
         if (state.num_points if state else 0) != want.num_chunks:
             broken.append(want)
         elif state is not None and not state.is_active:
-            store.activate_version(want.index_id, version_id)
+            store.activate_version(want.index_id, version_id, labels=want.labels)
     with database.write() as session:
         waiting = select(Job.document_id).where(Job.kind == "repair", Job.state.in_(ACTIVE_JOB_STATES))
         queued = set(session.scalars(waiting))

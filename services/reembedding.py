@@ -8,12 +8,13 @@ from sqlalchemy import select
 
 from rag.types import Embedder
 from rag.vector_store import VectorStore
-from services.database import Collection, Database, Job, Version, new_id
+from services.database import Collection, Database, Document, Job, Version, new_id
 from services.ingestion_errors import Cancelled
 from services.job_rows import JobRows
 from services.journal import Journal
 from services.knowledge import stored_document
 from services.passage_writer import PassageWriter
+from services.rights import labels_of
 
 
 class Reembedding:
@@ -55,10 +56,10 @@ class Reembedding:
 
     def _switch(self, job: Job, collection_id: str, index_id: str, num_chunks: dict[str, int]) -> None:
         with self._journal.turn:
-            active = {version.id for _, version in self._rows.active_documents(collection_id)}
+            active = {version.id: document for document, version in self._rows.active_documents(collection_id)}
             for version_id in num_chunks:
                 if version_id in active:
-                    self._store.activate_version(index_id, version_id)
+                    self._show(index_id, active[version_id], version_id)
                 else:
                     # Deleted while it was embedded.
                     self._store.delete_version(index_id, version_id)
@@ -75,6 +76,11 @@ class Reembedding:
                 row.state, row.progress = "done", 1.0
                 row.num_chunks = sum(num_chunks[version_id] for version_id in active)
             self._journal.replay()
+
+    def _show(self, index_id: str, document: Document, version_id: str) -> None:
+        with self._database.read() as session:
+            labels = labels_of(session, document)
+        self._store.activate_version(index_id, version_id, labels=labels)
 
     def _discard_index(self, index_id: str) -> None:
         with self._journal.turn:
@@ -100,7 +106,8 @@ class Reembedding:
             if version is None or version.state != "active":
                 self._store.delete_version(index_id, version_id)
                 raise Cancelled
-            self._store.activate_version(index_id, version_id)
+            labels = labels_of(session, session.get_one(Document, version.document_id))
+            self._store.activate_version(index_id, version_id, labels=labels)
             version.num_chunks = num_chunks
             row = session.get_one(Job, job.id)
             row.state, row.progress, row.num_chunks = "done", 1.0, num_chunks

@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
 from cluster.errors import EngineBusy, EngineDead
+from rag.access import search_as
 from rag.chunking import TokenSpans
 from rag.errors import EmbedderUnavailable, EmbeddingMismatch
 from rag.read_write_lock import ReadWriteLock
@@ -93,8 +94,11 @@ class HandleEmbedder:
 
 
 class SearchableCollections:
-    """What the retriever sees as its store: collections by name, and of them only what the database says is active.
+    """What the retriever sees as its store: collections by name, as one person may read them.
 
+    Each search asks the database who they are and what they may read, searches with the filter made of that, and asks
+    again before it gives anything away: what the store says of readers may be older than what the database says. So a
+    right that was taken shows nothing from that moment, also where the store could not be told yet.
     `visible` is shared by searches and held alone while a version takes another's place, so that no search sees both
     or neither.
     """
@@ -106,12 +110,14 @@ class SearchableCollections:
         visible: ReadWriteLock,
         actor: str,
         check_embedding: Callable[[Collection], None],
+        documents: Sequence[str] | None = None,
     ) -> None:
         self._knowledge = knowledge
         self._store = store
         self._visible = visible
         self._actor = actor
         self._check_embedding = check_embedding
+        self._documents = documents
         self.names_by_index: dict[str, str] = {}
 
     def search(
@@ -119,10 +125,12 @@ class SearchableCollections:
     ) -> list[ScoredChunk]:
         """`collection_ids` are names here. Raises where the actor may not read one."""
         with self._visible.shared():
-            collections = [self._knowledge.collection(name, self._actor) for name in collection_ids]
+            reader, collections, grants = self._knowledge.searchable(collection_ids, self._actor)
             for collection in collections:
                 self._check_embedding(collection)
             self.names_by_index = {collection.index_id: collection.name for collection in collections}
-            found = self._store.search(list(self.names_by_index), vector=vector, text=text, limit=limit)
-            active = self._knowledge.active_versions({hit.chunk.version_id for hit in found})
-            return [hit for hit in found if hit.chunk.version_id in active]
+            found = search_as(
+                reader, self._store, grants, vector=vector, text=text, limit=limit, document_ids=self._documents
+            )
+            readable = self._knowledge.readable_versions({hit.chunk.version_id for hit in found}, self._actor)
+            return [hit for hit in found if hit.chunk.version_id in readable]

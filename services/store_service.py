@@ -20,6 +20,7 @@ from sqlalchemy import select
 from rag.chunking import TokenSpans
 from rag.errors import EmbedderUnavailable, EmbeddingMismatch, StoreMissing
 from rag.fusion import FusionMethod
+from rag.page_rendering import PageRenderer
 from rag.parsing import ParseLimits
 from rag.read_write_lock import ReadWriteLock
 from rag.types import Embedder
@@ -28,15 +29,18 @@ from services.blobs import Blobs
 from services.chat_types import SearchResult
 from services.config import Environment, IngestionConfig, StoreConfig
 from services.database import Collection, Database, Document, Version
+from services.document_view import DocumentViews, Span
 from services.errors import ApiError, conflict, invalid, unavailable
 from services.ingestion import IngestionService
 from services.journal import Journal
-from services.knowledge import Knowledge
+from services.knowledge import Knowledge, unknown_document
 from services.parser_pool import ParserPool
 from services.passage_writer import chunk_size_problem
+from services.receipts import Deletions
 from services.reconciler import ReconcileReport, reconcile
 from services.retrieval import SearchableCollections
 from services.schema import upgrade
+from services.sharing import ReaderChange, Sharing
 
 _log = logging.getLogger(__name__)
 
@@ -82,9 +86,10 @@ def open_store(config: StoreConfig, environment: Environment) -> StoreParts:
         _refuse_lost_folder(database, folder)
     vectors = open_vector_store(folder, url=url, api_key=_api_key(config), lock_timeout_s=_LOCK_TIMEOUT_S)
     visible = ReadWriteLock()
-    journal = Journal(database, vectors, visible)
     blobs = Blobs(environment.home / "blobs", environment.home)
+    journal = Journal(database, vectors, visible, blobs.originals)
     report = reconcile(database, vectors, journal, blobs, owns_all=url is None)
+    Deletions(database, vectors, journal, blobs).finish_interrupted()
     _log.info("Database and vector store agree: %s", asdict(report))
     return StoreParts(config, database, vectors, visible, journal, blobs, report)
 
@@ -93,6 +98,8 @@ class StoreService:
     def __init__(self, parts: StoreParts, embedder: ConnectedEmbedder) -> None:
         self._parts = parts
         self._knowledge = Knowledge(parts.database)
+        self._sharing = Sharing(parts.database, parts.journal)
+        self._deletions = Deletions(parts.database, parts.vectors, parts.journal, parts.blobs)
         self._embedder = embedder
         ingestion = parts.config.ingestion
         self._parsers = ParserPool(_limits(ingestion), ingestion.parallel_parsers)
@@ -106,6 +113,7 @@ class StoreService:
             blobs=parts.blobs,
             config=ingestion,
         )
+        self._views = DocumentViews(self._knowledge, parts.blobs.originals, PageRenderer(_limits(ingestion)))
         self._starting: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -119,6 +127,7 @@ class StoreService:
             await asyncio.wait([self._starting])
         await self._ingestion.stop()
         self._parsers.close()
+        self._views.close()
         await asyncio.to_thread(self._close_parts)
 
     def check_health(self) -> None:
@@ -161,8 +170,41 @@ class StoreService:
     async def document(self, document_id: str, actor: str) -> dict[str, Any]:
         return await asyncio.to_thread(self._knowledge.document, document_id, actor)
 
+    async def require_manager(self, collection: str, actor: str) -> None:
+        """Raise where the actor may not change a collection."""
+        await asyncio.to_thread(self._knowledge.managed_collection, collection, actor)
+
+    async def view_document(
+        self, collection: str, document_id: str, span: Span, actor: str, width: int | None
+    ) -> dict[str, Any]:
+        """See `DocumentViews.view`."""
+        view = await self._views.view(document_id, span, actor, width)
+        if view["collection"] != collection:
+            raise unknown_document(document_id)
+        return view
+
+    async def page_image(
+        self, collection: str, document_id: str, page: int, span: Span, actor: str, width: int
+    ) -> bytes:
+        """PNG; see `DocumentViews.page`."""
+        if (await self.document(document_id, actor))["collection"] != collection:
+            raise unknown_document(document_id)
+        return await self._views.page(document_id, page, span, actor, width)
+
     async def delete_document(self, collection: str, document_id: str, actor: str) -> dict[str, Any]:
         return await self._ingestion.delete_document(collection, document_id, actor)
+
+    async def receipts(self, actor: str) -> list[dict[str, Any]]:
+        return await asyncio.to_thread(self._deletions.receipts, actor)
+
+    async def receipt(self, receipt_id: str, actor: str) -> dict[str, Any]:
+        return await asyncio.to_thread(self._deletions.receipt, receipt_id, actor)
+
+    async def readers(self, collection: str, document_id: str | None, actor: str) -> dict[str, Any]:
+        return await asyncio.to_thread(self._sharing.readers, collection, document_id, actor)
+
+    async def share(self, collection: str, document_id: str | None, change: ReaderChange, actor: str) -> dict[str, Any]:
+        return await asyncio.to_thread(self._sharing.share, collection, document_id, change, actor)
 
     async def reembed(self, collection: str, actor: str) -> dict[str, Any]:
         await self._know_present_model()
@@ -188,8 +230,10 @@ class StoreService:
         candidates: int = 50,
         fusion: FusionMethod = "minmax",
         dense_weight: float = 0.5,
+        documents: Sequence[str] | None = None,
     ) -> SearchResult:
-        """The best passages for a question, with the names of the collections whose ids they carry."""
+        """The best passages for a question, with the names of the collections whose ids they carry. `documents`: only
+        passages of these."""
         from rag.retriever import RetrievalSettings, retrieve
 
         names = list(dict.fromkeys(collections))
@@ -198,7 +242,12 @@ class StoreService:
         await self._embedder_is_there()
         await asyncio.to_thread(self._check_readable, names, actor)
         readable = SearchableCollections(
-            self._knowledge, self._parts.vectors, self._parts.visible, actor, self._ingestion.require_embedding
+            self._knowledge,
+            self._parts.vectors,
+            self._parts.visible,
+            actor,
+            self._ingestion.require_embedding,
+            documents,
         )
         settings = RetrievalSettings(top_k, candidates, fusion, dense_weight)
         try:

@@ -33,6 +33,17 @@ PRIVATE = ("ray._private", "ray.serve._private", "ray.experimental")
 ADAPTERS = ("services/ray_adapter.py", "services/discovery.py")
 """The files that know Ray's private parts (the second one its key-value store); each has contract tests."""
 
+ACCESS_ONLY = {
+    "search_filtered": ("rag/access.py", "rag/vector_store"),
+    "compile_filter": ("rag/access.py",),
+    "AccessFilter": ("rag/access.py", "rag/vector_store"),
+    "_SEAL": ("rag/access.py",),
+    "search_as": ("rag/access.py", "services/retrieval.py", "services/receipts.py"),
+    "StoreAsSeenBy": ("rag/access.py", "services/evaluation_index.py"),
+}
+"""What reads the vector store -> where it may be used (prefixes of paths). `services.retrieval` asks the database for
+the rights, `services.receipts` counts what a deletion left; an evaluation searches in its own index."""
+
 HEAVY = ("torch", "vllm", "transformers", "xllamacpp")
 
 TRANSPORT = ("aiohttp", "fastapi", "httpx", "ray", "starlette", "uvicorn", "services.routing", "services.listener")
@@ -101,6 +112,44 @@ def test_private_parts_of_ray_are_touched_in_their_adapters_only() -> None:
         if name.startswith(PRIVATE) and (relative := path.relative_to(ROOT).as_posix()) not in ADAPTERS
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def uses(path: Path) -> Iterator[tuple[str, int]]:
+    """(name, line) of every name that is read, called, imported or looked up on something."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Name):
+            yield node.id, node.lineno
+        elif isinstance(node, ast.Attribute):
+            yield node.attr, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value, node.lineno  # getattr(store, "search_filtered")
+
+
+def test_text_leaves_the_vector_store_through_the_rights_of_a_reader_alone() -> None:
+    """Search, filter and its maker are used where they are made; whoever else searches says for whom."""
+    wrong = [
+        f"{relative}:{line} uses {name}"
+        for path in modules()
+        for name, line in uses(path)
+        if name in ACCESS_ONLY and not (relative := path.relative_to(ROOT).as_posix()).startswith(ACCESS_ONLY[name])
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_vector_store_gives_text_back_in_one_way_only() -> None:
+    """A second method that returns chunks would be a second way around the rights."""
+    contract = ast.parse((ROOT / "rag" / "vector_store.py").read_text(encoding="utf-8"))
+    (store,) = (node for node in contract.body if isinstance(node, ast.ClassDef) and node.name == "VectorStore")
+    giving = [
+        method.name
+        for method in store.body
+        if isinstance(method, ast.FunctionDef)
+        and method.returns is not None
+        and any(word in ast.unparse(method.returns) for word in ("Chunk", "Any", "Passage", "object"))
+    ]
+    assert giving == ["search_filtered"]
 
 
 def test_checks_know_no_transport() -> None:

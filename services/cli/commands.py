@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from services.cli import evaluation, experts, keys, knowledge, machine, planning, running, talking
+from services.cli import evaluation, experts, feedback, keys, knowledge, machine, planning, running, talking
 
 app = typer.Typer(
     name="windfarm",
@@ -35,3 +35,4 @@ for _command in (
 ):
     app.command()(_command)
 app.add_typer(evaluation.app)
+app.add_typer(feedback.app)

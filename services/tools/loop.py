@@ -242,7 +242,8 @@ class ToolLoop:
             yield ToolCall(call_id, call.name, call.arguments, "server", index)
             content, is_error = await self._result(state, call)
             state.messages.append(result_message(call_id, call.name, content))
-            yield ToolResult(call_id, call.name, content, is_error)
+            rests_on = tuple(dict.fromkeys(passage.chunk.document_id for passage in self._context.passages))
+            yield ToolResult(call_id, call.name, content, is_error, rests_on)
 
     async def _result(self, state: _State, call: ParsedCall) -> tuple[str, bool]:
         key = (call.name, _canonical(call.arguments))

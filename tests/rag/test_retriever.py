@@ -10,6 +10,7 @@ from langchain_core.retrievers import BaseRetriever
 from rag.retriever import HybridRetriever, RetrievalSettings, rank, retrieve, to_document, to_passage
 from rag.types import Passage, StoredChunk, Vectors
 from rag.vector_store import ScoredChunk, VectorStore, open_vector_store
+from tests.seen import LABELS, seen
 
 TOPICS = ["holiday", "travel", "security", "kitchen"]
 
@@ -43,14 +44,15 @@ async def store(tmp_path: Path) -> Iterator[VectorStore]:  # type: ignore[misc]
     }
     for collection, entries in texts.items():
         chunks = [chunk(text, collection=collection, index=index) for index, text in enumerate(entries)]
-        made.upsert(collection, chunks, await TopicEmbedder().embed_passages(entries), active=True)
+        made.upsert(collection, chunks, await TopicEmbedder().embed_passages(entries), active=True, labels=LABELS)
     yield made  # type: ignore[misc]
     made.close()
 
 
 async def search(store: VectorStore, query: str, *collections: str, top_k: int = 2) -> list[str]:
     settings = RetrievalSettings(top_k=top_k)
-    passages = await retrieve(query, collections, embedder=TopicEmbedder(), store=store, settings=settings)
+    both = seen(store, "a", "b")
+    passages = await retrieve(query, collections, embedder=TopicEmbedder(), store=both, settings=settings)
     return [passage.chunk.text for passage in passages]
 
 
@@ -69,7 +71,7 @@ async def test_a_search_spans_the_chosen_collections_and_no_other(store: VectorS
 
 async def test_each_passage_tells_the_score_of_each_leg(store: VectorStore) -> None:
     settings = RetrievalSettings(top_k=4)
-    passages = await retrieve("travel", ["a"], embedder=TopicEmbedder(), store=store, settings=settings)
+    passages = await retrieve("travel", ["a"], embedder=TopicEmbedder(), store=seen(store, "a", "b"), settings=settings)
     assert passages[0].chunk.text == "Travel by train"
     assert passages[0].leg_scores["dense"] == pytest.approx(1.0, abs=1e-3)
     assert passages[0].leg_scores["bm25"] > 0
@@ -90,7 +92,7 @@ def test_equal_scores_are_ranked_the_same_way_every_time() -> None:
 
 
 async def test_langchain_gets_documents_with_what_a_citation_needs(store: VectorStore) -> None:
-    retriever = HybridRetriever(collection_ids=["a"], embedder=TopicEmbedder(), store=store)
+    retriever = HybridRetriever(collection_ids=["a"], embedder=TopicEmbedder(), store=seen(store, "a"))
     assert isinstance(retriever, BaseRetriever)
     first = (await retriever.ainvoke("travel"))[0]
     assert first.page_content == "Travel by train"
@@ -111,7 +113,7 @@ def test_a_passage_survives_its_way_through_langchain() -> None:
 def test_langchain_works_without_an_event_loop_too(tmp_path: Path) -> None:
     store = open_vector_store(tmp_path / "vectors")
     vectors = np.eye(5, dtype=np.float32)[:1]
-    store.upsert("a", [chunk("Holiday is 25 days", collection="a", index=0)], vectors, active=True)
-    retriever = HybridRetriever(collection_ids=["a"], embedder=TopicEmbedder(), store=store)
+    store.upsert("a", [chunk("Holiday is 25 days", collection="a", index=0)], vectors, active=True, labels=LABELS)
+    retriever = HybridRetriever(collection_ids=["a"], embedder=TopicEmbedder(), store=seen(store, "a"))
     assert [document.page_content for document in retriever.invoke("holiday")] == ["Holiday is 25 days"]
     store.close()

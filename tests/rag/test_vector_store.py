@@ -16,9 +16,10 @@ from qdrant_client import QdrantClient
 
 from rag.errors import StoreError, StoreLocked, StoreMissing
 from rag.types import StoredChunk, Vectors
-from rag.vector_store import VectorStore, VersionState, open_vector_store
+from rag.vector_store import ScoredChunk, VectorStore, VersionState, open_vector_store
 from rag.vector_store_edge import EdgeVectorStore
 from rag.vector_store_server import ServerVectorStore
+from tests.seen import LABELS, seen
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,15 +59,21 @@ def axis(*numbers: int) -> Vectors:
     return np.eye(8, dtype=np.float32)[list(numbers)]
 
 
+def found(
+    store: VectorStore, *collections: str, vector: Vectors | None, text: str | None, limit: int
+) -> list[ScoredChunk]:
+    return seen(store, *collections).search(collections, vector=vector, text=text, limit=limit)
+
+
 def found_texts(store: VectorStore, *collections: str, axis_number: int = 0, text: str | None = None) -> set[str]:
-    hits = store.search(collections or ("c1",), vector=axis(axis_number)[0], text=text, limit=10)
+    hits = found(store, *(collections or ("c1",)), vector=axis(axis_number)[0], text=text, limit=10)
     return {hit.chunk.text for hit in hits}
 
 
 def test_a_chunk_comes_back_as_it_was_stored(store: VectorStore) -> None:
     stored = chunk("Parental leave lasts twelve weeks.")
-    store.upsert("c1", [stored], axis(0), active=True)
-    (hit,) = store.search(["c1"], vector=axis(0)[0], text="leave", limit=5)
+    store.upsert("c1", [stored], axis(0), active=True, labels=LABELS)
+    (hit,) = found(store, "c1", vector=axis(0)[0], text="leave", limit=5)
     assert hit.chunk == stored
     assert hit.dense == pytest.approx(1.0, abs=1e-3)
     assert hit.sparse > 0
@@ -74,7 +81,7 @@ def test_a_chunk_comes_back_as_it_was_stored(store: VectorStore) -> None:
 
 def test_a_repeated_upsert_does_not_double(store: VectorStore) -> None:
     for _ in range(3):
-        store.upsert("c1", [chunk("one"), chunk("two", index=1)], axis(0, 1), active=True)
+        store.upsert("c1", [chunk("one"), chunk("two", index=1)], axis(0, 1), active=True, labels=LABELS)
     assert store.count("c1") == 2
 
 
@@ -85,58 +92,65 @@ def test_a_hidden_version_is_not_found_by_either_leg(store: VectorStore) -> None
 
 
 def test_activation_replaces_the_old_version(store: VectorStore) -> None:
-    store.upsert("c1", [chunk("old text", version="v1")], axis(0), active=True)
+    store.upsert("c1", [chunk("old text", version="v1")], axis(0), active=True, labels=LABELS)
     store.upsert("c1", [chunk("new text", version="v2")], axis(0), active=False)
     assert found_texts(store, text="text") == {"old text"}
-    store.activate_version("c1", "v2", replaces="v1")
+    store.activate_version("c1", "v2", labels=LABELS, replaces="v1")
     assert found_texts(store, text="text") == {"new text"}
-    assert store.list_versions() == {"v1": VersionState("c1", 1, 0), "v2": VersionState("c1", 1, 1)}
+    assert store.list_versions() == {
+        "v1": VersionState("c1", 1, 0, LABELS),
+        "v2": VersionState("c1", 1, 1, LABELS),
+    }
 
 
 def test_activation_may_be_repeated(store: VectorStore) -> None:
     store.upsert("c1", [chunk("text", version="v2")], axis(0), active=False)
     for _ in range(2):
-        store.activate_version("c1", "v2", replaces="v1")
-    store.activate_version("c1", "v2", replaces="v2")
+        store.activate_version("c1", "v2", labels=LABELS, replaces="v1")
+    store.activate_version("c1", "v2", labels=LABELS, replaces="v2")
     assert store.list_versions()["v2"].is_active
 
 
 def test_the_words_leg_finds_inflected_forms_and_rare_words_weigh_more(store: VectorStore) -> None:
     texts = ["The invoice numbers are listed", "The meeting room", "The meeting about invoices of Zyx", "The meeting"]
-    store.upsert("c1", [chunk(text, index=i) for i, text in enumerate(texts)], axis(0, 1, 2, 3), active=True)
-    hits = store.search(["c1"], vector=None, text="invoice meetings zyx", limit=10)
+    store.upsert(
+        "c1", [chunk(text, index=i) for i, text in enumerate(texts)], axis(0, 1, 2, 3), active=True, labels=LABELS
+    )
+    hits = found(store, "c1", vector=None, text="invoice meetings zyx", limit=10)
     assert max(hits, key=lambda hit: hit.sparse).chunk.text == "The meeting about invoices of Zyx"
     assert {hit.chunk.text for hit in hits} == set(texts)
     assert all(hit.dense is None for hit in hits)
 
 
 def test_word_statistics_belong_to_one_collection(store: VectorStore) -> None:
-    store.upsert("c1", [chunk("invoice payment"), chunk("other thing", index=1)], axis(0, 1), active=True)
-    alone = store.search(["c1"], vector=None, text="invoice", limit=1)[0].sparse
+    store.upsert(
+        "c1", [chunk("invoice payment"), chunk("other thing", index=1)], axis(0, 1), active=True, labels=LABELS
+    )
+    alone = found(store, "c1", vector=None, text="invoice", limit=1)[0].sparse
     many = [chunk("invoice", index=i, version="w", document="e", collection="c2") for i in range(20)]
-    store.upsert("c2", many, np.repeat(axis(0), 20, axis=0), active=True)
-    assert store.search(["c1"], vector=None, text="invoice", limit=1)[0].sparse == pytest.approx(alone)
+    store.upsert("c2", many, np.repeat(axis(0), 20, axis=0), active=True, labels=LABELS)
+    assert found(store, "c1", vector=None, text="invoice", limit=1)[0].sparse == pytest.approx(alone)
 
 
 def test_what_only_the_words_found_has_its_exact_cosine_too(store: VectorStore) -> None:
-    store.upsert("c1", [chunk("alpha", index=i) for i in range(3)], axis(0, 0, 0), active=True)
-    store.upsert("c1", [chunk("omega", index=9)], axis(5), active=True)
-    hits = store.search(["c1"], vector=axis(0)[0], text="omega", limit=2)
+    store.upsert("c1", [chunk("alpha", index=i) for i in range(3)], axis(0, 0, 0), active=True, labels=LABELS)
+    store.upsert("c1", [chunk("omega", index=9)], axis(5), active=True, labels=LABELS)
+    hits = found(store, "c1", vector=axis(0)[0], text="omega", limit=2)
     (omega,) = [hit for hit in hits if hit.chunk.text == "omega"]
     assert omega.dense == pytest.approx(0.0, abs=1e-3)
     assert omega.sparse > 0
 
 
 def test_a_search_joins_several_collections_and_ignores_unknown_ones(store: VectorStore) -> None:
-    store.upsert("c1", [chunk("first")], axis(0), active=True)
-    store.upsert("c2", [chunk("second", version="w", collection="c2")], axis(0), active=True)
+    store.upsert("c1", [chunk("first")], axis(0), active=True, labels=LABELS)
+    store.upsert("c2", [chunk("second", version="w", collection="c2")], axis(0), active=True, labels=LABELS)
     assert found_texts(store, "c1", "c2", "c1", "nowhere") == {"first", "second"}
     assert found_texts(store, "c2") == {"second"}
 
 
 def test_deleting_a_version_document_or_collection_leaves_nothing_of_it(store: VectorStore) -> None:
     for version, document in (("v1", "d1"), ("v2", "d1"), ("v3", "d2")):
-        store.upsert("c1", [chunk("text", version=version, document=document)], axis(0), active=True)
+        store.upsert("c1", [chunk("text", version=version, document=document)], axis(0), active=True, labels=LABELS)
     store.delete_version("c1", "v1")
     assert set(store.list_versions()) == {"v2", "v3"}
     store.delete_document("c1", "d1")
@@ -149,14 +163,14 @@ def test_deleting_a_version_document_or_collection_leaves_nothing_of_it(store: V
 
 
 def test_a_deleted_collection_may_come_back_with_another_dimension(store: VectorStore) -> None:
-    store.upsert("c1", [chunk("text")], axis(0), active=True)
+    store.upsert("c1", [chunk("text")], axis(0), active=True, labels=LABELS)
     store.delete_collection("c1")
-    store.upsert("c1", [chunk("text")], np.eye(4, dtype=np.float32)[:1], active=True)
+    store.upsert("c1", [chunk("text")], np.eye(4, dtype=np.float32)[:1], active=True, labels=LABELS)
     assert store.count("c1") == 1
 
 
 def test_operations_on_an_unknown_collection_do_nothing(store: VectorStore) -> None:
-    store.activate_version("none", "v1")
+    store.activate_version("none", "v1", labels=LABELS)
     store.deactivate_version("none", "v1")
     store.delete_version("none", "v1")
     store.delete_document("none", "d1")
@@ -165,9 +179,9 @@ def test_operations_on_an_unknown_collection_do_nothing(store: VectorStore) -> N
 
 
 def test_vectors_of_another_model_are_refused(store: VectorStore) -> None:
-    store.upsert("c1", [chunk("text")], axis(0), active=True)
+    store.upsert("c1", [chunk("text")], axis(0), active=True, labels=LABELS)
     with pytest.raises(StoreError, match="dimension 8, not 4"):
-        store.upsert("c1", [chunk("text")], np.eye(4, dtype=np.float32)[:1], active=True)
+        store.upsert("c1", [chunk("text")], np.eye(4, dtype=np.float32)[:1], active=True, labels=LABELS)
 
 
 @pytest.mark.parametrize(
@@ -179,31 +193,31 @@ def test_vectors_of_another_model_are_refused(store: VectorStore) -> None:
 )
 def test_wrong_vectors_are_refused(store: VectorStore, vectors: Vectors, message: str) -> None:
     with pytest.raises(StoreError, match=message):
-        store.upsert("c1", [chunk("text")], vectors, active=True)
+        store.upsert("c1", [chunk("text")], vectors, active=True, labels=LABELS)
 
 
 def test_a_chunk_of_another_collection_is_refused(store: VectorStore) -> None:
     with pytest.raises(StoreError, match="'c2'"):
-        store.upsert("c1", [chunk("text", collection="c2")], axis(0), active=True)
+        store.upsert("c1", [chunk("text", collection="c2")], axis(0), active=True, labels=LABELS)
 
 
 def test_no_search_sees_both_versions_or_neither_during_swaps(tmp_path: Path) -> None:
     store = open_vector_store(tmp_path / "vectors")
     for version in ("v1", "v2"):
-        store.upsert("c1", [chunk(version, version=version)], axis(0), active=version == "v1")
+        store.upsert("c1", [chunk(version, version=version)], axis(0), active=version == "v1", labels=LABELS)
     seen: list[int] = []
     done = threading.Event()
 
     def search() -> None:
         while not done.is_set():
-            seen.append(len(store.search(["c1"], vector=axis(0)[0], text=None, limit=5)))
+            seen.append(len(found(store, "c1", vector=axis(0)[0], text=None, limit=5)))
 
     threads = [threading.Thread(target=search) for _ in range(3)]
     for thread in threads:
         thread.start()
     for round_number in range(100):
         new, old = ("v2", "v1") if round_number % 2 == 0 else ("v1", "v2")
-        store.activate_version("c1", new, replaces=old)
+        store.activate_version("c1", new, labels=LABELS, replaces=old)
     done.set()
     for thread in threads:
         thread.join()
@@ -213,14 +227,16 @@ def test_no_search_sees_both_versions_or_neither_during_swaps(tmp_path: Path) ->
 
 def test_everything_is_there_after_closing_and_opening(tmp_path: Path) -> None:
     store = open_vector_store(tmp_path / "vectors")
-    store.upsert("c1", [chunk("kept", index=i) for i in range(600)], np.repeat(axis(0), 600, axis=0), active=True)
+    store.upsert(
+        "c1", [chunk("kept", index=i) for i in range(600)], np.repeat(axis(0), 600, axis=0), active=True, labels=LABELS
+    )
     store.optimize()
     store.close()
     store.close()
     again = open_vector_store(tmp_path / "vectors", create=False)
-    assert again.list_versions() == {"v1": VersionState("c1", 600, 600)}
+    assert again.list_versions() == {"v1": VersionState("c1", 600, 600, LABELS)}
     with pytest.raises(StoreError, match="dimension 8"):
-        again.upsert("c1", [chunk("x")], np.eye(4, dtype=np.float32)[:1], active=True)
+        again.upsert("c1", [chunk("x")], np.eye(4, dtype=np.float32)[:1], active=True, labels=LABELS)
     again.close()
 
 
@@ -228,7 +244,7 @@ def test_a_closed_store_says_so(tmp_path: Path) -> None:
     store = open_vector_store(tmp_path / "vectors")
     store.close()
     with pytest.raises(StoreError, match="closed"):
-        store.search(["c1"], vector=axis(0)[0], text=None, limit=1)
+        found(store, "c1", vector=axis(0)[0], text=None, limit=1)
 
 
 def test_a_missing_folder_is_not_made_where_it_must_exist(tmp_path: Path) -> None:
@@ -270,7 +286,7 @@ def test_leftovers_of_a_kill_are_swept(tmp_path: Path) -> None:
 def test_a_collection_id_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
     store = EdgeVectorStore.open(tmp_path / "vectors")
     with pytest.raises(StoreError, match="folder"):
-        store.upsert(name, [chunk("text", collection=name)], axis(0), active=True)
+        store.upsert(name, [chunk("text", collection=name)], axis(0), active=True, labels=LABELS)
     store.close()
 
 
@@ -288,6 +304,7 @@ WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
+from rag.access import label_points
 from rag.types import StoredChunk
 from rag.vector_store import open_vector_store
 
@@ -297,7 +314,7 @@ while True:
     version = f"v{number}"
     chunks = [StoredChunk(f"{version}-{i}", "c1", "d1", version, "d.md", f"text {i}", 0, 1, i) for i in range(5)]
     store.upsert("c1", chunks, np.eye(8, dtype=np.float32)[:5], active=False)
-    store.activate_version("c1", version, replaces=f"v{number - 1}")
+    store.activate_version("c1", version, labels=label_points("default", None), replaces=f"v{number - 1}")
     sys.stdout.write(f"{number}\\n")
     sys.stdout.flush()
     number += 1

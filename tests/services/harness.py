@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +21,10 @@ import openai
 from cluster.engine import Engine, GenerationChunk, GenerationRequest, ModelInfo, Usage
 from cluster.expert_load import ExpertLoad
 from services.accounts import Accounts, ensure_owner
+from services.calls import Calls
 from services.chat_types import ChatEvent, ChatRequest, ModelClient
 from services.config import ChatConfig, PlatformConfig
-from services.database import Database
+from services.database import Collection, Database, Document
 from services.discovery import BeatStore, Directory
 from services.endpoint import Endpoint, Surroundings
 from services.errors import unavailable
@@ -214,13 +215,17 @@ async def running_endpoint(
     states: dict[str, ApplicationState] | None = None,
     limiter: BookCalls | None = None,
     beats: BeatStore | None = None,
+    store: Calls | None = None,
     proves: bool = False,
+    documents: Sequence[str] = (),
 ) -> AsyncIterator[Running]:
-    """`proves`: also run the proof behind `/ready`, which sends a request of its own to the model."""
+    """`proves`: also run the proof behind `/ready`, which sends a request of its own to the model. `documents`: ids of
+    some that the owner may read; answers that rest on others are not shown."""
     url = f"sqlite:///{home}/windfarm.db"
     upgrade(url)
     database = Database(url)
     owner = ensure_owner(Accounts(database), home)
+    _add_documents(database, documents)
     beats = beats or Beats()
     async with AsyncExitStack() as stack:
         directory = Directory(beats)
@@ -228,7 +233,7 @@ async def running_endpoint(
         stack.push_async_callback(directory.stop)
         serve_states = ServeStates(lambda: states or {})
         await serve_states.refresh()
-        store = StoreCalls()
+        scripted_store = StoreCalls()
         running_limiter = limiter or BookCalls()
         endpoint = Endpoint(
             Surroundings(
@@ -239,7 +244,7 @@ async def running_endpoint(
                 database=database,
                 replicas=directory,
                 states=serve_states,
-                store=store,
+                store=store or scripted_store,
                 embedding=EmbeddingCalls(),
                 limiter=running_limiter,
                 story=story,
@@ -249,7 +254,7 @@ async def running_endpoint(
         stack.push_async_callback(endpoint.stop)
         stack.push_async_callback(listener.stop)
         running = Running(listener.url, owner.key, database, directory, beats)
-        running.store = store
+        running.store = scripted_store
         running.limiter = running_limiter
         stack.push_async_callback(_stop_all, running)
         for number, engine in enumerate(engines):
@@ -257,6 +262,20 @@ async def running_endpoint(
         if proves:
             await endpoint.start()
         yield running
+
+
+def _add_documents(database: Database, document_ids: Sequence[str]) -> None:
+    owner = Accounts(database).owner_id()
+    assert owner is not None
+    if not document_ids:
+        return
+    with database.write() as session:
+        model = {"embedding_model": "hash", "embedding_dimension": 4}
+        session.add(Collection(id="col_1", index_id="col_1", name="towers", owner_id=owner, **model))
+        session.flush()
+        session.add_all(
+            Document(id=each, collection_id="col_1", name=f"{each}.md", owner_id=owner) for each in document_ids
+        )
 
 
 async def _stop_all(running: Running) -> None:

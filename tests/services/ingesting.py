@@ -27,6 +27,7 @@ from services.knowledge import Knowledge
 from services.parser_pool import ParserPool
 from services.reconciler import ReconcileReport, reconcile
 from services.schema import upgrade
+from tests.seen import seen
 
 OWNER = "user_owner"
 CONFIG = IngestionConfig(chunk_tokens=64, chunk_overlap_tokens=8, parse_timeout_s=30)
@@ -87,7 +88,9 @@ class Running:
     def found(self, collection: str, text: str) -> list[str]:
         """Texts that a search by words finds."""
         index_id = self.knowledge.collection(collection, OWNER).index_id
-        return [hit.chunk.text for hit in self.store.search([index_id], vector=None, text=text, limit=20)]
+        return [
+            hit.chunk.text for hit in seen(self.store, index_id).search([index_id], vector=None, text=text, limit=20)
+        ]
 
     def check_agreement(self) -> None:
         """A second look must find nothing to do."""
@@ -107,7 +110,8 @@ async def running(
     database = Database(url)
     _ensure_owner(database)
     store = open_vector_store(home / "qdrant", lock_timeout_s=10)
-    journal, blobs = Journal(database, store, ReadWriteLock()), Blobs(home / "blobs", home)
+    blobs = Blobs(home / "blobs", home)
+    journal = Journal(database, store, ReadWriteLock(), blobs.originals)
     report = reconcile(database, store, journal, blobs)
     limits = ParseLimits(timeout_s=config.parse_timeout_s, memory_bytes=config.parse_memory_mib << 20)
     parsers = ParserPool(limits, config.parallel_parsers)

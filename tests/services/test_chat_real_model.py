@@ -38,6 +38,7 @@ from services.chat_types import (
 )
 from services.config import ChatConfig, RetrievalConfig
 from services.embedding_service import EmbeddingService
+from tests.seen import LABELS, seen
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
@@ -80,7 +81,8 @@ class Handbook:
         self, collections: Sequence[str], query: str, *, top_k: int | None, actor: str | None
     ) -> SearchResult:
         settings = RetrievalSettings(top_k=top_k or 3)
-        passages = await retrieve(query, ["col"], embedder=self._embedder, store=self._store, settings=settings)
+        store = seen(self._store, "col")
+        passages = await retrieve(query, ["col"], embedder=self._embedder, store=store, settings=settings)
         return SearchResult(passages, {"col": "handbook"})
 
 
@@ -119,7 +121,8 @@ async def handbook(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ha
             )
             for chunk in chunk_document(ParsedDocument(text, "text/markdown"), spans, 200, 32)
         ]
-        store.upsert("col", chunks, await embedder.embed_passages([chunk.text for chunk in chunks]), active=True)
+        vectors = await embedder.embed_passages([chunk.text for chunk in chunks])
+        store.upsert("col", chunks, vectors, active=True, labels=LABELS)
     yield Handbook(store, embedder)
     store.close()
     await embedder.close()

@@ -71,7 +71,7 @@ def telling(*events: ChatEvent | Exception | asyncio.Event) -> Any:
 
 
 async def test_a_story_is_streamed_as_chunks_with_windfarms_events(tmp_path: Path) -> None:
-    async with running_endpoint(tmp_path, ScriptedEngine(), story=telling(*STORY)) as running:
+    async with running_endpoint(tmp_path, ScriptedEngine(), story=telling(*STORY), documents=("doc",)) as running:
         answer = await running.chat(stream=True, knowledge={"collections": ["towers"]})
     events = events_of(answer.text)
     assert events[-1] == "[DONE]"
@@ -105,7 +105,7 @@ async def test_a_story_is_streamed_as_chunks_with_windfarms_events(tmp_path: Pat
 
 async def test_a_whole_story_has_its_extension_at_the_top(tmp_path: Path) -> None:
     story = telling(*STORY)
-    async with running_endpoint(tmp_path, ScriptedEngine(), story=story) as running:
+    async with running_endpoint(tmp_path, ScriptedEngine(), story=story, documents=("doc",)) as running:
         answer = (await running.chat(knowledge={"collections": ["towers"], "top_k": 3, "threshold": 0.5})).json()
         me = (await running.http.get("/v1/me")).json()
     assert answer["choices"][0]["message"]["content"] == "It is 100 m [1]."
@@ -139,7 +139,7 @@ async def test_calls_of_the_clients_own_tools_have_openais_shape(tmp_path: Path)
 
 
 async def test_a_conversation_keeps_question_and_answer(tmp_path: Path) -> None:
-    async with running_endpoint(tmp_path, ScriptedEngine(), story=telling(*STORY)) as running:
+    async with running_endpoint(tmp_path, ScriptedEngine(), story=telling(*STORY), documents=("doc",)) as running:
         made = (await running.http.post("/v1/conversations", json={})).json()
         await running.chat(conversation=made["id"], knowledge={"collections": ["towers"]}, stream=True)
         kept = (await running.http.get(f"/v1/conversations/{made['id']}")).json()
@@ -191,7 +191,7 @@ async def test_an_unknown_collection_is_a_404_with_the_stores_words(tmp_path: Pa
 
 async def test_an_unknown_conversation_is_refused_before_the_model_is_asked(tmp_path: Path) -> None:
     story = telling(*STORY)
-    async with running_endpoint(tmp_path, ScriptedEngine(), story=story) as running:
+    async with running_endpoint(tmp_path, ScriptedEngine(), story=story, documents=("doc",)) as running:
         answer = await running.chat(conversation="conv_nothing", stream=True)
     assert (answer.status_code, error_of(answer)["code"]) == (404, "conversation_not_found")
     assert not story.seen

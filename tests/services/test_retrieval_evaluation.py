@@ -23,6 +23,7 @@ from services.evaluation_settings import EvaluationSettings
 from services.evaluation_view import evaluation_json, print_evaluation
 from services.retrieval_evaluation import LEGS, Measurement, evaluate
 from services.setup_errors import ConfigError
+from tests.seen import seen
 from tests.services.ingesting import CONFIG, OWNER, HashEmbedder, running, word_spans
 
 DATA = Path(__file__).parents[1] / "data" / "multilingual-qa-mini"
@@ -116,7 +117,8 @@ async def test_the_numbers_are_those_of_documents_that_were_really_ingested(tmp_
         names = {entry["id"]: entry["name"] for entry in product.knowledge.list_documents("handbook", OWNER)}
         wanted = RetrievalSettings(50, 50, settings.retrieval.fusion, settings.retrieval.dense_weight)
         for query, found_by_evaluation in zip(judged.queries, measured.legs["fused"].metrics["ndcg@10"], strict=True):
-            passages = await retrieve(query.text, [index_id], embedder=embedder, store=product.store, settings=wanted)
+            store = seen(product.store, index_id)
+            passages = await retrieve(query.text, [index_id], embedder=embedder, store=store, settings=wanted)
             ranking = [names[document].removesuffix(".md") for document in rank_documents(passages)]
             assert ndcg(ranking, query.judgements, 10) == pytest.approx(found_by_evaluation), query.text
         assert product.store.count(index_id) == measured.num_passages
