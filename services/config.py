@@ -161,6 +161,16 @@ class ChatConfig(Section):
     """Seconds without a byte after which a stream gets a comment, so that proxies keep it open."""
 
 
+class QueuesConfig(Section):
+    """Requests that wait for a free slot of their model, in one endpoint process. Keys take turns by the tokens that
+    they were served; beyond these numbers there is 429 or 503 with Retry-After, at once."""
+
+    max_waiting: Annotated[int, Field(ge=0)] = 256
+    """Of each model."""
+    max_waiting_flex: Annotated[int, Field(ge=0)] = 256
+    """Of each model, of requests with `service_tier: flex`, which wait until no other waits."""
+
+
 class LimitsConfig(Section):
     """What one api key may do, where it has no value of its own (`windfarm key` gives it one); none: no limit."""
 
@@ -175,6 +185,17 @@ class LimitsConfig(Section):
     """What happens to requests of limited keys while the limiter restarts: 503 with Retry-After, or no check."""
 
 
+class StreamsConfig(Section):
+    """An answer whose replica is lost goes on at another one, after the last token that was sent."""
+
+    stall_s: Annotated[float, Field(gt=0)] = 20
+    """Seconds without a token, after the first one, after which a replica counts as hung where there is another."""
+    max_moves: Annotated[int, Field(ge=0)] = 2
+    """Moves of one answer: its request may be what kills the replicas. 0: an answer ends with its replica."""
+    move_wait_s: Annotated[float, Field(ge=0)] = 20
+    """How long an answer waits for a replica that can take it, for example one that restarts."""
+
+
 class PlatformConfig(Section):
     """Public endpoint, chat, retrieval and page: `args` of the application `platform`."""
 
@@ -186,6 +207,8 @@ class PlatformConfig(Section):
     upstream_connect_timeout_s: Annotated[float, Field(gt=0)] = 5
     retrieval: RetrievalConfig = RetrievalConfig()
     chat: ChatConfig = ChatConfig()
+    streams: StreamsConfig = StreamsConfig()
+    queues: QueuesConfig = QueuesConfig()
     limits: LimitsConfig = LimitsConfig()
 
 
