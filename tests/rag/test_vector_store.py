@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from qdrant_client import QdrantClient
 
-from rag.errors import StoreError, StoreLocked, StoreMissing
+from rag.errors import StoreError, StoreLocked, StoreMissing, StoreUnavailable
 from rag.types import StoredChunk, Vectors
 from rag.vector_store import ScoredChunk, VectorStore, VersionState, open_vector_store
 from rag.vector_store_edge import EdgeVectorStore
@@ -291,7 +291,7 @@ def test_a_collection_id_cannot_leave_the_folder(tmp_path: Path, name: str) -> N
 
 
 def test_a_server_that_does_not_answer_is_an_error_at_once() -> None:
-    with pytest.raises(StoreError, match="Qdrant server could not"):
+    with pytest.raises(StoreUnavailable, match="Qdrant server does not answer.*Check that it runs"):
         open_vector_store(url="http://127.0.0.1:9")
 
 
