@@ -291,7 +291,7 @@ def test_a_collection_id_cannot_leave_the_folder(tmp_path: Path, name: str) -> N
 
 
 def test_a_server_that_does_not_answer_is_an_error_at_once() -> None:
-    with pytest.raises(StoreUnavailable, match="Qdrant server does not answer.*Check that it runs"):
+    with pytest.raises(StoreUnavailable, match=r"Qdrant server does not answer.*Check that it runs"):
         open_vector_store(url="http://127.0.0.1:9")
 
 
