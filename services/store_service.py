@@ -82,7 +82,9 @@ def open_store(config: StoreConfig, environment: Environment) -> StoreParts:
     url = config.qdrant.url
     if url is None:
         _refuse_lost_folder(database, folder)
-    vectors = open_vector_store(folder, url=url, api_key=_api_key(config), lock_timeout_s=_LOCK_TIMEOUT_S)
+    vectors = open_vector_store(
+        folder, url=url, nodes=config.qdrant.nodes, api_key=_api_key(config), lock_timeout_s=_LOCK_TIMEOUT_S
+    )
     visible = ReadWriteLock()
     journal = Journal(database, vectors, visible)
     blobs = Blobs(environment.home / "blobs", environment.home)

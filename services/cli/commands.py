@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from services.cli import evaluation, experts, keys, knowledge, machine, planning, running, talking
+from services.cli import evaluation, experts, keys, knowledge, machine, people, planning, running, sharing, talking
 
 app = typer.Typer(
     name="windfarm",
@@ -32,6 +32,11 @@ for _command in (
     knowledge.collections,
     knowledge.documents,
     knowledge.reembed,
+    sharing.share,
+    sharing.delete,
+    sharing.receipts,
 ):
     app.command()(_command)
 app.add_typer(evaluation.app)
+app.add_typer(people.users)
+app.add_typer(people.groups)
