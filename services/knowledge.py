@@ -236,6 +236,7 @@ def document_json(document: Document, version: Version, collection: str) -> dict
         "id": document.id,
         "object": "document",
         "collection": collection,
+        "collection_id": document.collection_id,
         "name": document.name,
         "version_id": version.id,
         "title": version.title,

@@ -21,12 +21,14 @@ import openai
 from cluster.engine import Engine, GenerationChunk, GenerationRequest, ModelInfo, Usage
 from cluster.expert_load import ExpertLoad
 from services.accounts import Accounts, ensure_owner
+from services.calls import Calls
 from services.chat_types import ChatEvent, ChatRequest, ModelClient
 from services.config import ChatConfig, PlatformConfig
 from services.database import Collection, Database, Document
 from services.discovery import Directory
 from services.endpoint import Endpoint, Surroundings
 from services.errors import unavailable
+from services.gateway_app import GatewayApp
 from services.limit_book import LimitBook
 from services.listener import start_listener
 from services.model_service import ModelService
@@ -175,8 +177,11 @@ async def plain_story(request: ChatRequest, model: ModelClient) -> AsyncIterator
 class Running:
     """A started endpoint with everything a test looks at."""
 
-    def __init__(self, url: str, key: str, database: Database, directory: Directory, beats: Beats) -> None:
+    def __init__(
+        self, url: str, key: str, database: Database, directory: Directory, beats: Beats, app: GatewayApp
+    ) -> None:
         self.url = url
+        self.app = app
         self.key = key
         self.database = database
         self.accounts = Accounts(database)
@@ -215,9 +220,11 @@ async def running_endpoint(
     limiter: BookCalls | None = None,
     proves: bool = False,
     documents: Sequence[str] = (),
+    real_store: Calls | None = None,
 ) -> AsyncIterator[Running]:
     """`proves`: also run the proof behind `/ready`, which sends a request of its own to the model. `documents`: ids of
-    some that the owner may read; answers that rest on others are not shown."""
+    some that the owner may read; answers that rest on others are not shown. `real_store`: who answers in the place of
+    `StoreCalls`."""
     url = f"sqlite:///{home}/windfarm.db"
     upgrade(url)
     database = Database(url)
@@ -241,7 +248,7 @@ async def running_endpoint(
                 database=database,
                 replicas=directory,
                 states=serve_states,
-                store=store,
+                store=real_store or store,
                 embedding=EmbeddingCalls(),
                 limiter=running_limiter,
                 story=story,
@@ -250,7 +257,7 @@ async def running_endpoint(
         listener = await start_listener(endpoint.app, websockets=True)
         stack.push_async_callback(endpoint.stop)
         stack.push_async_callback(listener.stop)
-        running = Running(listener.url, owner.key, database, directory, beats)
+        running = Running(listener.url, owner.key, database, directory, beats, endpoint.app)
         running.store = store
         running.limiter = running_limiter
         stack.push_async_callback(_stop_all, running)

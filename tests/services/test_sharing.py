@@ -15,6 +15,7 @@ from services.errors import ApiError
 from services.people import People
 from services.reconciler import reconcile
 from services.sharing import ReaderChange, ReaderNames, Sharing
+from tests.services.filling import add_document
 from tests.services.ingesting import OWNER, Running, running
 from tests.services.reading import found_by
 
@@ -30,8 +31,10 @@ async def windfarm(tmp_path: Path) -> AsyncIterator[Running]:
             session.add(User(id=ADMIN, name="admin", role="administrator"))
             session.add(User(id=FAR, name="far", role="administrator", tenant="other"))
         made.create()
+        collection = made.knowledge.collection("handbook", OWNER)
         for name in ("pay.txt", "rules.txt"):
-            await made.ingest("handbook", name, f"The salary table of {name} is secret.")
+            text = f"The salary table of {name} is secret."
+            add_document(made.database, made.store, made.journal, collection, name, text, made.embedder.dimension)
         yield made
 
 
