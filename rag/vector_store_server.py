@@ -2,8 +2,8 @@
 
 The swap of two versions is one batch request; the server applies it in order, but a search that runs in between may
 see both. Where a cluster keeps several copies of a collection, a deletion is ordered by the leader of each shard and
-waits until it is applied; then it looks at each node that the configuration names, and ends when none of them has any of
-it. `QdrantClient(":memory:")` obeys the same contract and is what the tests use.
+waits until it is applied; then it looks at each node that the configuration names, and ends when none of them has any
+of it. `QdrantClient(":memory:")` obeys the same contract and is what the tests use.
 """
 
 from __future__ import annotations

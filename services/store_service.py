@@ -232,8 +232,9 @@ class StoreService:
 
     def _check_readable(self, names: Sequence[str], actor: str) -> None:
         """Before any work: unknown collections and other embedding models."""
-        for name in names:
-            self._ingestion.require_embedding(self._knowledge.collection(name, actor))
+        _, collections, _ = self._knowledge.searchable(names, actor)
+        for collection in collections:
+            self._ingestion.require_embedding(collection)
 
     async def describe(self) -> dict[str, Any]:
         return {

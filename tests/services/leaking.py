@@ -67,6 +67,19 @@ class DirectCalls:
         return await getattr(self._service, method)(*args, **kwargs)
 
 
+@dataclass(frozen=True)
+class Size:
+    people: int
+    groups: int
+    boxes: int
+    papers: int
+    changes: int
+
+
+LARGE = Size(people=16, groups=6, boxes=10, papers=90, changes=60)
+SMALL = Size(people=8, groups=4, boxes=5, papers=30, changes=30)
+
+
 @dataclass
 class Person:
     name: str
@@ -204,24 +217,24 @@ class Company:
 
     # Making and changing
 
-    async def found(self, num_people: int = 16, num_groups: int = 6, num_boxes: int = 10, num_papers: int = 90) -> None:
-        for number in range(num_people):
+    async def found(self, size: Size) -> None:
+        for number in range(size.people):
             role = "administrator" if number in (3, 4) else "member"
             tenant = "other" if number % 4 == 0 else "default"
             person = Person(f"person {number}", role=role, tenant=tenant)
             user = await self.do("POST", "/v1/users", {"name": person.name, "role": role, "tenant": tenant})
             person.key = (await self.do("POST", f"/v1/users/{user['id']}/keys", {"name": "k"}))["key"]
             self.people[person.name] = person
-        for number in range(num_groups):
+        for number in range(size.groups):
             name, tenant = f"group {number}", "other" if number % 3 == 0 else "default"
             await self.do("POST", "/v1/groups", {"name": name, "tenant": tenant})
             self.groups[name] = tenant
-        for _ in range(num_boxes):
+        for _ in range(size.boxes):
             await self.make_box()
-        for _ in range(num_papers):
+        for _ in range(size.papers):
             self.make_paper()
-        for _ in range(60):
-            await self.change(rarely_delete=False)
+        for _ in range(size.changes):
+            await self.change(only_rights=True)
 
     async def make_box(self) -> None:
         owner = self.people[self.random.choice(list(self.people))]
@@ -247,11 +260,11 @@ class Company:
         )
         self.papers[number] = Paper(number, box.number, document, topic)
 
-    async def change(self, *, rarely_delete: bool = True) -> None:
+    async def change(self, *, only_rights: bool = False) -> None:
         """Something happens: somebody joins or leaves, a right is given or taken, a document comes or goes."""
         self.num_changes += 1
         choices = [self._membership] * 5 + [self._share_box] * 3 + [self._share_paper] * 5
-        if rarely_delete:
+        if not only_rights:
             choices += [self._delete_paper] * 3 + [self._add_paper] * 4 + [self._delete_box, self._add_box]
         await self.random.choice(choices)()
 
