@@ -7,6 +7,7 @@ out in a test of its own, which must then find what the other alone keeps or let
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -27,7 +28,19 @@ from services.knowledge_calls import RemoteSearcher
 from services.routing import Route
 from services.store_service import StoreService, open_store
 from tests.services.harness import ScriptedEngine, running_endpoint, words
-from tests.services.leaking import LARGE, SMALL, TOPICS, Box, Company, DirectCalls, EchoModel, Embedder, Size, marks
+from tests.services.leaking import (
+    LARGE,
+    SMALL,
+    TOPICS,
+    AtOnce,
+    Box,
+    Company,
+    DirectCalls,
+    EchoModel,
+    Embedder,
+    Size,
+    marks,
+)
 
 NUM_TRIES = 10_000
 TRIES_PER_CHANGE = 40
@@ -69,6 +82,7 @@ async def company(
         service = StoreService(parts, Embedder())
         await service.start()
         calls.append(DirectCalls(service))
+        asyncio.get_running_loop().set_default_executor(AtOnce())
         observed = Observed()
         firm = Company(running, parts, seed)
         _watch_store(monkeypatch, firm, observed)
