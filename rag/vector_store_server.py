@@ -238,6 +238,7 @@ class ServerVectorStore:
         vector: npt.NDArray[np.float32] | None,
         text: str | None,
         limit: int,
+        document_ids: Sequence[str] | None = None,
     ) -> list[ScoredChunk]:
         requests: list[models.QueryRequest] = []
         if vector is not None:

@@ -121,8 +121,37 @@ class ApiClient:
         found: list[dict[str, Any]] = self._call("POST", path, json=body)["passages"]
         return found
 
+    def document(self, collection: str, document_id: str) -> dict[str, Any]:
+        """Metadata, text and pages."""
+        return self._call(
+            "GET", f"/v1/collections/{quote(collection, safe='')}/documents/{quote(document_id, safe='')}"
+        )
+
+    def feedback(self, state: str | None = None) -> Iterator[dict[str, Any]]:
+        """Everybody's, the newest first; for owners."""
+        after: dict[str, str] = {}
+        while True:
+            wanted = {"all": "true", "limit": "500"} | ({"state": state} if state else {}) | after
+            answer = self._call("GET", "/v1/feedback", params=wanted)
+            yield from answer["data"]
+            if not answer["has_more"]:
+                return
+            after = {"after": answer["data"][-1]["id"]}
+
+    def review_feedback(self, feedback_id: str, decision: str, relevant: list[str]) -> dict[str, Any]:
+        body = {"decision": decision} | ({"relevant": relevant} if relevant else {})
+        return self._call("POST", f"/v1/feedback/{quote(feedback_id, safe='')}/review", json=body)
+
     def reembed(self, collection: str) -> dict[str, Any]:
         return self._call("POST", f"/v1/collections/{quote(collection, safe='')}/reembed")
+
+    def tune(self, collection: str, questions: list[dict[str, Any]] | None) -> dict[str, Any]:
+        """The collection as it is now, with its `tuning`."""
+        body = {} if questions is None else {"questions": questions}
+        return self._call("POST", f"/v1/collections/{quote(collection, safe='')}/tune", json=body)
+
+    def forget_tuning(self, collection: str) -> dict[str, Any]:
+        return self._call("DELETE", f"/v1/collections/{quote(collection, safe='')}/tune")
 
     def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Any route of the API, for commands that need no more than it."""

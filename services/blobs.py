@@ -10,6 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from services.errors import ApiError, invalid
+from services.originals import Originals
 
 _PART = ".part"
 
@@ -20,6 +21,7 @@ class Blobs:
     def __init__(self, folder: Path, home: Path) -> None:
         self._folder = folder
         self._home = home
+        self.originals = Originals(home / "originals")
 
     def keep(self, job_id: str, source: Path | bytes, max_bytes: int) -> Path:
         """A durable copy of `source`. Raises `ApiError` where it is too large or the disk full."""

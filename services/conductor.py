@@ -7,7 +7,6 @@ it. What remains after that (workers, engines) is the guardian's to end.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import logging
 import os
@@ -23,11 +22,13 @@ from services import ray_adapter
 from services.control import ControlServer
 from services.discovery import RayBeatStore
 from services.environment import INTERNAL_HOST_VARIABLE
+from services.fork_server import start_fork_server
 from services.gang_tracker import GangTracker
 from services.local_network import Seat
 from services.local_node import STARTED, LocalNode
 from services.processes import end_with_parent
 from services.ray_status import summarize
+from services.ray_worker import SOCKET_VARIABLE
 
 CHECK_EVERY_S = 0.25
 SERVE_STOP_S = 7.0
@@ -63,7 +64,6 @@ class Conductor:
 
     def run(self) -> int:
         """Start everything, then watch it; returns the exit code."""
-        importlib.import_module("ray")  # two threads must not be the first to import it
         preload = threading.Thread(target=ray_adapter.import_serve, name="preload", daemon=True)
         preload.start()
         # In the main thread: the kernel ends the head's processes with the thread that started them.
@@ -138,10 +138,12 @@ class Conductor:
 
 def _start_local_node(local: LocalNode, head: str) -> subprocess.Popen[str]:
     """Returns when it has joined. From the main thread, for the same reason as the head."""
+    # One fork server per node: its forks are in the node's network namespace.
+    fork_server = f"{os.environ[SOCKET_VARIABLE]}.{local.seat.address}"
     command = [sys.executable, "-m", "services.local_node", "--head", head, "--node", json.dumps(asdict(local.options))]
     process = subprocess.Popen(
         local.seat.command(command),
-        env={**os.environ, INTERNAL_HOST_VARIABLE: local.seat.address},
+        env={**os.environ, INTERNAL_HOST_VARIABLE: local.seat.address, SOCKET_VARIABLE: fork_server},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -165,6 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     end_with_parent()
+    start_fork_server(os.environ[SOCKET_VARIABLE])
     conductor = Conductor(ray_adapter.NodeOptions(**options.head), options.node)
     conductor.end_on_signals()
     control = ControlServer(options.control, conductor.handle)

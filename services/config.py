@@ -120,8 +120,9 @@ class RetrievalConfig(Section):
     """How the meaning leg and the words leg are joined; dbsf was never below the better leg in any measured set."""
     dense_weight: Annotated[float, Field(ge=0, le=1)] = 0.7
     """Weight of the meaning leg; the words leg has the rest."""
-    evidence_threshold: Annotated[float, Field(ge=-1, le=1)] = 0.83
-    """Cosine of question and best passage below which the answer is that the documents do not say."""
+    evidence_threshold: Annotated[float, Field(ge=-1, le=1.2)] = 0.855
+    """Evidence score (cosine of question and best passage, plus what common words are worth) below which the answer is
+    that the documents do not say. `windfarm tune` fits one to a collection."""
 
 
 class ChatConfig(Section):

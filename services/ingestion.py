@@ -270,11 +270,17 @@ class IngestionService:
                 job, collection.index_id, version, parsed, job.filename, (_SHARE_OF_PARSING, 1.0)
             )
             change = Replacement(job.id, collection.id, collection.index_id, version, job.filename, job.owner_id)
+            assert job.blob_path is not None
+            await asyncio.to_thread(self._blobs.originals.keep, version.id, Path(job.blob_path))
             if not await asyncio.to_thread(self._journal.activate, change):
                 raise Cancelled
         except BaseException:
-            await asyncio.shield(asyncio.to_thread(self._writer.discard_if_staged, collection.index_id, version.id))
+            await asyncio.shield(asyncio.to_thread(self._discard, collection.index_id, version.id))
             raise
+
+    def _discard(self, index_id: str, version_id: str) -> None:
+        if self._writer.discard_if_staged(index_id, version_id):
+            self._blobs.originals.remove([version_id])
 
     async def _prepare(self, job: Job) -> _Prepared:
         assert job.blob_path is not None

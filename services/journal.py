@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import ColumnElement, delete, select
 from sqlalchemy.orm import Session
 
 from rag.read_write_lock import ReadWriteLock
@@ -28,8 +28,10 @@ from services.database import (
     Version,
     utc_now,
 )
+from services.feedback import forget_documents
 from services.knowledge import ACTIVE_JOB_STATES, unknown_collection, unknown_document
 from services.message_sources import in_batches, withdraw_answers
+from services.originals import Originals
 from services.rights import labels_of
 
 Payload = dict[str, Any]
@@ -53,10 +55,13 @@ class Journal:
     """Carries out changes one after the other. `turn` is held while the store or the deciding rows change; `visible` is
     held alone while both change what searches see."""
 
-    def __init__(self, database: Database, store: VectorStore, visible: ReadWriteLock) -> None:
+    def __init__(
+        self, database: Database, store: VectorStore, visible: ReadWriteLock, originals: Originals | None = None
+    ) -> None:
         self._database = database
         self._store = store
         self._visible = visible
+        self._originals = originals
         self.turn = threading.RLock()
         self._operations: dict[str, Callable[[Payload], None]] = {
             "activate": self._finish_activation,
@@ -196,6 +201,7 @@ class Journal:
     def _undo_activation(self, payload: Payload) -> None:
         """The staged passages are not all there (a crash of the machine can lose them): start this job anew."""
         self._store.delete_version(payload["index_id"], payload["version_id"])
+        self._remove_originals(Version.id == payload["version_id"])
         with self._database.write() as session:
             session.execute(delete(Version).where(Version.id == payload["version_id"]))
             session.execute(
@@ -208,6 +214,7 @@ class Journal:
 
     def _finish_retirement(self, payload: Payload) -> None:
         self._store.delete_version(payload["index_id"], payload["version_id"])
+        self._remove_originals(Version.id == payload["version_id"])
         with self._database.write() as session:
             session.execute(delete(Version).where(Version.id == payload["version_id"]))
             _close(session, payload)
@@ -224,6 +231,7 @@ class Journal:
     def _finish_document_deletion(self, payload: Payload) -> None:
         for index_id in (payload["index_id"], *self.unfinished_indexes()):
             self._store.delete_document(index_id, payload["document_id"])
+        self._remove_originals(Version.document_id == payload["document_id"])
         with self._database.write() as session:
             session.execute(delete(Version).where(Version.document_id == payload["document_id"]))
             session.execute(delete(Document).where(Document.id == payload["document_id"]))
@@ -231,12 +239,20 @@ class Journal:
 
     def _finish_collection_deletion(self, payload: Payload) -> None:
         self._store.delete_collection(payload["index_id"])
+        documents = select(Document.id).where(Document.collection_id == payload["collection_id"])
+        self._remove_originals(Version.document_id.in_(documents))
         for index_id in self.unfinished_indexes():
             for document_id in payload.get("document_ids", ()):
                 self._store.delete_document(index_id, document_id)
         with self._database.write() as session:
             session.execute(delete(Collection).where(Collection.id == payload["collection_id"]))
             _close(session, payload)
+
+    def _remove_originals(self, of_versions: ColumnElement[bool]) -> None:
+        """Before the rows go: afterwards nobody would know the files' names."""
+        if self._originals is not None:
+            with self._database.read() as session:
+                self._originals.remove(session.scalars(select(Version.id).where(of_versions)).all())
 
     def _finish_index_drop(self, payload: Payload) -> None:
         self._store.delete_collection(payload["index_id"])
@@ -268,6 +284,7 @@ def _take_away(
         "version_ids": versions,
         "jobs": num_jobs,
         "answers": withdraw_answers(session, document_ids),
+        "feedback": forget_documents(session, document_ids),
         "uploads": len(upload_paths),
         "upload_paths": list(upload_paths),
     }

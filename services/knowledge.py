@@ -141,6 +141,35 @@ class Knowledge:
             newest = newest.order_by(Job.created_at.desc(), Job.id.desc()).limit(_MAX_JOBS_LISTED)
             return [job_json(job, collection.name) for job in session.scalars(newest)]
 
+    def keep_tuning(self, name: str, tuning: dict[str, Any] | None, actor: str) -> dict[str, Any]:
+        """Store what was found; none: back to the configuration. 403 for those who may only read."""
+        with self._database.write() as session:
+            reader = reader_of(session, actor)
+            collection = find_collection(session, reader, name)
+            require_manager(reader, collection)
+            collection.tuning = tuning
+        return self.describe_collection(name, actor)
+
+    def readable_texts(self, name: str, actor: str) -> list[tuple[str, str]]:
+        """(document id, text) of every document of a collection that the actor may read, by name."""
+        with self._database.read() as session:
+            reader = reader_of(session, actor)
+            collection = find_collection(session, reader, name)
+            wanted = _readable_documents(reader).where(Document.collection_id == collection.id).order_by(Document.name)
+            return [(document.id, stored_document(version).text) for document, version in session.execute(wanted)]
+
+    def check_quotes(self, quotes: Sequence[tuple[str, int, int, str]], actor: str) -> list[bool]:
+        """Whether each (version, start, end, quote) stands letter by letter in the stored, active version of a document
+        that the actor may read."""
+        versions = {version_id for version_id, *_ in quotes}
+        with self._database.read() as session:
+            readable = _readable_documents(reader_of(session, actor)).where(Version.id.in_(versions))
+            texts = {version.id: stored_document(version).text for _, version in session.execute(readable)}
+        return [
+            bool(quote) and version_id in texts and texts[version_id][start:end] == quote
+            for version_id, start, end, quote in quotes
+        ]
+
     def readable_versions(self, version_ids: AnyCollection[str], actor: str) -> set[str]:
         """Those of the versions that are their document's active one right now, and that the actor may read."""
         with self._database.read() as session:
@@ -223,6 +252,7 @@ def collection_json(collection: Collection, num_documents: int, num_chunks: int,
         "embedding_dimension": collection.embedding_dimension,
         "num_documents": num_documents,
         "num_chunks": num_chunks,
+        "tuning": collection.tuning,
         "can_change": manages(reader, collection),
         "created_at": int(collection.created_at.timestamp()),
     }

@@ -14,6 +14,7 @@ from services.event_stream import until_client_leaves
 from services.knowledge import ACTIVE_JOB_STATES
 from services.knowledge_calls import RemoteSearcher
 from services.routing import Answer, Call, Route, flag, json_answer, list_answer
+from services.tuning import MAX_QUESTIONS
 from services.uploads import receive_upload
 from services.validation import RequestBody
 
@@ -28,6 +29,17 @@ class NewCollection(RequestBody):
 class SearchBody(RequestBody):
     query: Annotated[str, Field(min_length=1, max_length=20_000)]
     top_k: Annotated[int, Field(ge=1, le=100)] | None = None
+
+
+class TuningQuestion(RequestBody):
+    text: Annotated[str, Field(min_length=1, max_length=2000)]
+    documents: Annotated[list[str], Field(max_length=1000)] = []
+    """Ids of the documents that answer it; none: nothing in the collection does."""
+
+
+class TuningBody(RequestBody):
+    questions: Annotated[list[TuningQuestion], Field(min_length=1, max_length=MAX_QUESTIONS)] | None = None
+    """None: made from the collection itself."""
 
 
 class KnowledgeRoutes:
@@ -53,6 +65,8 @@ class KnowledgeRoutes:
             Route("GET", f"{collection}/jobs", self.list_jobs),
             Route("POST", f"{collection}/search", self.search),
             Route("POST", f"{collection}/reembed", self.reembed),
+            Route("POST", f"{collection}/tune", self.tune),
+            Route("DELETE", f"{collection}/tune", self.forget_tuning),
             Route("GET", "/v1/jobs/{id}", self.get_job),
         ]
 
@@ -114,6 +128,14 @@ class KnowledgeRoutes:
     async def reembed(self, call: Call) -> Answer:
         job = await self._store.call("reembed", call.parameters["name"], call.actor.user_id)
         return json_answer({"job": job}, 202)
+
+    async def tune(self, call: Call) -> Answer:
+        wanted = await call.parse(TuningBody, _MAX_MIB)
+        questions = None if wanted.questions is None else [(each.text, each.documents) for each in wanted.questions]
+        return json_answer(await self._searcher.tune(call.parameters["name"], questions, call.actor.user_id))
+
+    async def forget_tuning(self, call: Call) -> Answer:
+        return json_answer(await self._store.call("forget_tuning", call.parameters["name"], call.actor.user_id))
 
     async def _until_ended(self, job: dict[str, Any], actor: str) -> dict[str, Any]:
         """One call waits for less than calls may take; long jobs need several."""

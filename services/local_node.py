@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import threading
@@ -14,8 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services import ray_adapter
+from services.fork_server import start_fork_server
 from services.local_network import Seat
 from services.processes import end_with_parent
+from services.ray_worker import SOCKET_VARIABLE
 
 CHECK_EVERY_S = 0.5
 STARTED = "started"
@@ -36,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--node", required=True, type=json.loads, help="fields of NodeOptions as JSON")
     options = parser.parse_args(arguments)
     end_with_parent()
+    start_fork_server(os.environ[SOCKET_VARIABLE])
     node = ray_adapter.start_node(ray_adapter.NodeOptions(**options.node), options.head)
     should_end = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):  # in place of Ray's own handlers, which drain for 30 s

@@ -89,13 +89,15 @@ class PassageWriter:
                     return  # deleted while it was embedded anew
             self._store.upsert(index_id, chunks, vectors, active=False)
 
-    def discard_if_staged(self, index_id: str, version_id: str) -> None:
-        """Remove passages of a job that did not come to its end. A version that was decided on is the journal's."""
+    def discard_if_staged(self, index_id: str, version_id: str) -> bool:
+        """Remove passages of a job that did not come to its end. False for a version that was decided on: it is the
+        journal's."""
         with self._journal.turn:
             with self._database.read() as session:
                 if session.get(Version, version_id) is not None:
-                    return
+                    return False
             self._store.delete_version(index_id, version_id)
+            return True
 
 
 def cut_into_chunks(parsed: ParsedDocument, token_spans: TokenSpans, config: IngestionConfig) -> list[TextChunk]:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from services import ray_worker
+
 if TYPE_CHECKING:
     from ray._private.node import Node
 
@@ -34,6 +36,12 @@ RAY_VARIABLES: Mapping[str, str] = {
 }
 """Set for every process before Ray is imported."""
 
+SYSTEM_CONFIG: Mapping[str, Any] = {
+    "enable_metrics_collection": False,
+    # Workers that a raylet starts before it knows a job cannot be forks, and each would import Ray for itself.
+    "prestart_worker_first_driver": False,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class NodeOptions:
@@ -55,7 +63,7 @@ def start_head(options: NodeOptions) -> Node:
         def start_api_server(self, *, include_dashboard: bool | None, raise_on_failure: bool) -> None:
             self._webui_url = ""
 
-    parameters = _parameters(options, gcs_server_port=0, _system_config={"enable_metrics_collection": False})
+    parameters = _parameters(options, gcs_server_port=0, _system_config=dict(SYSTEM_CONFIG))
     return HeadNode(parameters, head=True, shutdown_at_exit=True, spawn_reaper=True)
 
 
@@ -73,6 +81,7 @@ def _parameters(options: NodeOptions, **others: Any) -> Any:
     # Ray's own switch for an agent without HTTP, gRPC and metrics ports is that its packages are missing.
     utils.get_dashboard_dependency_error = lambda: "not wanted"
     return RayParams(
+        setup_worker_path=ray_worker.__file__,
         node_ip_address=options.node_ip,
         node_name=options.node_ip,
         include_dashboard=False,

@@ -20,25 +20,31 @@ from sqlalchemy import select
 from rag.chunking import TokenSpans
 from rag.errors import EmbedderUnavailable, EmbeddingMismatch, StoreMissing
 from rag.fusion import FusionMethod
+from rag.page_rendering import PageRenderer
 from rag.parsing import ParseLimits
+from rag.ranking import RetrievalSettings
 from rag.read_write_lock import ReadWriteLock
 from rag.types import Embedder
-from rag.vector_store import VectorStore, open_vector_store
+from rag.vector_store import ScoredChunk, VectorStore, open_vector_store
 from services.blobs import Blobs
 from services.chat_types import SearchResult
 from services.config import Environment, IngestionConfig, StoreConfig
-from services.database import Collection, Database, Document, Version
+from services.database import Collection, Database, Document, Version, utc_now
+from services.document_view import DocumentViews, Span
 from services.errors import ApiError, conflict, invalid, unavailable
 from services.ingestion import IngestionService
 from services.journal import Journal
-from services.knowledge import Knowledge
+from services.knowledge import Knowledge, unknown_document
 from services.parser_pool import ParserPool
 from services.passage_writer import chunk_size_problem
 from services.receipts import Deletions
 from services.reconciler import ReconcileReport, reconcile
 from services.retrieval import SearchableCollections
 from services.schema import upgrade
+from services.self_questions import MAX_QUESTIONS as SELF_MADE
+from services.self_questions import as_far_questions, make_questions
 from services.sharing import ReaderChange, Sharing
+from services.tuning import Source, TuningQuestion, tune, tuned_fusion, tuning_json
 
 _log = logging.getLogger(__name__)
 
@@ -86,8 +92,8 @@ def open_store(config: StoreConfig, environment: Environment) -> StoreParts:
         folder, url=url, nodes=config.qdrant.nodes, api_key=_api_key(config), lock_timeout_s=_LOCK_TIMEOUT_S
     )
     visible = ReadWriteLock()
-    journal = Journal(database, vectors, visible)
     blobs = Blobs(environment.home / "blobs", environment.home)
+    journal = Journal(database, vectors, visible, blobs.originals)
     report = reconcile(database, vectors, journal, blobs, owns_all=url is None)
     Deletions(database, vectors, journal, blobs).finish_interrupted()
     _log.info("Database and vector store agree: %s", asdict(report))
@@ -113,6 +119,7 @@ class StoreService:
             blobs=parts.blobs,
             config=ingestion,
         )
+        self._views = DocumentViews(self._knowledge, parts.blobs.originals, PageRenderer(_limits(ingestion)))
         self._starting: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -126,6 +133,7 @@ class StoreService:
             await asyncio.wait([self._starting])
         await self._ingestion.stop()
         self._parsers.close()
+        self._views.close()
         await asyncio.to_thread(self._close_parts)
 
     def check_health(self) -> None:
@@ -168,6 +176,27 @@ class StoreService:
     async def document(self, document_id: str, actor: str) -> dict[str, Any]:
         return await asyncio.to_thread(self._knowledge.document, document_id, actor)
 
+    async def require_manager(self, collection: str, actor: str) -> None:
+        """Raise where the actor may not change a collection."""
+        await asyncio.to_thread(self._knowledge.managed_collection, collection, actor)
+
+    async def view_document(
+        self, collection: str, document_id: str, span: Span, actor: str, width: int | None
+    ) -> dict[str, Any]:
+        """See `DocumentViews.view`."""
+        view = await self._views.view(document_id, span, actor, width)
+        if view["collection"] != collection:
+            raise unknown_document(document_id)
+        return view
+
+    async def page_image(
+        self, collection: str, document_id: str, page: int, span: Span, actor: str, width: int
+    ) -> bytes:
+        """PNG; see `DocumentViews.page`."""
+        if (await self.document(document_id, actor))["collection"] != collection:
+            raise unknown_document(document_id)
+        return await self._views.page(document_id, page, span, actor, width)
+
     async def delete_document(self, collection: str, document_id: str, actor: str) -> dict[str, Any]:
         return await self._ingestion.delete_document(collection, document_id, actor)
 
@@ -207,18 +236,19 @@ class StoreService:
         candidates: int = 50,
         fusion: FusionMethod = "minmax",
         dense_weight: float = 0.5,
+        documents: Sequence[str] | None = None,
     ) -> SearchResult:
-        """The best passages for a question, with the names of the collections whose ids they carry."""
-        from rag.retriever import RetrievalSettings, retrieve
+        """The best passages for a question, with the names of the collections whose ids they carry. `documents`: only
+        passages of these."""
+        from rag.retriever import retrieve
 
         names = list(dict.fromkeys(collections))
         if not 1 <= len(names) <= _MAX_COLLECTIONS_PER_SEARCH:
             raise invalid(f"Name 1 to {_MAX_COLLECTIONS_PER_SEARCH} collections.", param="collections")
         await self._embedder_is_there()
-        await asyncio.to_thread(self._check_readable, names, actor)
-        readable = SearchableCollections(
-            self._knowledge, self._parts.vectors, self._parts.visible, actor, self._ingestion.require_embedding
-        )
+        own_fusion = await asyncio.to_thread(self._check_readable, names, actor)
+        readable = self._readable(actor, documents)
+        fusion, dense_weight = own_fusion or (fusion, dense_weight)
         settings = RetrievalSettings(top_k, candidates, fusion, dense_weight)
         try:
             passages = await retrieve(query, names, embedder=self._embedder, store=readable, settings=settings)
@@ -228,13 +258,92 @@ class StoreService:
             # The model changed since the last question; now that it is known, each collection says what it needs.
             await asyncio.to_thread(self._check_readable, names, actor)
             raise unavailable(str(error), code="embedding_changed") from error
-        return SearchResult(passages, readable.names_by_index)
+        return SearchResult(passages, readable.names_by_index, readable.thresholds)
 
-    def _check_readable(self, names: Sequence[str], actor: str) -> None:
-        """Before any work: unknown collections and other embedding models."""
+    async def tune(
+        self,
+        name: str,
+        questions: Sequence[tuple[str, Sequence[str]]] | None,
+        actor: str,
+        candidates: int = 50,
+        fusion: FusionMethod = "minmax",
+        dense_weight: float = 0.5,
+        top_k: int = 3,
+    ) -> dict[str, Any]:
+        """Fit threshold and fusion to (question, ids of documents that answer it), or to questions made from the
+        collection where there are none, and keep what was found. The other settings are those in force without it."""
+        await self._know_present_model()
+        collection = await asyncio.to_thread(self._knowledge.managed_collection, name, actor)
+        self._ingestion.require_embedding(collection)
+        settings = RetrievalSettings(top_k, candidates, fusion, dense_weight)
+        source: Source = "collection" if questions is None else "questions"
+        asked = await asyncio.to_thread(self._questions_for, name, questions, actor)
+        readable = self._readable(actor)
+
+        async def find(question: str) -> Sequence[ScoredChunk]:
+            vector = (await self._embedder.embed_queries([question]))[0]
+            return await asyncio.to_thread(readable.search, [name], vector=vector, text=question, limit=candidates)
+
+        try:
+            tuned = await tune(asked, find, settings, source=source)
+        except ValueError as error:
+            raise invalid(f"{name} cannot be tuned: {error}", code="too_few_questions", param="questions") from error
+        except (EmbedderUnavailable, EmbeddingMismatch) as error:
+            raise _no_embedder() from error
+        found = tuning_json(
+            tuned, settings, source=source, embedding_model=collection.embedding_model, made_at=utc_now()
+        )
+        return await asyncio.to_thread(self._knowledge.keep_tuning, name, found, actor)
+
+    async def forget_tuning(self, name: str, actor: str) -> dict[str, Any]:
+        """Back to the settings of the configuration."""
+        return await asyncio.to_thread(self._knowledge.keep_tuning, name, None, actor)
+
+    def _questions_for(
+        self, name: str, given: Sequence[tuple[str, Sequence[str]]] | None, actor: str
+    ) -> list[TuningQuestion]:
+        """Given ones, or made ones: of this collection, and far ones of the others that the actor may read."""
+        if given is not None:
+            known = {identity for identity, _ in self._knowledge.readable_texts(name, actor)}
+            for text, documents in given:
+                if unknown := set(documents) - known:
+                    raise invalid(
+                        f"{name} has no document {min(unknown)!r}, which the question {text[:60]!r} names.",
+                        param="questions",
+                        code="unknown_document",
+                    )
+            return [TuningQuestion(text, frozenset(documents)) for text, documents in given]
+        own = make_questions(self._knowledge.readable_texts(name, actor))
+        others = [
+            each["id"] for each in self._knowledge.list_collections(actor) if name not in (each["name"], each["id"])
+        ]
+        far = [
+            question for other in others for question in make_questions(self._knowledge.readable_texts(other, actor))
+        ]
+        return own + as_far_questions(far[:: max(1, len(far) // SELF_MADE)][:SELF_MADE])
+
+    def _readable(self, actor: str, documents: Sequence[str] | None = None) -> SearchableCollections:
+        return SearchableCollections(
+            self._knowledge,
+            self._parts.vectors,
+            self._parts.visible,
+            actor,
+            self._ingestion.require_embedding,
+            documents,
+        )
+
+    async def check_quotes(self, quotes: Sequence[tuple[str, int, int, str]], actor: str) -> list[bool]:
+        """Whether each (version, start, end, quote) stands so in a stored document that the actor may read."""
+        return await asyncio.to_thread(self._knowledge.check_quotes, quotes, actor)
+
+    def _check_readable(self, names: Sequence[str], actor: str) -> tuple[FusionMethod, float] | None:
+        """Before any work: unknown collections and other embedding models. Returns the fusion that all of these
+        collections were tuned to, if it is the same for all."""
         _, collections, _ = self._knowledge.searchable(names, actor)
         for collection in collections:
             self._ingestion.require_embedding(collection)
+        chosen = {tuned_fusion(collection.tuning, collection.embedding_model) for collection in collections}
+        return chosen.pop() if len(chosen) == 1 else None
 
     async def describe(self) -> dict[str, Any]:
         return {

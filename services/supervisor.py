@@ -56,6 +56,7 @@ from services.preflight import (
 from services.process_environment import full_environment, load_secrets, process_variables, uses_hub
 from services.processes import INSTANCE_VARIABLE, Process, end_all, find_process, in_session, tagged
 from services.ray_config import RayConfig
+from services.ray_worker import SOCKET_VARIABLE
 from services.setup_errors import NotRunning, StartFailed, StartRefused
 from services.sharding import is_sharded
 from services.start_order import is_placed, submissions
@@ -279,6 +280,7 @@ def _launch(
     nodes = node_options(machine, folder, seats)
     variables = process_variables(home.root, load_secrets(home.run, renew=True), options.config, settings(options))
     variables |= {INSTANCE_VARIABLE: instance, "WINDFARM_HOST": host, "WINDFARM_PORT": str(port)}
+    variables |= {SOCKET_VARIABLE: str(folder / "fork.sock")}
     variables |= node_variables(seats, nodes, port, options)
     command = ["-m", "services.conductor", "--control", control, "--head", json.dumps(asdict(nodes[0]))]
     for local in map(LocalNode, nodes[1:], seats[1:]):

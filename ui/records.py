@@ -24,6 +24,8 @@ class Collection:
     name: str
     description: str = ""
     num_documents: int | None = None
+    refusals: str = ""
+    """How often it refuses and answers wrongly, as measured; empty where it was not tuned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,34 @@ class Citation:
     end: int
     text: str
     score: float | None
+    version_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PageImage:
+    """A drawn page of a document. `first_mark` is where its first mark begins, as a share of the page's height; none
+    where nothing is marked."""
+
+    png_base64: str
+    width: int
+    height: int
+    first_mark: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentView:
+    """A document where it is cited. `is_current` is false where the document has changed since the answer."""
+
+    name: str
+    is_current: bool
+    page: int | None
+    num_pages: int
+    before: str
+    marked: str
+    after: str
+    is_beginning: bool
+    is_end: bool
+    image: PageImage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +130,10 @@ class Message:
     steps: tuple[ToolStep, ...] = ()
     trimmed: Trimmed | None = None
     evidence: str | None = None
+    unsupported: tuple[tuple[int, int], ...] = ()
+    """Places of `content` that state something which no passage says."""
+    query: str = ""
+    """What was searched for, where that is not the question itself."""
     state: str = "complete"
     """`complete`, `stopped` (by its reader) or `failed`."""
 
@@ -120,9 +154,10 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Retrieved:
-    """The knowledge base was searched."""
+    """The knowledge base was searched for `query`."""
 
     num_passages: int
+    query: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +192,7 @@ class Cited:
     citations: tuple[Citation, ...]
     answer: str | None
     evidence: str | None
+    unsupported: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import typer
 
-from services.cli import evaluation, experts, keys, knowledge, machine, people, planning, running, sharing, talking
+from services.cli import (
+    evaluation,
+    experts,
+    feedback,
+    keys,
+    knowledge,
+    machine,
+    people,
+    planning,
+    running,
+    sharing,
+    talking,
+    tuning,
+)
 
 app = typer.Typer(
     name="windfarm",
@@ -32,11 +45,13 @@ for _command in (
     knowledge.collections,
     knowledge.documents,
     knowledge.reembed,
+    tuning.tune,
     sharing.share,
     sharing.delete,
     sharing.receipts,
 ):
     app.command()(_command)
 app.add_typer(evaluation.app)
+app.add_typer(feedback.app)
 app.add_typer(people.users)
 app.add_typer(people.groups)

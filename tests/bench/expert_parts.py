@@ -101,6 +101,10 @@ def planned(tokens: Sequence[Sequence[int]], num_ranks: int) -> ExpertRanks:
     return placement_of_partitions([balanced_partition(layer, num_ranks) for layer in tokens])
 
 
+TOUCH = [[100 + 8 * row + place for place in range(8)] for row in range(32)]
+"""Prompts that read all weights: the machine may have taken memory from an engine that stood still for a minute."""
+
+
 @contextmanager
 def only(running: Replica, others: Sequence[Replica]) -> Any:
     """The others' processes stand still, so that their waiting takes nothing from the one that is measured."""
@@ -129,6 +133,7 @@ def alternate(
         for round_ in range(-1, times):
             for name, engine in running.items():
                 with only(engine, list(running.values())):
+                    engine.generate(TOUCH, 2)
                     value = measure(name, engine)
                 if round_ >= 0:  # the first round warms up
                     values[name].append(value)
@@ -166,7 +171,9 @@ def install_timers(worker: Any) -> None:
 
         return run
 
-    CPUWorker.execute_model = timed("step", CPUWorker.execute_model)
+    # In a gang a rank without work of its own takes part in the others' steps with a dummy batch.
+    for name in ("execute_model", "sample_tokens", "execute_dummy_batch"):
+        setattr(CPUWorker, name, timed("step", getattr(CPUWorker, name)))
     for name in ("all_reduce", "all_gather", "gather", "all_gatherv", "reduce_scatterv"):
         setattr(CpuCommunicator, name, timed("exchange", getattr(CpuCommunicator, name)))
     for name in ("note_routed", "note_computed", "end_step"):
@@ -175,9 +182,16 @@ def install_timers(worker: Any) -> None:
 
 
 def read_timers(worker: Any) -> dict[str, float]:
+    """Runs in a worker: what has been added up since it was last read.
+
+    To be read before each measurement too: a rank that was stopped while it waited for another counts that wait.
+    """
     from vllm.v1.worker.cpu_worker import CPUWorker
 
-    return dict(CPUWorker.bench_seconds)
+    seconds: dict[str, float] = CPUWorker.bench_seconds
+    since = dict(seconds)
+    seconds.update(dict.fromkeys(seconds, 0.0))
+    return since
 
 
 def turn_counters(worker: Any, on: bool) -> None:

@@ -61,13 +61,15 @@ def measure_ratio(models: Models, times: int, answer: int) -> dict[str, Any]:
     def measure(name: str, running: Replica) -> float:
         if name not in seconds:
             running.call(install_timers)
+            seconds[name] = []
+        running.call(read_timers)
         speed = throughput(running, prompts, answer)
-        seconds[name] = running.call(read_timers)
+        seconds[name] += running.call(read_timers)
         return speed
 
     values = alternate({"one": one, "engine": engine, "gang": gang_of_two}, measure, times)
     shares = {
-        name: round(statistics.mean(each["exchange"] / each["step"] for each in seconds[name]), 3)
+        name: round(sum(each["exchange"] for each in seconds[name]) / sum(each["step"] for each in seconds[name]), 3)
         for name in ("engine", "gang")
     }
     ratios = {name: round(ratio(values, name, "one"), 3) for name in shares}

@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ PARTS = ("exact", "imbalance", "ratio", "gain", "sparse", "counters")
 
 def main() -> None:
     options = read_options()
+    # So that engines end in their usual way; those that stand still at that moment could not end by themselves.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))
     results: dict[str, Any] = {}
     if options.results is not None and options.results.exists():
         results = json.loads(options.results.read_text("utf-8"))

@@ -9,10 +9,12 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -91,7 +93,8 @@ def foreground(home: Path, key: str) -> Iterator[Life]:
     finally:
         starter.kill()
         starter.wait()
-        windfarm(home, ["down"], check=False)
+        if read_state(home / "run") is not None:
+            windfarm(home, ["down"], check=False)
 
 
 def press_ctrl_c(life: Life) -> None:
@@ -138,6 +141,26 @@ def test_plain_serve_run_in_the_printed_environment_answers_beside_the_product(
     )
     assert answer.json()["choices"][0]["message"]["content"]
     assert httpx.get(f"{product.address}/ready", timeout=10).status_code == 200
+
+
+def test_a_model_that_needs_too_much_memory_is_pending_with_the_reason(product: Product, tmp_path: Path) -> None:
+    """Here, because Serve takes half a minute to give up a replica that never started: the product ends with it."""
+    edited = tmp_path / "edited.yaml"
+    text = (ROOT / "ray_config.yaml").read_text(encoding="utf-8")
+    huge = (
+        "  - {name: llm-huge, route_prefix: null, import_path: 'services.app:build_model', "
+        "args: {id: huge, source: tiny, memory_gib: 9000}}\n"
+    )
+    edited.write_text(text.replace("applications:\n", f"applications:\n{huge}", 1), encoding="utf-8")
+    answer = product.run("apply", "--config", str(edited), "--timeout", "2", check=False)
+    assert answer.returncode == 1
+    deadline = time.monotonic() + 60
+    pending: list[dict[str, Any]] = []
+    while not pending and time.monotonic() < deadline:
+        pending = json.loads(product.run("status", "--json").stdout)["pending"]
+    assert [(item["application"], item["deployment"]) for item in pending] == [("llm-huge", "ModelServer")]
+    assert "needs 9000.0 GiB memory" in pending[0]["reason"]
+    assert "ModelServer" in product.run("status").stdout
 
 
 @pytest.mark.timeout(600)

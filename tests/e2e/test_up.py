@@ -2,7 +2,6 @@
 
 import json
 import socket
-import time
 from pathlib import Path
 from typing import Any
 
@@ -90,29 +89,6 @@ def test_a_wrong_change_is_refused_and_nothing_restarts(product: Product, tmp_pa
     assert answer.returncode == 1
     assert "did you mean `parallel_requests`" in answer.stderr
     assert replica_ids(product) == before
-
-
-def test_a_model_that_needs_too_much_memory_is_pending_with_the_reason(product: Product, tmp_path: Path) -> None:
-    edited = tmp_path / "edited.yaml"
-    text = (ROOT / "ray_config.yaml").read_text(encoding="utf-8")
-    huge = (
-        "  - {name: llm-huge, route_prefix: null, import_path: 'services.app:build_model', "
-        "args: {id: huge, source: tiny, memory_gib: 9000}}\n"
-    )
-    edited.write_text(text.replace("applications:\n", f"applications:\n{huge}", 1), encoding="utf-8")
-    try:
-        answer = product.run("apply", "--config", str(edited), "--timeout", "2", check=False)
-        assert answer.returncode == 1
-        deadline = time.monotonic() + 60
-        pending: list[dict[str, Any]] = []
-        while not pending and time.monotonic() < deadline:
-            pending = json.loads(product.run("status", "--json").stdout)["pending"]
-        assert [(item["application"], item["deployment"]) for item in pending] == [("llm-huge", "ModelServer")]
-        assert "needs 9000.0 GiB memory" in pending[0]["reason"]
-        assert "ModelServer" in product.run("status").stdout
-    finally:
-        product.run("apply", "--config", str(ROOT / "ray_config.yaml"))
-    assert json.loads(product.run("status", "--json").stdout)["pending"] == []
 
 
 def test_ingest_search_and_ask_from_the_command_line(product: Product, tmp_path: Path) -> None:

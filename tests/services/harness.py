@@ -218,12 +218,12 @@ async def running_endpoint(
     config: PlatformConfig | None = None,
     states: dict[str, ApplicationState] | None = None,
     limiter: BookCalls | None = None,
+    store: Calls | None = None,
     proves: bool = False,
     documents: Sequence[str] = (),
-    real_store: Calls | None = None,
 ) -> AsyncIterator[Running]:
     """`proves`: also run the proof behind `/ready`, which sends a request of its own to the model. `documents`: ids of
-    some that the owner may read; answers that rest on others are not shown. `real_store`: who answers in the place of
+    some that the owner may read; answers that rest on others are not shown. `store`: who answers in the place of
     `StoreCalls`."""
     url = f"sqlite:///{home}/windfarm.db"
     upgrade(url)
@@ -237,7 +237,7 @@ async def running_endpoint(
         stack.push_async_callback(directory.stop)
         serve_states = ServeStates(lambda: states or {})
         await serve_states.refresh()
-        store = StoreCalls()
+        scripted_store = StoreCalls()
         running_limiter = limiter or BookCalls()
         endpoint = Endpoint(
             Surroundings(
@@ -248,7 +248,7 @@ async def running_endpoint(
                 database=database,
                 replicas=directory,
                 states=serve_states,
-                store=real_store or store,
+                store=store or scripted_store,
                 embedding=EmbeddingCalls(),
                 limiter=running_limiter,
                 story=story,
@@ -258,7 +258,7 @@ async def running_endpoint(
         stack.push_async_callback(endpoint.stop)
         stack.push_async_callback(listener.stop)
         running = Running(listener.url, owner.key, database, directory, beats, endpoint.app)
-        running.store = store
+        running.store = scripted_store
         running.limiter = running_limiter
         stack.push_async_callback(_stop_all, running)
         for number, engine in enumerate(engines):

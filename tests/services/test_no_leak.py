@@ -76,7 +76,7 @@ async def company(
 
     config = PlatformConfig(retrieval=RETRIEVAL)
     engine = ScriptedEngine(*words("x"))
-    async with running_endpoint(home, engine, story=story, config=config, real_store=LateCalls()) as running:
+    async with running_endpoint(home, engine, story=story, config=config, store=LateCalls()) as running:
         store_config = StoreConfig(ingestion=IngestionConfig(chunk_tokens=64, chunk_overlap_tokens=8))
         parts = open_store(store_config, environment)
         service = StoreService(parts, Embedder())

@@ -50,6 +50,11 @@ def watch(event: str, arguments: tuple) -> None:
         note(f"tried {os.getpid()} {event} {other} {' '.join(sys.argv)[:120]}")
 
 
-if FILE:
+def note_process() -> None:
     note(f"watching {os.getpid()}")
+
+
+if FILE:
+    note_process()
     sys.addaudithook(watch)
+    os.register_at_fork(after_in_child=note_process)
