@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Select, bindparam, func, or_, select
+from sqlalchemy import BindParameter, Select, bindparam, func, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -155,16 +155,18 @@ class Knowledge:
         with self._database.read() as session:
             reader = reader_of(session, actor)
             collection = find_collection(session, reader, name)
-            wanted = _readable_documents(reader).where(Document.collection_id == collection.id).order_by(Document.name)
-            return [(document.id, stored_document(version).text) for document, version in session.execute(wanted)]
+            rows = session.execute(_documents_of(scope_of(reader)), values_of(reader, wanted=collection.id))
+            return [(document.id, stored_document(version).text) for document, version in rows]
 
     def check_quotes(self, quotes: Sequence[tuple[str, int, int, str]], actor: str) -> list[bool]:
         """Whether each (version, start, end, quote) stands letter by letter in the stored, active version of a document
         that the actor may read."""
         versions = {version_id for version_id, *_ in quotes}
         with self._database.read() as session:
-            readable = _readable_documents(reader_of(session, actor)).where(Version.id.in_(versions))
-            texts = {version.id: stored_document(version).text for _, version in session.execute(readable)}
+            reader = reader_of(session, actor)
+            readable = _readable_documents(scope_of(reader)).where(Version.id.in_(versions))
+            found = session.execute(readable, values_of(reader))
+            texts = {version.id: stored_document(version).text for _, version in found}
         return [
             bool(quote) and version_id in texts and texts[version_id][start:end] == quote
             for version_id, start, end, quote in quotes
@@ -319,7 +321,7 @@ def _visible_collections(scope: Scope) -> Select[Collection]:
 
 @cache
 def _collections_called(scope: Scope) -> Select[Collection]:
-    wanted = bindparam("wanted")
+    wanted: BindParameter[Any] = bindparam("wanted")
     return _visible_collections(scope).where(or_(Collection.id == wanted, Collection.name == wanted))
 
 
@@ -335,7 +337,7 @@ def _document_with_id(scope: Scope) -> Select[Document, Version]:
 
 @cache
 def _versions_among(scope: Scope) -> Select[str]:
-    wanted = bindparam("version_ids", expanding=True)
+    wanted: BindParameter[Any] = bindparam("version_ids", expanding=True)
     return _readable_documents(scope).with_only_columns(Version.id).where(Version.id.in_(wanted))
 
 

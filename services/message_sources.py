@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection as AnyCollection
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
-from sqlalchemy import Select, bindparam, delete, select, update
+from sqlalchemy import BindParameter, Select, bindparam, delete, select, update
 from sqlalchemy.orm import Session
 
 from services.database import Collection, Document, Message, MessageSource
@@ -45,7 +46,7 @@ def readable_documents(session: Session, document_ids: AnyCollection[str], actor
 
 @cache
 def _documents_among(scope: Scope) -> Select[str]:
-    wanted = bindparam("document_ids", expanding=True)
+    wanted: BindParameter[Any] = bindparam("document_ids", expanding=True)
     rows = select(Document.id).join(Collection, Collection.id == Document.collection_id)
     return rows.where(is_readable(scope), Document.id.in_(wanted))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, bindparam, exists, or_, select, true
+from sqlalchemy import BindParameter, ColumnElement, and_, bindparam, exists, or_, select, true
 from sqlalchemy.orm import Session
 
 from rag.access import CollectionGrant, PointLabels, Reader, label_points
@@ -128,7 +128,7 @@ def is_readable(scope: Scope) -> ColumnElement[bool]:
     )
 
 
-_NAMES = bindparam("reader_names", expanding=True)
+_NAMES: BindParameter[Any] = bindparam("reader_names", expanding=True)
 
 
 def _is_of_tenant(scope: Scope) -> ColumnElement[bool]:
