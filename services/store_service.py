@@ -185,7 +185,7 @@ class StoreService:
     ) -> dict[str, Any]:
         """See `DocumentViews.view`."""
         view = await self._views.view(document_id, span, actor, width)
-        if view["collection"] != collection:
+        if collection not in (view["collection"], view["collection_id"]):
             raise unknown_document(document_id)
         return view
 
@@ -193,7 +193,8 @@ class StoreService:
         self, collection: str, document_id: str, page: int, span: Span, actor: str, width: int
     ) -> bytes:
         """PNG; see `DocumentViews.page`."""
-        if (await self.document(document_id, actor))["collection"] != collection:
+        document = await self.document(document_id, actor)
+        if collection not in (document["collection"], document["collection_id"]):
             raise unknown_document(document_id)
         return await self._views.page(document_id, page, span, actor, width)
 

@@ -221,7 +221,9 @@ class Company:
 
         await self.running.app(scope, receive, send)
         told = b"".join(message.get("body", b"") for message in sent)
-        return int(sent[0]["status"]), told.decode()
+        status = int(sent[0]["status"])
+        assert status < 500, f"{name}: {method} {path}: {status} {told[:500]!r}"
+        return status, told.decode()
 
     async def do(self, method: str, path: str, body: Any = None) -> Any:
         """As the owner; it must work."""

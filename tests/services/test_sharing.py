@@ -226,6 +226,11 @@ async def test_a_new_embedding_keeps_the_documents_own_readers(windfarm: Running
     assert readable(windfarm, BEN) == {"pay.txt"}
     assert readable(windfarm, ANNA) == {"rules.txt"}
     windfarm.check_agreement()
+    # Its index has another name now, which is nobody's to say.
+    collection = windfarm.knowledge.collection("handbook", OWNER)
+    assert collection.index_id != collection.id
+    with pytest.raises(ApiError, match="There is no collection"):
+        windfarm.knowledge.collection(collection.index_id, OWNER)
 
 
 async def test_points_of_an_earlier_windfarm_get_their_labels_at_the_start(windfarm: Running) -> None:
