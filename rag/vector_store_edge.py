@@ -32,12 +32,14 @@ from rag.vector_store import (
     INDEXED_KEYWORDS,
     SPARSE,
     Inventory,
+    PlacedVectors,
     ScoredChunk,
     VersionState,
     check_filter,
     check_upsert,
     chunk_to_payload,
     join_legs,
+    placed_vectors,
     point_id,
     searchable_text,
     take_inventory,
@@ -172,6 +174,10 @@ class EdgeVectorStore:
     def measure(self, collection_id: str, *, document_id: str) -> Inventory:
         shard = self._shard(collection_id)
         return take_inventory(() if shard is None else _vectors_of(shard, document_id))
+
+    def vectors_of(self, collection_id: str, version_id: str) -> PlacedVectors:
+        shard = self._shard(collection_id)
+        return placed_vectors(_placed(shard, version_id) if shard is not None else ())
 
     def list_versions(self) -> dict[str, VersionState]:
         versions: dict[str, VersionState] = {}
@@ -326,6 +332,19 @@ def _vectors_of(shard: _Shard, document_id: str) -> Iterator[tuple[list[int], li
         for record in records:
             vectors: Any = record.vector
             yield list(vectors[SPARSE].indices) if SPARSE in vectors else [], vectors[DENSE]
+        if offset is None:
+            return
+
+
+def _placed(shard: _Shard, version_id: str) -> Iterator[tuple[dict[str, Any], list[float]]]:
+    offset: Any = None
+    wanted = qe.Filter(must=[_equals("version_id", version_id)])
+    while True:
+        page = qe.ScrollRequest(offset=offset, limit=_PAGE, filter=wanted, with_payload=True, with_vector=[DENSE])
+        records, offset = shard.use(lambda edge, page=page: edge.scroll(page))  # type: ignore[misc]
+        for record in records:
+            vectors: Any = record.vector
+            yield dict(record.payload or {}), vectors[DENSE]
         if offset is None:
             return
 

@@ -23,14 +23,18 @@ from rag.types import StoredChunk, Vectors
 from rag.vector_store import (
     DENSE,
     INDEXED_KEYWORDS,
+    PLACE_FIELDS,
     SPARSE,
     Inventory,
+    PlacedVectors,
     ScoredChunk,
+    ServerSettings,
     VersionState,
     check_filter,
     check_upsert,
     chunk_to_payload,
     join_legs,
+    placed_vectors,
     point_id,
     searchable_text,
     take_inventory,
@@ -40,20 +44,26 @@ from rag.vector_store import (
 PREFIX = "windfarm_"
 _BATCH = 256
 _PAGE = 4096
+_INT8 = models.ScalarQuantization(
+    scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8, quantile=0.99, always_ram=True)
+)
 
 
 class ServerVectorStore:
     """See `VectorStore`."""
 
-    def __init__(self, client: QdrantClient) -> None:
+    def __init__(self, client: QdrantClient, settings: ServerSettings | None = None) -> None:
         self._client = client
+        self._settings = settings or ServerSettings()
         self._dimensions: dict[str, int] = {}
         self._create_lock = threading.Lock()
 
     @classmethod
-    def connect(cls, url: str, *, api_key: str | None = None) -> ServerVectorStore:
+    def connect(
+        cls, url: str, *, api_key: str | None = None, settings: ServerSettings | None = None
+    ) -> ServerVectorStore:
         # The client's version check only warns; a server that does not answer must be an error at once.
-        store = cls(QdrantClient(url=url, api_key=api_key, check_compatibility=False))
+        store = cls(QdrantClient(url=url, api_key=api_key, check_compatibility=False), settings)
         store.list_collections()
         return store
 
@@ -157,6 +167,27 @@ class ServerVectorStore:
             for record in records:
                 vectors: Any = record.vector
                 yield vectors[SPARSE].indices if SPARSE in vectors else [], vectors[DENSE]
+            if offset is None:
+                return
+
+    def vectors_of(self, collection_id: str, version_id: str) -> PlacedVectors:
+        return placed_vectors(self._placed(collection_id, version_id) if self._exists(collection_id) else ())
+
+    def _placed(self, collection_id: str, version_id: str) -> Iterator[tuple[dict[str, Any], list[float]]]:
+        offset: Any = None
+        while True:
+            with _as_store_error("read a version's vectors"):
+                records, offset = self._client.scroll(
+                    _name(collection_id),
+                    scroll_filter=_filter(version_id=version_id),
+                    limit=_PAGE,
+                    offset=offset,
+                    with_payload=["version_id", *PLACE_FIELDS],
+                    with_vectors=[DENSE],
+                )
+            for record in records:
+                vectors: Any = record.vector
+                yield record.payload or {}, vectors[DENSE]
             if offset is None:
                 return
 
@@ -270,14 +301,17 @@ class ServerVectorStore:
             )
 
     def _create(self, name: str, dimension: int) -> None:
+        settings = self._settings
         with _as_store_error("make a collection"):
             self._client.create_collection(
                 name,
                 vectors_config={DENSE: models.VectorParams(size=dimension, distance=models.Distance.COSINE)},
                 sparse_vectors_config={SPARSE: models.SparseVectorParams(modifier=models.Modifier.IDF)},
-                quantization_config=models.ScalarQuantization(
-                    scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8, quantile=0.99, always_ram=True)
-                ),
+                quantization_config=_INT8 if settings.quantization == "int8" else None,
+                shard_number=settings.shards,
+                replication_factor=settings.replication_factor,
+                # A write is acknowledged when all replicas have it: what was deleted is gone on each of them.
+                write_consistency_factor=settings.replication_factor,
             )
             for field in INDEXED_KEYWORDS:
                 self._client.create_payload_index(name, field, models.PayloadSchemaType.KEYWORD, wait=True)

@@ -84,6 +84,12 @@ class QdrantConfig(Section):
     url: str | None = None
     """A Qdrant server; none: the embedded engine in the data folder."""
     api_key_env: str | None = None
+    shards: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Shards of each collection that is made from now on, on a server; none: as the server does by itself."""
+    replication_factor: Annotated[int, Field(ge=1, le=32)] = 1
+    """Copies of each shard on different nodes of a server. Writes and deletions wait for all of them."""
+    quantization: Literal["int8", "none"] = "int8"
+    """How a server keeps the vectors that it compares first; results are compared again exactly."""
 
 
 class IngestionConfig(Section):

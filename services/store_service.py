@@ -24,7 +24,7 @@ from rag.page_rendering import PageRenderer
 from rag.parsing import ParseLimits
 from rag.read_write_lock import ReadWriteLock
 from rag.types import Embedder
-from rag.vector_store import VectorStore, open_vector_store
+from rag.vector_store import ServerSettings, VectorStore, open_vector_store
 from services.blobs import Blobs
 from services.chat_types import SearchResult
 from services.config import Environment, IngestionConfig, StoreConfig
@@ -84,7 +84,10 @@ def open_store(config: StoreConfig, environment: Environment) -> StoreParts:
     url = config.qdrant.url
     if url is None:
         _refuse_lost_folder(database, folder)
-    vectors = open_vector_store(folder, url=url, api_key=_api_key(config), lock_timeout_s=_LOCK_TIMEOUT_S)
+    settings = ServerSettings(config.qdrant.shards, config.qdrant.replication_factor, config.qdrant.quantization)
+    vectors = open_vector_store(
+        folder, url=url, api_key=_api_key(config), lock_timeout_s=_LOCK_TIMEOUT_S, settings=settings
+    )
     visible = ReadWriteLock()
     blobs = Blobs(environment.home / "blobs", environment.home)
     journal = Journal(database, vectors, visible, blobs.originals)
