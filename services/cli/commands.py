@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from services.cli import evaluation, experts, feedback, keys, knowledge, machine, planning, running, talking
+from services.cli import archives, evaluation, experts, feedback, keys, knowledge, machine, planning, running, talking
 
 app = typer.Typer(
     name="windfarm",
@@ -32,7 +32,10 @@ for _command in (
     knowledge.collections,
     knowledge.documents,
     knowledge.reembed,
+    archives.backup,
+    archives.restore,
 ):
     app.command()(_command)
 app.add_typer(evaluation.app)
 app.add_typer(feedback.app)
+app.add_typer(archives.app)
