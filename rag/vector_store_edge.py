@@ -6,6 +6,7 @@ acknowledged. The engine does not merge segments by itself: somebody calls `opti
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -50,6 +51,7 @@ LOCK_FILE = "owner.lock"
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 _NEW, _DELETED = ".new-", ".deleted-"
 _BATCH = 256
+_RESERVE_BYTES = 8 << 20
 _PAGE = 1024
 _MANY = 10_000_000
 _LOCK_POLL_S = 0.05
@@ -106,6 +108,7 @@ class EdgeVectorStore:
                 f"Collection {collection_id!r} holds vectors of dimension {shard.dimension}, not {vectors.shape[1]}. "
                 "It was built with another embedding model; embed it anew."
             )
+        _require_space(self._root, 4 * vectors.nbytes)
         for start in range(0, len(chunks), _BATCH):
             part = slice(start, start + _BATCH)
             points = [
@@ -422,6 +425,13 @@ def _search_shard(
 def _stored_dimension(folder: Path) -> int:
     config = json.loads((folder / "edge_config.json").read_text())
     return int(config["vectors"][DENSE]["size"])
+
+
+def _require_space(folder: Path, num_bytes: int) -> None:
+    """The engine writes through memory maps of sparse files: on a full disk that does not fail, it kills the process
+    (SIGBUS). So there must be room before it begins, also for the small changes that follow."""
+    if shutil.disk_usage(folder).free < num_bytes + _RESERVE_BYTES:
+        raise OSError(errno.ENOSPC, "No space left for vectors", str(folder))
 
 
 def _acquire(path: Path, timeout_s: float) -> IO[str]:

@@ -13,6 +13,7 @@ from services.errors import ApiError, invalid
 from services.originals import Originals
 
 _PART = ".part"
+_RESERVE_BYTES = 16 << 20
 
 
 class Blobs:
@@ -30,6 +31,7 @@ class Blobs:
         try:
             _check_size(source, max_bytes)
             self._folder.mkdir(parents=True, exist_ok=True)
+            _require_space(source, self._folder)
             self._write(source, part)
             os.replace(part, target)
             _sync_folder(self._folder)
@@ -83,6 +85,13 @@ def _check_size(source: Path | bytes, max_bytes: int) -> None:
             "Split it or raise ingestion.max_file_mib.",
             "file",
         )
+
+
+def _require_space(source: Path | bytes, folder: Path) -> None:
+    """A file is refused while there is still room to write down what becomes of it."""
+    num_bytes = source.stat().st_size if isinstance(source, Path) else len(source)
+    if shutil.disk_usage(folder).free < num_bytes + _RESERVE_BYTES:
+        raise OSError(errno.ENOSPC, "No space left for files", str(folder))
 
 
 def _sync_folder(folder: Path) -> None:
