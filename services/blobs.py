@@ -13,7 +13,7 @@ from services.errors import ApiError, invalid
 from services.originals import Originals
 
 _PART = ".part"
-_RESERVE_BYTES = 16 << 20
+SPACE_RESERVE_BYTES = 16 << 20
 
 
 class Blobs:
@@ -30,8 +30,8 @@ class Blobs:
         part = target.with_suffix(_PART)
         try:
             _check_size(source, max_bytes)
+            self.require_space()
             self._folder.mkdir(parents=True, exist_ok=True)
-            _require_space(source, self._folder)
             self._write(source, part)
             os.replace(part, target)
             _sync_folder(self._folder)
@@ -41,6 +41,17 @@ class Blobs:
                 part.unlink(missing_ok=True)
             raise _as_api_error(error, self._folder) from error
         return target
+
+    def require_space(self) -> None:
+        """Raise `OSError` (ENOSPC) while the disk is nearly full. The vector store maps its files into memory, and a
+        mapped page that finds no place on the disk ends the whole process; so nothing is begun without a reserve."""
+        if shutil.disk_usage(self._home).free < SPACE_RESERVE_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._home))
+
+    def place_for(self, job_id: str) -> Path:
+        """Where the file of a job will lie that has yet to be fetched."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self._folder / job_id
 
     def remove(self, path: str | None) -> None:
         if path is not None:
@@ -85,13 +96,6 @@ def _check_size(source: Path | bytes, max_bytes: int) -> None:
             "Split it or raise ingestion.max_file_mib.",
             "file",
         )
-
-
-def _require_space(source: Path | bytes, folder: Path) -> None:
-    """A file is refused while there is still room to write down what becomes of it."""
-    num_bytes = source.stat().st_size if isinstance(source, Path) else len(source)
-    if shutil.disk_usage(folder).free < num_bytes + _RESERVE_BYTES:
-        raise OSError(errno.ENOSPC, "No space left for files", str(folder))
 
 
 def _sync_folder(folder: Path) -> None:

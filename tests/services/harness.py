@@ -25,7 +25,7 @@ from services.calls import Calls
 from services.chat_types import ChatEvent, ChatRequest, ModelClient
 from services.config import ChatConfig, PlatformConfig
 from services.database import Collection, Database, Document
-from services.discovery import Directory
+from services.discovery import BeatStore, Directory
 from services.endpoint import Endpoint, Surroundings
 from services.errors import unavailable
 from services.limit_book import LimitBook
@@ -176,7 +176,7 @@ async def plain_story(request: ChatRequest, model: ModelClient) -> AsyncIterator
 class Running:
     """A started endpoint with everything a test looks at."""
 
-    def __init__(self, url: str, key: str, database: Database, directory: Directory, beats: Beats) -> None:
+    def __init__(self, url: str, key: str, database: Database, directory: Directory, beats: BeatStore) -> None:
         self.url = url
         self.key = key
         self.database = database
@@ -214,6 +214,7 @@ async def running_endpoint(
     config: PlatformConfig | None = None,
     states: dict[str, ApplicationState] | None = None,
     limiter: BookCalls | None = None,
+    beats: BeatStore | None = None,
     store: Calls | None = None,
     proves: bool = False,
     documents: Sequence[str] = (),
@@ -225,7 +226,7 @@ async def running_endpoint(
     database = Database(url)
     owner = ensure_owner(Accounts(database), home)
     _add_documents(database, documents)
-    beats = Beats()
+    beats = beats or Beats()
     async with AsyncExitStack() as stack:
         directory = Directory(beats)
         await directory.start()
