@@ -131,6 +131,8 @@ class KnowledgeTransfer:
             "created_at": document.created_at.isoformat(),
             "has_own_readers": document.has_own_readers,
             "readers": readers,
+            "source": document.source,
+            "origin": document.origin,
             "version": {name: getattr(version, name) for name in _VERSION_FIELDS}
             | {"id": version.id, "pages": version.pages, "created_at": version.created_at.isoformat()},
         }
@@ -256,6 +258,8 @@ class KnowledgeTransfer:
                     owner_id=actor,
                     active_version_id=version["id"],
                     has_own_readers=document["has_own_readers"],
+                    source=document["source"],
+                    origin=document["origin"],
                     created_at=_time(document["created_at"]),
                 )
             )
@@ -304,6 +308,7 @@ class _Staged:
             index_id=self.index_id,
             embedding_model=described["embedding_model"],
             embedding_dimension=described["embedding_dimension"],
+            tuning=described["tuning"],
             created_at=_time(described["created_at"]),
             deleted_at=utc_now(),
         )
@@ -331,6 +336,7 @@ def _collection_json(session: Session, collection: Collection) -> Json:
         "embedding_model": row.embedding_model,
         "embedding_dimension": row.embedding_dimension,
         "created_at": row.created_at.isoformat(),
+        "tuning": row.tuning,
         "readers": list(session.scalars(readers)),
         "vector_store": {"name": info.name, "attributes": info.attributes} if info is not None else None,
     }
