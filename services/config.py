@@ -86,6 +86,12 @@ class QdrantConfig(Section):
     api_key_env: str | None = None
     nodes: list[str] = Field(default_factory=list)
     """URLs of the nodes of a Qdrant cluster: a deletion waits until none of them has any of it."""
+    shards: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Shards of each collection that is made from now on, on a server; none: as the server does by itself."""
+    replication_factor: Annotated[int, Field(ge=1, le=32)] = 1
+    """Copies of each shard on different nodes of a server. Writes and deletions wait for all of them."""
+    quantization: Literal["int8", "none"] = "int8"
+    """How a server keeps the vectors that it compares first; results are compared again exactly."""
 
 
 class WebConfig(Section):
