@@ -94,13 +94,13 @@ def error_curve(scores: ScoredQuestions, num_points: int = 21) -> list[tuple[flo
 
 def _cost(rates: ErrorRates) -> tuple[bool, float, bool, float]:
     """Compared in this order: too many wrong refusals, how many wrong answers of the far kind are too many, more wrong
-    refusals than wanted, errors in all."""
+    refusals than wanted, errors in all (wrong refusals count twice: people notice them)."""
     refusals = rates.wrong_refusals or 0.0
     answers = [rate for rate in (rates.wrong_answers_far, rates.wrong_answers_near) if rate is not None]
     far = rates.wrong_answers_far or 0.0
     mean = sum(answers) / len(answers) if answers else 0.0
     too_many_far = max(0.0, far - MOST_WRONG_ANSWERS)
-    return refusals > MOST_WRONG_REFUSALS, too_many_far, refusals > WANTED_WRONG_REFUSALS, refusals + mean
+    return refusals > MOST_WRONG_REFUSALS, too_many_far, refusals > WANTED_WRONG_REFUSALS, 2 * refusals + mean
 
 
 def _candidates(scores: ScoredQuestions) -> list[float]:

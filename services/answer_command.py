@@ -29,6 +29,7 @@ class AnswerOptions:
     model: str | None
     limit: int | None
     skip: int
+    only: int | None
     max_tokens: int
     config: Path
 
@@ -67,7 +68,7 @@ def _chosen(queries: Sequence[JudgedQuery], options: AnswerOptions) -> Sequence[
     """Every so many, so that a part of a set speaks for the whole."""
     limit = options.limit or len(queries)
     step = max(1, len(queries) // limit)
-    chosen = queries[::step][:limit][options.skip :]
+    chosen = queries[::step][:limit][options.skip :][: options.only]
     if not chosen:
         raise EvaluationError(f"--skip {options.skip} leaves none of {min(limit, len(queries))} questions.")
     return chosen

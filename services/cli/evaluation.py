@@ -92,6 +92,7 @@ def answers(
     model: Annotated[str | None, typer.Option("--model", "-m", help="Chat model.", show_default="the default")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask only so many questions, evenly chosen.")] = None,
     skip: Annotated[int, typer.Option(min=0, help="Leave out so many of the chosen questions.")] = 0,
+    only: Annotated[int | None, typer.Option(min=1, help="Ask so many of the others: a part of a long run.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 48,
     config: Annotated[
         list[str] | None,
@@ -112,7 +113,7 @@ def answers(
 
     home_of(home)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    options = AnswerOptions(folder, far, model, limit, skip, max_tokens, _config_file(config or []))
+    options = AnswerOptions(folder, far, model, limit, skip, only, max_tokens, _config_file(config or []))
     with _progress(is_quiet=as_json) as report:
         judged, measured = asyncio.run(measure_answers(options, report))
     if as_json:
