@@ -123,17 +123,24 @@ class AccessFilter:
         return self._by_index
 
 
-def compile_filter(reader: Reader, collections: Sequence[CollectionGrant]) -> AccessFilter:
-    """The mandatory filter of one search. A collection of another tenant is not searched at all."""
-    allowed = {grant.index_id: _conditions(reader, grant) for grant in collections if reader.is_of(grant.tenant)}
+def compile_filter(
+    reader: Reader, collections: Sequence[CollectionGrant], document_ids: Sequence[str] | None = None
+) -> AccessFilter:
+    """The mandatory filter of one search. A collection of another tenant is not searched at all. `document_ids`: only
+    these documents, as far as the reader may read them."""
+    allowed = {
+        grant.index_id: _conditions(reader, grant, document_ids) for grant in collections if reader.is_of(grant.tenant)
+    }
     return AccessFilter(_SEAL, allowed)
 
 
-def _conditions(reader: Reader, grant: CollectionGrant) -> QdrantFilter:
+def _conditions(reader: Reader, grant: CollectionGrant, document_ids: Sequence[str] | None) -> QdrantFilter:
     must = [_one_of(VISIBILITY, [VISIBLE]), _one_of(TENANT, [grant.tenant])]
     if not grant.is_managed_by(reader):
         names = reader.names | ({_INHERITED} if grant.is_read_by(reader) else set())
         must.append(_one_of(READERS, sorted(names)))
+    if document_ids is not None:
+        must.append(_one_of("document_id", document_ids))
     return {"must": must}
 
 
@@ -157,9 +164,11 @@ def search_as(
     vector: npt.NDArray[np.float32] | None,
     text: str | None,
     limit: int,
+    document_ids: Sequence[str] | None = None,
 ) -> list[ScoredChunk]:
-    """What `reader` may find there. Raises `StoreError`."""
-    return store.search_filtered(compile_filter(reader, collections), vector=vector, text=text, limit=limit)
+    """What `reader` may find there, with `document_ids` in these documents alone. Raises `StoreError`."""
+    access = compile_filter(reader, collections, document_ids)
+    return store.search_filtered(access, vector=vector, text=text, limit=limit)
 
 
 @dataclass(frozen=True)

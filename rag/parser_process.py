@@ -42,7 +42,10 @@ def main() -> None:
 
 
 def _serve(request: dict[str, Any], lifeline: int) -> bytes:
-    """Parse one file in a child. Returns the answer's JSON."""
+    """Parse one file, or draw a page of it, in a child. Returns the answer's JSON."""
+    if "page" in request:
+        # Loaded before the fork, once: it starts no thread, and each page would pay for it again.
+        import rag.pdf_pages  # noqa: F401
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -141,12 +144,21 @@ def _parse_and_leave(request: dict[str, Any], writer: int) -> NoReturn:
 
 def _answer(request: dict[str, Any]) -> bytes:
     try:
+        if "page" in request:
+            return json.dumps({"image": _draw(request)}).encode()
         with open(request["path"], "rb") as file:
             data = file.read()
         document = extract(data, request["name"])
     except ParseError as error:
         return json.dumps({"code": error.code, "message": str(error)}).encode()
     return _document_json(document)
+
+
+def _draw(request: dict[str, Any]) -> dict[str, Any]:
+    from rag.pdf_pages import draw_page
+
+    span = request["page_text"], request["start"], request["end"]
+    return draw_page(request["path"], request["name"], request["page"], *span, request["width"])
 
 
 def _document_json(document: ParsedDocument) -> bytes:

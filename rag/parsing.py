@@ -64,10 +64,14 @@ class DocumentParser:
         self.close()
 
     def parse_file(self, path: Path, filename: str) -> ParsedDocument:
+        return _parsed(self.ask(path, filename, {}))
+
+    def ask(self, path: Path, filename: str, task: dict[str, Any]) -> dict[str, Any]:
+        """The process's answer about one file: its text, or what `task` asks for. Raises `ParseError`."""
         name = clean_filename(filename)
         self._check_size(path, name)
         with self._turn:
-            return _read_answer(self._ask(self._request(path, name), name))
+            return _read_answer(self._ask(self._request(path, name, task), name))
 
     def close(self) -> None:
         """End the parser process, also in the middle of a file that another thread waits for."""
@@ -91,9 +95,9 @@ class DocumentParser:
                 code="too_large",
             )
 
-    def _request(self, path: Path, name: str) -> bytes:
+    def _request(self, path: Path, name: str, task: dict[str, Any]) -> bytes:
         limits = self._limits
-        request = {
+        request = task | {
             "path": str(path.absolute()),
             "name": name,
             "timeout_s": limits.timeout_s,
@@ -175,10 +179,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             stream.close()
 
 
-def _read_answer(answer: bytes) -> ParsedDocument:
+def _read_answer(answer: bytes) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(answer)
     if "code" in content:
         raise ParseError(content["message"], code=content["code"])
+    return content
+
+
+def _parsed(content: dict[str, Any]) -> ParsedDocument:
     document = content["document"]
     return ParsedDocument(
         text=document["text"],

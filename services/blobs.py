@@ -10,8 +10,10 @@ from collections.abc import Collection
 from pathlib import Path
 
 from services.errors import ApiError, invalid
+from services.originals import Originals
 
 _PART = ".part"
+SPACE_RESERVE_BYTES = 16 << 20
 
 
 class Blobs:
@@ -20,6 +22,7 @@ class Blobs:
     def __init__(self, folder: Path, home: Path) -> None:
         self._folder = folder
         self._home = home
+        self.originals = Originals(home / "originals")
 
     def keep(self, job_id: str, source: Path | bytes, max_bytes: int) -> Path:
         """A durable copy of `source`. Raises `ApiError` where it is too large or the disk full."""
@@ -27,6 +30,7 @@ class Blobs:
         part = target.with_suffix(_PART)
         try:
             _check_size(source, max_bytes)
+            self.require_space()
             self._folder.mkdir(parents=True, exist_ok=True)
             self._write(source, part)
             os.replace(part, target)
@@ -37,6 +41,17 @@ class Blobs:
                 part.unlink(missing_ok=True)
             raise _as_api_error(error, self._folder) from error
         return target
+
+    def require_space(self) -> None:
+        """Raise `OSError` (ENOSPC) while the disk is nearly full. The vector store maps its files into memory, and a
+        mapped page that finds no place on the disk ends the whole process; so nothing is begun without a reserve."""
+        if shutil.disk_usage(self._home).free < SPACE_RESERVE_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._home))
+
+    def place_for(self, job_id: str) -> Path:
+        """Where the file of a job will lie that has yet to be fetched."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self._folder / job_id
 
     def remove(self, path: str | None) -> None:
         if path is not None:

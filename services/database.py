@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     DateTime,
     Dialect,
@@ -220,6 +221,10 @@ class Document(Base):
     owner_id: Mapped[str] = mapped_column(ForeignKey("users.id"), index=True)
     active_version_id: Mapped[str | None]
     """No foreign key: documents and versions would refer to each other. The reconciler proves it instead."""
+    source: Mapped[str | None] = mapped_column(String(1024))
+    """The folder, repository or website that a synchronisation keeps in step with; none: brought by hand."""
+    origin: Mapped[str | None] = mapped_column(Text)
+    """Where this very file came from, such as its URL."""
     has_own_readers: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     """Otherwise its readers are those of the collection."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
@@ -265,8 +270,10 @@ class Version(Base):
 
 
 class Job(Base):
-    """Work on a collection that survives a restart: `ingest` a file that waits at `blob_path`, `reembed` all of it, or
-    `repair` the vectors of one document from its stored text."""
+    """Work on a collection that survives a restart: `ingest` a file that waits at `blob_path`, fetch the `url` in
+    `origin`, `reembed` all of it, or `repair` the vectors of one document from its stored text.
+
+    `state` is queued, parsing, embedding, done, failed or cancelled; a paused job keeps its place and begins anew."""
 
     __tablename__ = "jobs"
 
@@ -285,8 +292,105 @@ class Job(Base):
     error_code: Mapped[str | None]
     error_message: Mapped[str | None] = mapped_column(Text)
     warnings: Mapped[list[Any]] = mapped_column(default=list)
+    batch: Mapped[str | None] = mapped_column(index=True)
+    """Jobs that were submitted together, such as all files of one `windfarm ingest`."""
+    is_paused: Mapped[bool] = mapped_column(default=False)
+    num_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    num_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
+    """Tokens of all passages together; known when the file has been cut."""
+    source: Mapped[str | None] = mapped_column(String(1024))
+    origin: Mapped[str | None] = mapped_column(Text)
+    parse_as: Mapped[str | None] = mapped_column(String(1024))
+    """A name with the ending of the file's type, where its own name has none (a web page)."""
+    duplicate_of: Mapped[str | None] = mapped_column(String(1024))
+    """Name of another document of the collection that has the same content."""
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     updated_at: Mapped[datetime] = mapped_column(default=utc_now, onupdate=utc_now)
+
+
+class Feedback(Base):
+    """What somebody said of one answer, with the question and the answer as they were; one per message."""
+
+    __tablename__ = "feedback"
+
+    id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("fb"))
+    user_id: Mapped[str] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    message_id: Mapped[str] = mapped_column(unique=True)
+    """No foreign key: feedback outlives the conversation."""
+    rating: Mapped[str]
+    """`up` or `down`."""
+    reason: Mapped[str] = mapped_column(Text, default="")
+    question: Mapped[str] = mapped_column(Text)
+    answer: Mapped[str] = mapped_column(Text)
+    """Empty once a document that it rested on was deleted."""
+    model: Mapped[str | None]
+    collections: Mapped[list[Any]] = mapped_column(default=list)
+    state: Mapped[str] = mapped_column(default="new", index=True)
+    """`new`, `accepted` or `rejected`."""
+    relevant: Mapped[list[Any]] = mapped_column(default=list)
+    """Ids of the documents that hold the answer, as the reviewer judged."""
+    reviewer_id: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    reviewed_at: Mapped[datetime | None]
+
+
+class FeedbackPassage(Base):
+    """A passage that an answer was given or that it cites. `text` is kept of cited ones."""
+
+    __tablename__ = "feedback_passages"
+
+    feedback_id: Mapped[str] = mapped_column(ForeignKey("feedback.id", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    document_id: Mapped[str] = mapped_column(index=True)
+    version_id: Mapped[str]
+    document: Mapped[str] = mapped_column(String(1024))
+    collection: Mapped[str | None]
+    page: Mapped[int | None]
+    start: Mapped[int]
+    end: Mapped[int]
+    text: Mapped[str | None] = mapped_column(Text)
+    is_cited: Mapped[bool]
+
+
+class StoredFile(Base):
+    """A file that a client uploaded to its own account; documents are made of it by adding it to a vector store."""
+
+    __tablename__ = "files"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    owner_id: Mapped[str] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    filename: Mapped[str] = mapped_column(String(1024))
+    purpose: Mapped[str]
+    num_bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class VectorStoreInfo(Base):
+    """What OpenAI's vector stores have and collections lack; only for collections that were made or changed as one."""
+
+    __tablename__ = "vector_stores"
+
+    collection_id: Mapped[str] = mapped_column(ForeignKey("collections.id", ondelete="CASCADE"), primary_key=True)
+    name: Mapped[str | None] = mapped_column(String(1024))
+    """As the client gave it; the collection's own name is unique and obeys rules."""
+    attributes: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """OpenAI's `metadata`."""
+
+
+class VectorStoreFile(Base):
+    """A file in a vector store: the document `document_name` of that collection, once its job has ended."""
+
+    __tablename__ = "vector_store_files"
+
+    collection_id: Mapped[str] = mapped_column(ForeignKey("collections.id", ondelete="CASCADE"), primary_key=True)
+    file_id: Mapped[str] = mapped_column(ForeignKey("files.id", ondelete="CASCADE"), primary_key=True, index=True)
+    document_name: Mapped[str] = mapped_column(String(1024))
+    job_id: Mapped[str]
+    batch_id: Mapped[str | None]
+    attributes: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
 
 
 class DeletionReceipt(Base):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
@@ -19,16 +20,24 @@ from services.conversation_routes import ConversationRoutes
 from services.conversations import Conversations
 from services.database import Database
 from services.discovery import ReplicaEndpoint
+from services.document_routes import DocumentRoutes
 from services.expert_observatory import ExpertObservatory
+from services.feedback import FeedbackBook
+from services.feedback_routes import FeedbackRoutes
+from services.file_routes import FileRoutes
+from services.files import Files
 from services.gateway_app import GatewayApp
 from services.generation import ChatStory, Generation
 from services.host_check import HostCheck
 from services.inference_routes import InferenceRoutes
+from services.job_routes import JobRoutes
 from services.key_limits import KeyLimits
 from services.knowledge_calls import RemoteSearcher
 from services.knowledge_routes import KnowledgeRoutes
 from services.limit_client import LimitClient
+from services.mcp_routes import McpRoutes
 from services.metrics import Metrics
+from services.model_queues import ModelQueues
 from services.model_status import MODEL_APP_PREFIX, ApplicationState
 from services.people import People
 from services.people_routes import PeopleRoutes
@@ -37,9 +46,11 @@ from services.relay import ModelPool, ModelStates, PooledModel, ReplicaSource, o
 from services.sharing_routes import SharingRoutes
 from services.status_routes import StatusRoutes
 from services.ui_proxy import UiProxy
+from services.vector_store_routes import VectorStoreRoutes
+from services.vector_stores import VectorStores
 
 PLATFORM_APP = "platform"
-UPLOADS_FOLDER = "uploads"
+UPLOADS_FOLDER, FILES_FOLDER = "uploads", "files"
 
 
 class Replicas(ReplicaSource, Protocol):
@@ -82,7 +93,6 @@ class Endpoint:
         self._ui_session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
         )
-        self._pool = ModelPool(self._session, around.replicas, around.states)
         self._limit_client = LimitClient(around.limiter)
         self._readiness = Readiness(self._dependencies, self._prove)
         self.app = self._make_app()
@@ -100,8 +110,17 @@ class Endpoint:
         around, config = self._around, self._around.config
         observatory = ExpertObservatory(self._session, around.replicas, around.states)
         metrics = Metrics(around.replicas.endpoints, lambda: observatory.latest)
+        self._pool = ModelPool(
+            self._session, around.replicas, around.states, config.streams, on_moved=metrics.stream_moved
+        )
         conversations = Conversations(around.database)
-        generation = Generation(config.chat, self._pool, around.story, conversations, metrics)
+        queues = ModelQueues(config.queues, self._pool.num_slots)
+        metrics.watch_queues(queues.sizes)
+        generation = Generation(config.chat, self._pool, queues, around.story, conversations, metrics)
+        uploads = around.home / UPLOADS_FOLDER
+        searcher = RemoteSearcher(around.store, config.retrieval)
+        files = Files(around.database, around.home / FILES_FOLDER)
+        vector_stores = VectorStores(around.database, around.store, files)
         accounts = Accounts(around.database)
         routes = [
             *InferenceRoutes(
@@ -115,10 +134,16 @@ class Endpoint:
             *ConversationRoutes(conversations).routes(),
             *KnowledgeRoutes(
                 around.store,
-                RemoteSearcher(around.store, config.retrieval),
-                around.home / UPLOADS_FOLDER,
+                searcher,
+                uploads,
                 config.max_body_mib,
             ).routes(),
+            *JobRoutes(around.store).routes(),
+            *DocumentRoutes(around.store).routes(),
+            *FeedbackRoutes(FeedbackBook(around.database)).routes(),
+            *FileRoutes(files, vector_stores, uploads, config.max_body_mib).routes(),
+            *VectorStoreRoutes(vector_stores, around.store, config.retrieval).routes(),
+            *McpRoutes(around.store, searcher, version("windfarm")).routes(),
             *SharingRoutes(around.store).routes(),
             *PeopleRoutes(People(around.database), accounts).routes(),
             *StatusRoutes(

@@ -33,6 +33,7 @@ from services.database import (
     utc_now,
 )
 from services.errors import ApiError, not_found
+from services.feedback import passages_left
 from services.journal import Journal
 from services.knowledge import Knowledge, find_document, stored_document, unknown_document
 from services.message_sources import in_batches
@@ -153,11 +154,14 @@ class Deletions:
         )
         with self._database.read() as session:
             num_rows, num_answers = _rows_left(session, receipt), _answers_left(session, document_ids)
+            num_feedback = passages_left(session, document_ids)
         hits = [document_id for probe in probes for document_id in self._search(index_ids, probe)]
         return {
             "points": num_points,
             "rows": num_rows,
             "answers": num_answers,
+            "feedback": num_feedback,
+            "originals": sum(self._blobs.originals.path(each) is not None for each in receipt.removed["version_ids"]),
             "uploads": sum(Path(path).exists() for path in receipt.removed["upload_paths"]),
             "num_searches": len(probes),
             "search_hits": sum(document_id in document_ids for document_id in hits),
@@ -175,7 +179,7 @@ def receipt_json(row: DeletionReceipt) -> dict[str, Any]:
     for ids in ("document_ids", "version_ids"):
         removed[ids] = removed[ids][:_MAX_IDS_SHOWN]
     check = row.self_check
-    found = None if check is None else {**check, "is_clean": not any(check[name] for name in _MUST_BE_NONE)}
+    found = None if check is None else {**check, "is_clean": not any(check.get(name) for name in _MUST_BE_NONE)}
     return {
         "id": row.subject_id,
         "object": f"{row.kind}.deleted",
@@ -191,7 +195,7 @@ def receipt_json(row: DeletionReceipt) -> dict[str, Any]:
     }
 
 
-_MUST_BE_NONE = ("points", "rows", "answers", "uploads", "search_hits")
+_MUST_BE_NONE = ("points", "rows", "answers", "feedback", "originals", "uploads", "search_hits")
 
 
 def _is_shown(reader: Reader) -> Any:

@@ -61,6 +61,7 @@ def reconcile(
     num_removed_versions = _remove_unknown_versions(store, _known_indexes(database), expected, found)
     num_relabelled = _relabel(store, expected, found)
     num_repairs = _repair(database, store, expected, found)
+    blobs.originals.remove_all_but(_known_versions(database))
     return ReconcileReport(
         num_replayed=num_replayed,
         num_requeued_jobs=num_requeued,
@@ -134,6 +135,11 @@ def _remove_unknown_versions(
     for index_id, version_id in strays:
         store.delete_version(index_id, version_id)
     return len(strays)
+
+
+def _known_versions(database: Database) -> set[str]:
+    with database.read() as session:
+        return set(session.scalars(select(Version.id)))
 
 
 def _relabel(store: VectorStore, expected: dict[str, _Expected], found: dict[str, VersionState]) -> int:

@@ -111,12 +111,14 @@ class SearchableCollections:
         visible: ReadWriteLock,
         actor: str,
         check_embedding: Callable[[Collection], None],
+        documents: Sequence[str] | None = None,
     ) -> None:
         self._knowledge = knowledge
         self._store = store
         self._visible = visible
         self._actor = actor
         self._check_embedding = check_embedding
+        self._documents = documents
         self.names_by_index: dict[str, str] = {}
         self.thresholds: dict[str, float] = {}
         """Of tuned collections, by the id that their passages carry."""
@@ -135,6 +137,8 @@ class SearchableCollections:
                 for collection in collections
                 if collection.tuning is not None and is_valid(collection.tuning, collection.embedding_model)
             }
-            found = search_as(reader, self._store, grants, vector=vector, text=text, limit=limit)
+            found = search_as(
+                reader, self._store, grants, vector=vector, text=text, limit=limit, document_ids=self._documents
+            )
             readable = self._knowledge.readable_versions({hit.chunk.version_id for hit in found}, self._actor)
             return [hit for hit in found if hit.chunk.version_id in readable]

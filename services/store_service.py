@@ -20,6 +20,7 @@ from sqlalchemy import select
 from rag.chunking import TokenSpans
 from rag.errors import EmbedderUnavailable, EmbeddingMismatch, StoreMissing
 from rag.fusion import FusionMethod
+from rag.page_rendering import PageRenderer
 from rag.parsing import ParseLimits
 from rag.ranking import RetrievalSettings
 from rag.read_write_lock import ReadWriteLock
@@ -29,10 +30,11 @@ from services.blobs import Blobs
 from services.chat_types import SearchResult
 from services.config import Environment, IngestionConfig, StoreConfig
 from services.database import Collection, Database, Document, Version, utc_now
+from services.document_view import DocumentViews, Span
 from services.errors import ApiError, conflict, invalid, unavailable
 from services.ingestion import IngestionService
 from services.journal import Journal
-from services.knowledge import Knowledge
+from services.knowledge import Knowledge, unknown_document
 from services.parser_pool import ParserPool
 from services.passage_writer import chunk_size_problem
 from services.receipts import Deletions
@@ -88,8 +90,8 @@ def open_store(config: StoreConfig, environment: Environment) -> StoreParts:
         _refuse_lost_folder(database, folder)
     vectors = open_vector_store(folder, url=url, api_key=_api_key(config), lock_timeout_s=_LOCK_TIMEOUT_S)
     visible = ReadWriteLock()
-    journal = Journal(database, vectors, visible)
     blobs = Blobs(environment.home / "blobs", environment.home)
+    journal = Journal(database, vectors, visible, blobs.originals)
     report = reconcile(database, vectors, journal, blobs, owns_all=url is None)
     Deletions(database, vectors, journal, blobs).finish_interrupted()
     _log.info("Database and vector store agree: %s", asdict(report))
@@ -115,6 +117,7 @@ class StoreService:
             blobs=parts.blobs,
             config=ingestion,
         )
+        self._views = DocumentViews(self._knowledge, parts.blobs.originals, PageRenderer(_limits(ingestion)))
         self._starting: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -128,6 +131,7 @@ class StoreService:
             await asyncio.wait([self._starting])
         await self._ingestion.stop()
         self._parsers.close()
+        self._views.close()
         await asyncio.to_thread(self._close_parts)
 
     def check_health(self) -> None:
@@ -159,16 +163,45 @@ class StoreService:
     async def delete_collection(self, name: str, actor: str) -> dict[str, Any]:
         return await self._ingestion.delete_collection(name, actor)
 
-    async def submit_document(self, collection: str, filename: str, source: Path | bytes, actor: str) -> dict[str, Any]:
-        """The job of a file. A path inside the data folder is taken over, any other copied."""
+    async def submit_document(
+        self, collection: str, filename: str, content: Path | bytes, actor: str, **about: str | None
+    ) -> dict[str, Any]:
+        """The job of a file. A path inside the data folder is taken over, any other copied. `about`: batch, source and
+        origin of the file."""
         await self._embedder_is_there()
-        return await self._ingestion.submit(collection, filename, source, actor)
+        return await self._ingestion.submit(collection, filename, content, actor, **about)
+
+    async def submit_url(self, collection: str, url: str, actor: str, **about: str | None) -> dict[str, Any]:
+        """The job that fetches a URL. `about`: batch and source."""
+        await self._embedder_is_there()
+        return await self._ingestion.submit_url(collection, url, actor, **about)
 
     async def list_documents(self, collection: str, actor: str) -> list[dict[str, Any]]:
         return await asyncio.to_thread(self._knowledge.list_documents, collection, actor)
 
     async def document(self, document_id: str, actor: str) -> dict[str, Any]:
         return await asyncio.to_thread(self._knowledge.document, document_id, actor)
+
+    async def require_manager(self, collection: str, actor: str) -> None:
+        """Raise where the actor may not change a collection."""
+        await asyncio.to_thread(self._knowledge.managed_collection, collection, actor)
+
+    async def view_document(
+        self, collection: str, document_id: str, span: Span, actor: str, width: int | None
+    ) -> dict[str, Any]:
+        """See `DocumentViews.view`."""
+        view = await self._views.view(document_id, span, actor, width)
+        if view["collection"] != collection:
+            raise unknown_document(document_id)
+        return view
+
+    async def page_image(
+        self, collection: str, document_id: str, page: int, span: Span, actor: str, width: int
+    ) -> bytes:
+        """PNG; see `DocumentViews.page`."""
+        if (await self.document(document_id, actor))["collection"] != collection:
+            raise unknown_document(document_id)
+        return await self._views.page(document_id, page, span, actor, width)
 
     async def delete_document(self, collection: str, document_id: str, actor: str) -> dict[str, Any]:
         return await self._ingestion.delete_document(collection, document_id, actor)
@@ -195,6 +228,15 @@ class StoreService:
     async def jobs(self, collection: str, actor: str) -> list[dict[str, Any]]:
         return await self._ingestion.jobs(collection, actor)
 
+    async def find_jobs(self, actor: str, **chosen: Any) -> dict[str, Any]:
+        return await self._ingestion.find_jobs(actor, **chosen)
+
+    async def change_job(self, job_id: str, action: str, actor: str) -> dict[str, Any]:
+        return await self._ingestion.change_job(job_id, action, actor)
+
+    async def change_jobs(self, collection: str, batch: str | None, action: str, actor: str) -> int:
+        return await self._ingestion.change_jobs(collection, batch, action, actor)
+
     async def wait_for_job(self, job_id: str, actor: str, timeout_s: float = 100.0) -> dict[str, Any]:
         return await self._ingestion.wait_for_job(job_id, actor, timeout_s)
 
@@ -209,8 +251,10 @@ class StoreService:
         candidates: int = 50,
         fusion: FusionMethod = "minmax",
         dense_weight: float = 0.5,
+        documents: Sequence[str] | None = None,
     ) -> SearchResult:
-        """The best passages for a question, with the names of the collections whose ids they carry."""
+        """The best passages for a question, with the names of the collections whose ids they carry. `documents`: only
+        passages of these."""
         from rag.retriever import retrieve
 
         names = list(dict.fromkeys(collections))
@@ -218,7 +262,7 @@ class StoreService:
             raise invalid(f"Name 1 to {_MAX_COLLECTIONS_PER_SEARCH} collections.", param="collections")
         await self._embedder_is_there()
         own_fusion = await asyncio.to_thread(self._check_readable, names, actor)
-        readable = self._readable(actor)
+        readable = self._readable(actor, documents)
         fusion, dense_weight = own_fusion or (fusion, dense_weight)
         settings = RetrievalSettings(top_k, candidates, fusion, dense_weight)
         try:
@@ -293,9 +337,14 @@ class StoreService:
         ]
         return own + as_far_questions(far[:: max(1, len(far) // SELF_MADE)][:SELF_MADE])
 
-    def _readable(self, actor: str) -> SearchableCollections:
+    def _readable(self, actor: str, documents: Sequence[str] | None = None) -> SearchableCollections:
         return SearchableCollections(
-            self._knowledge, self._parts.vectors, self._parts.visible, actor, self._ingestion.require_embedding
+            self._knowledge,
+            self._parts.vectors,
+            self._parts.visible,
+            actor,
+            self._ingestion.require_embedding,
+            documents,
         )
 
     async def check_quotes(self, quotes: Sequence[tuple[str, int, int, str]], actor: str) -> list[bool]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import IO, Any
@@ -33,21 +33,26 @@ class Upload:
     path: Path
     filename: str
     """As the client named it; not to be used as a path."""
+    fields: Mapping[str, str] = field(default_factory=dict)
+    """Texts that came with it."""
 
 
 @contextlib.asynccontextmanager
-async def receive_upload(receive: Receive, content_type: str, folder: Path, max_mib: float) -> AsyncIterator[Upload]:
-    """The uploaded file while the block runs. 400, 413 or 507 with the reason where there is none."""
+async def receive_upload(
+    receive: Receive, content_type: str, folder: Path, max_mib: float, texts: Collection[str] = ()
+) -> AsyncIterator[Upload]:
+    """The uploaded file while the block runs, with the form's fields named in `texts`. 400, 413 or 507 with the reason
+    where there is none."""
     boundary = _boundary(content_type)
     with _explain_disk_errors(folder):
         await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
         file = NamedTemporaryFile(dir=folder, prefix="upload-", delete=False)  # noqa: SIM115  # closed below
     path = Path(file.name)
     try:
-        form = _Form(boundary, file)
+        form = _Form(boundary, file, texts)
         with _explain_disk_errors(folder), file:
             await _fill(form, receive, max_mib)
-        yield Upload(path, form.required_filename())
+        yield Upload(path, form.required_filename(), form.texts())
     finally:
         _discard(path)
 
@@ -77,10 +82,13 @@ async def _fill(form: _Form, receive: Receive, max_mib: float) -> None:
 
 
 class _Form:
-    """Finds the part named `file` and writes its bytes; any other part is refused."""
+    """Finds the part named `file` and writes its bytes; of the others the short `texts` are kept, the rest refused."""
 
-    def __init__(self, boundary: bytes, file: IO[bytes]) -> None:
+    def __init__(self, boundary: bytes, file: IO[bytes], texts: Collection[str]) -> None:
         self._file = file
+        self._texts: dict[str, bytearray] = {name: bytearray() for name in texts}
+        self._seen: set[str] = set()
+        self._text: bytearray | None = None
         self._filename: str | None = None
         self._header_name = bytearray()
         self._header_value = bytearray()
@@ -113,8 +121,14 @@ class _Form:
             raise _no_file()
         return self._filename
 
+    def texts(self) -> dict[str, str]:
+        return {name: self._texts[name].decode("utf-8", "replace") for name in self._seen}
+
     def _write(self, data: bytes) -> None:
-        self._file.write(data)
+        if self._text is None:
+            self._file.write(data)
+        else:
+            self._grow(self._text, data)
 
     def _grow(self, buffer: bytearray, data: bytes) -> None:
         buffer += data
@@ -131,6 +145,12 @@ class _Form:
         self._headers.clear()
         name = options.get(b"name", b"").decode("utf-8", "replace")
         filename = options.get(b"filename")
+        self._text = self._texts.get(name) if filename is None else None
+        if self._text is not None:
+            if name in self._seen:
+                raise invalid(f"The form has two fields '{name}'. Send one.", param=name, code="invalid_form")
+            self._seen.add(name)
+            return
         if name != _FIELD or filename is None:
             raise invalid(
                 f"The form has a part '{name}', but only one file named '{_FIELD}' is expected "

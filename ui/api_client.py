@@ -19,9 +19,11 @@ from ui import api_json
 from ui.records import (
     Account,
     ChatEvent,
+    Citation,
     Collection,
     Conversation,
     Document,
+    DocumentView,
     Finished,
     Job,
     Message,
@@ -90,6 +92,13 @@ class ApiClient:
         body = await self._call("GET", f"/v1/collections/{_part(collection)}/documents/{_part(document_id)}")
         return api_json.document(body.get("document", body))
 
+    async def view(self, citation: Citation) -> DocumentView:
+        """The document where it is cited, with its page as a picture where it has drawn pages."""
+        path = f"/v1/collections/{_part(citation.collection)}/documents/{_part(citation.document_id)}/view"
+        span = {"start": citation.start, "end": citation.end, "image": "true"}
+        version = {"version_id": citation.version_id} if citation.version_id else {}
+        return api_json.document_view(await self._call("GET", path, params=span | version))
+
     async def delete_document(self, collection: str, document_id: str) -> None:
         await self._call("DELETE", f"/v1/collections/{_part(collection)}/documents/{_part(document_id)}")
 
@@ -107,6 +116,11 @@ class ApiClient:
     async def jobs(self, collection: str) -> list[Job]:
         body = await self._call("GET", f"/v1/collections/{_part(collection)}/jobs")
         return [api_json.job(entry) for entry in api_json.listed(body, "jobs")]
+
+    async def give_feedback(self, conversation_id: str, message_id: str, rating: str, reason: str) -> None:
+        """Rate an answer `up` or `down`; a second time takes the first one's place."""
+        body = {"conversation": conversation_id, "message": message_id, "rating": rating, "reason": reason}
+        await self._call("POST", "/v1/feedback", json=body)
 
     # Conversations
 

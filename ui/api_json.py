@@ -16,8 +16,10 @@ from ui.records import (
     ContextTrimmed,
     Conversation,
     Document,
+    DocumentView,
     Job,
     Message,
+    PageImage,
     Retrieved,
     ToolAnswered,
     ToolCalled,
@@ -82,6 +84,33 @@ def document(entry: Json) -> Document:
         name=str(entry.get("name") or entry.get("filename") or "document"),
         num_chunks=_count(entry, "num_chunks"),
         text=str(entry.get("text") or ""),
+    )
+
+
+def document_view(entry: Json) -> DocumentView:
+    text, image = entry.get("text") or {}, entry.get("image")
+    return DocumentView(
+        name=str(entry.get("name") or "document"),
+        is_current=bool(entry.get("is_current")),
+        page=int(entry["page"]) if entry.get("page") is not None else None,
+        num_pages=_count(entry, "num_pages") or 0,
+        before=str(text.get("before") or ""),
+        marked=str(text.get("marked") or ""),
+        after=str(text.get("after") or ""),
+        is_beginning=bool(text.get("is_beginning")),
+        is_end=bool(text.get("is_end")),
+        image=_page_image(image) if isinstance(image, dict) else None,
+    )
+
+
+def _page_image(entry: Json) -> PageImage:
+    height, boxes = int(entry["height"]), entry.get("boxes") or []
+    first = min((float(box[1]) for box in boxes), default=None)
+    return PageImage(
+        png_base64=str(entry["png_base64"]),
+        width=int(entry["width"]),
+        height=height,
+        first_mark=None if first is None else max(0.0, min(1.0, first / max(1, height))),
     )
 
 
@@ -156,6 +185,7 @@ def _citation(entry: Json) -> Citation:
         end=int(entry.get("end") or 0),
         text=str(entry.get("text") or ""),
         score=float(score) if score is not None else None,
+        version_id=str(entry.get("version_id") or ""),
     )
 
 

@@ -22,6 +22,7 @@ from ui.documents import (
     make_show_documents,
     make_watch_jobs,
 )
+from ui.feedback import make_rate
 from ui.guard import Guard
 from ui.layout import Page, build_page
 from ui.signing_in import View, make_come_back, make_sign_in, signed_out
@@ -120,6 +121,7 @@ def _wire_chat(page: Page, connect: Connect) -> None:
     stopping = page.question.stop(None, None, None, cancels=[asking, asking_example, retrying], **_QUIET)
     stopped = stopping.then(make_show_stopped(connect), [page.key, page.conversation_id, page.chat], answer, **_QUIET)
     stopped.then(**refresh)
+    page.chat.like(make_rate(connect), [page.key, page.conversation_id], None, **_QUIET)
     page.sources.cite(make_show_source(connect), [page.key, page.conversation_id], page.sources, **_QUIET)
 
 

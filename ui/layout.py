@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from ui.documents import file_field
+from ui.feedback import OPTIONS
 from ui.panels import brand, icon_button, source_list
 from ui.signing_in import splash
 
@@ -168,7 +169,7 @@ def _main() -> tuple[Any, ...]:
             placeholder=_WELCOME,
             examples=_EXAMPLES,
             buttons=["copy"],
-            feedback_options=None,
+            feedback_options=OPTIONS,
             sanitize_html=True,
             allow_tags=False,
             allow_file_downloads=False,

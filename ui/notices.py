@@ -10,3 +10,7 @@ from ui.markup import escape
 def warn(message: str) -> None:
     """Show a sentence; Gradio would take it as HTML, and it may quote names that people and files chose."""
     gr.Warning(escape(message), title="windfarm")
+
+
+def thank(message: str) -> None:
+    gr.Info(escape(message), title="windfarm")

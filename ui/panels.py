@@ -10,10 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ui.markup import escape
-from ui.records import Citation, Conversation, Document, Job
-
-# Characters of a document shown around a passage; more would only slow the browser down.
-_CONTEXT_CHARACTERS = 6000
+from ui.records import Citation, Conversation, Document, DocumentView, Job, PageImage
 
 _ICONS = {
     "menu": "M4 6h16M4 12h16M4 18h16",
@@ -129,21 +126,36 @@ def _source(citation: Citation, is_open: bool, view: str) -> str:
     )
 
 
-def passage_view(document: Document, citation: Citation) -> str:
-    """The passage marked inside its document, with the text around it."""
-    text = document.text
-    if text[citation.start : citation.end].strip() != citation.text.strip():
+def passage_view(view: DocumentView, citation: Citation) -> str:
+    """The passage marked on its page, or inside the text around it."""
+    if not view.is_current or view.marked.strip() != citation.text.strip():
         return (
             f'<div class="wf-passage"><p><mark>{escape(citation.text)}</mark></p></div>'
             '<p class="wf-note">The document has changed since this answer; this is the passage that was cited.</p>'
         )
-    start = max(0, citation.start - _CONTEXT_CHARACTERS)
-    end = min(len(text), citation.end + _CONTEXT_CHARACTERS)
-    before = ("… " if start else "") + text[start : citation.start].lstrip()
-    after = text[citation.end : end].rstrip() + (" …" if end < len(text) else "")
+    if view.image is not None:
+        return _page(view, view.image)
+    before = ("" if view.is_beginning else "… ") + view.before.lstrip()
+    after = view.after.rstrip() + ("" if view.is_end else " …")
     return (
         '<div class="wf-passage" tabindex="0" role="region" aria-label="Passage in its document">'
-        f"{escape(before)}<mark>{escape(text[citation.start : citation.end])}</mark>{escape(after)}</div>"
+        f"{escape(before)}<mark>{escape(view.marked)}</mark>{escape(after)}</div>"
+    )
+
+
+def _page(view: DocumentView, image: PageImage) -> str:
+    """The drawn page; a press on it makes it larger. The empty mark is where the page is scrolled to."""
+    what = "the cited passage is marked" if image.first_mark is not None else "the passage is not marked"
+    spot = ""
+    note = "This page shows the passage as a picture or in another form, so it cannot be marked. It says: "
+    quote = f'<p class="wf-note">{note}<mark>{escape(view.marked)}</mark></p>' if image.first_mark is None else ""
+    if image.first_mark is not None:
+        spot = f'<mark class="wf-spot" style="top:{100 * image.first_mark:.2f}%"></mark>'
+    return (
+        '<div class="wf-passage wf-page" tabindex="0" role="region" aria-label="Page of the document">'
+        '<label><input type="checkbox" class="wf-zoom" aria-label="Larger page"><span class="wf-sheet">'
+        f'<img src="data:image/png;base64,{escape(image.png_base64)}" width="{image.width}" height="{image.height}" '
+        f'alt="Page {view.page} of {escape(view.name)}; {what}.">{spot}</span></label></div>{quote}'
     )
 
 

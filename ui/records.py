@@ -69,6 +69,34 @@ class Citation:
     end: int
     text: str
     score: float | None
+    version_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PageImage:
+    """A drawn page of a document. `first_mark` is where its first mark begins, as a share of the page's height; none
+    where nothing is marked."""
+
+    png_base64: str
+    width: int
+    height: int
+    first_mark: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentView:
+    """A document where it is cited. `is_current` is false where the document has changed since the answer."""
+
+    name: str
+    is_current: bool
+    page: int | None
+    num_pages: int
+    before: str
+    marked: str
+    after: str
+    is_beginning: bool
+    is_end: bool
+    image: PageImage | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,6 @@ def make_show_source(connect: Connect) -> Callable[..., Awaitable[Any]]:
 
 async def _view(client: ApiClient, citation: Citation) -> str:
     try:
-        return passage_view(await client.document(citation.collection, citation.document_id), citation)
+        return passage_view(await client.view(citation), citation)
     except ApiError as error:
         return passage_unavailable(citation, error.message)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli.options import HomeOption, JsonOption, config_path_of, home_of
-from services.cli.output import put_json, say
+from services.cli.options import ApiOption, HomeOption, JsonOption, KeyOption, config_path_of, home_of
+from services.cli.output import put, put_json, say
 from services.setup_errors import ConfigError
 
 if TYPE_CHECKING:
@@ -131,6 +131,32 @@ def _config_file(options: list[str]) -> Path:
     if file is None and (named := os.environ.get("WINDFARM_CONFIG")):
         file = Path(named)
     return config_path_of(file)
+
+
+@app.command(name="from-feedback")
+def from_feedback(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder for the test set.")],
+    collection: Annotated[
+        str | None, typer.Option("--collection", "-c", help="Only questions about this collection.")
+    ] = None,
+    home: HomeOption = None,
+    api: ApiOption = None,
+    key: KeyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a test set of the feedback that `windfarm feedback accept` accepted, for `windfarm eval retrieval DIR`."""
+    from services.cli.client import open_client
+    from services.feedback_test_set import write_test_set
+
+    with open_client(home, api, key) as client:
+        written = write_test_set(client, folder, collection)
+    if as_json:
+        put_json({"folder": str(folder), **written.numbers})
+        return
+    put(f"{folder}: {written.num_queries} questions on {written.num_documents} documents.")
+    if written.num_left_out:
+        say(f"{written.num_left_out} accepted questions were left out: their documents are gone or not yours to read.")
+    put(f"Measure with: windfarm eval retrieval {folder}")
 
 
 def _settings(options: list[str]) -> EvaluationSettings:

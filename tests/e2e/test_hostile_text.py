@@ -63,7 +63,11 @@ def hostile_api() -> Starlette:
         "/v1/me": {"name": EVIL},
         "/v1/models": {"data": [{"id": "tiny", "kind": "chat"}, {"id": EVIL, "kind": "chat"}]},
         "/v1/collections": {"data": [{"name": EVIL}]},
-        "/v1/collections/{name:path}/documents/doc_1": {"id": "doc_1", "name": EVIL, "text": EVIL + EVIL},
+        "/v1/collections/{name:path}/documents/doc_1/view": {
+            "name": EVIL,
+            "is_current": True,
+            "text": {"before": "", "marked": EVIL, "after": EVIL, "is_beginning": True, "is_end": True},
+        },
         "/v1/collections/{name:path}/documents": {"data": [{"id": EVIL, "name": EVIL, "num_chunks": 1}]},
         "/v1/conversations": {"data": [{"id": "conv_1", "title": EVIL}]},
         "/v1/conversations/conv_1": CONVERSATION,

@@ -21,10 +21,11 @@ import openai
 from cluster.engine import Engine, GenerationChunk, GenerationRequest, ModelInfo, Usage
 from cluster.expert_load import ExpertLoad
 from services.accounts import Accounts, ensure_owner
+from services.calls import Calls
 from services.chat_types import ChatEvent, ChatRequest, ModelClient
 from services.config import ChatConfig, PlatformConfig
 from services.database import Collection, Database, Document
-from services.discovery import Directory
+from services.discovery import BeatStore, Directory
 from services.endpoint import Endpoint, Surroundings
 from services.errors import unavailable
 from services.limit_book import LimitBook
@@ -175,7 +176,7 @@ async def plain_story(request: ChatRequest, model: ModelClient) -> AsyncIterator
 class Running:
     """A started endpoint with everything a test looks at."""
 
-    def __init__(self, url: str, key: str, database: Database, directory: Directory, beats: Beats) -> None:
+    def __init__(self, url: str, key: str, database: Database, directory: Directory, beats: BeatStore) -> None:
         self.url = url
         self.key = key
         self.database = database
@@ -213,6 +214,8 @@ async def running_endpoint(
     config: PlatformConfig | None = None,
     states: dict[str, ApplicationState] | None = None,
     limiter: BookCalls | None = None,
+    beats: BeatStore | None = None,
+    store: Calls | None = None,
     proves: bool = False,
     documents: Sequence[str] = (),
 ) -> AsyncIterator[Running]:
@@ -223,14 +226,14 @@ async def running_endpoint(
     database = Database(url)
     owner = ensure_owner(Accounts(database), home)
     _add_documents(database, documents)
-    beats = Beats()
+    beats = beats or Beats()
     async with AsyncExitStack() as stack:
         directory = Directory(beats)
         await directory.start()
         stack.push_async_callback(directory.stop)
         serve_states = ServeStates(lambda: states or {})
         await serve_states.refresh()
-        store = StoreCalls()
+        scripted_store = StoreCalls()
         running_limiter = limiter or BookCalls()
         endpoint = Endpoint(
             Surroundings(
@@ -241,7 +244,7 @@ async def running_endpoint(
                 database=database,
                 replicas=directory,
                 states=serve_states,
-                store=store,
+                store=store or scripted_store,
                 embedding=EmbeddingCalls(),
                 limiter=running_limiter,
                 story=story,
@@ -251,7 +254,7 @@ async def running_endpoint(
         stack.push_async_callback(endpoint.stop)
         stack.push_async_callback(listener.stop)
         running = Running(listener.url, owner.key, database, directory, beats)
-        running.store = store
+        running.store = scripted_store
         running.limiter = running_limiter
         stack.push_async_callback(_stop_all, running)
         for number, engine in enumerate(engines):

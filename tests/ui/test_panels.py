@@ -1,5 +1,7 @@
 """The lists beside the chat: right facts, nothing untrusted as HTML."""
 
+from typing import Any
+
 from ui.panels import (
     Upload,
     conversation_list,
@@ -10,9 +12,14 @@ from ui.panels import (
     upload_list,
     upload_of,
 )
-from ui.records import Citation, Conversation, Document, Job
+from ui.records import Citation, Conversation, Document, DocumentView, Job, PageImage
 
 EVIL = '"><script>alert(1)</script>'
+
+
+def view(marked: str, before: str = "", after: str = "", **other: Any) -> DocumentView:
+    fields = {"name": "memo.pdf", "is_current": True, "page": 2, "num_pages": 3, "is_beginning": True, "is_end": True}
+    return DocumentView(before=before, marked=marked, after=after, **(fields | other))
 
 
 def citation(text: str, start: int, document: str = "memo.pdf") -> Citation:
@@ -25,8 +32,9 @@ def test_names_from_people_and_files_are_escaped_everywhere() -> None:
         conversation_list([Conversation(EVIL, EVIL)], "")
         + document_list(EVIL, [document])
         + source_list([citation(EVIL, 0, EVIL)], EVIL)
-        + passage_view(document, citation(EVIL, 0))
-        + passage_view(document, citation("changed" + EVIL, 0))
+        + passage_view(view(EVIL, EVIL, EVIL, name=EVIL), citation(EVIL, 0))
+        + passage_view(view(EVIL, name=EVIL, image=PageImage(EVIL, 1, 1)), citation(EVIL, 0))
+        + passage_view(view(EVIL, name=EVIL), citation("changed" + EVIL, 0))
         + upload_list([Upload(EVIL, EVIL, 0.5, EVIL)])
     )
     assert "<script" not in html
@@ -34,22 +42,30 @@ def test_names_from_people_and_files_are_escaped_everywhere() -> None:
 
 
 def test_the_passage_is_marked_where_it_stands() -> None:
-    document = Document("doc_1", "memo.pdf", 1, "Before. The fact. After.")
-    assert "Before. <mark>The fact.</mark> After." in passage_view(document, citation("The fact.", 8))
+    shown = passage_view(view("The fact.", "Before. ", " After."), citation("The fact.", 8))
+    assert "Before. <mark>The fact.</mark> After." in shown and "…" not in shown
+    cut = passage_view(
+        view("The fact.", "before ", " after", is_beginning=False, is_end=False), citation("The fact.", 8)
+    )
+    assert "… before <mark>" in cut and "after …" in cut
 
 
 def test_a_passage_of_an_older_version_is_shown_with_a_note() -> None:
-    document = Document("doc_1", "memo.pdf", 1, "Something new.")
-    view = passage_view(document, citation("The fact.", 8))
-    assert "<mark>The fact.</mark>" in view
-    assert "has changed since" in view
+    for changed in (view("Something new."), view("The fact.", is_current=False)):
+        shown = passage_view(changed, citation("The fact.", 8))
+        assert "<mark>The fact.</mark>" in shown
+        assert "has changed since" in shown
 
 
-def test_a_long_document_is_cut_around_its_passage() -> None:
-    text = "a" * 20_000 + "FACT" + "b" * 20_000
-    view = passage_view(Document("doc_1", "memo.pdf", 1, text), citation("FACT", 20_000))
-    assert "<mark>FACT</mark>" in view
-    assert len(view) < 14_000
+def test_a_drawn_page_is_scrolled_to_its_mark_and_says_what_it_is() -> None:
+    shown = passage_view(view("The fact.", image=PageImage("aGk=", 800, 1000, 0.25)), citation("The fact.", 8))
+    assert 'src="data:image/png;base64,aGk="' in shown and 'style="top:25.00%"' in shown
+    assert "Page 2 of memo.pdf; the cited passage is marked." in shown
+
+
+def test_a_page_that_shows_the_passage_as_a_picture_gets_it_in_words() -> None:
+    shown = passage_view(view("The fact.", image=PageImage("aGk=", 800, 1000)), citation("The fact.", 8))
+    assert "<mark>The fact.</mark>" in shown and "cannot be marked" in shown and "wf-spot" not in shown
 
 
 def test_a_source_says_document_page_score_and_collection() -> None:

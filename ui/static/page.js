@@ -199,7 +199,8 @@ window.windfarm = (() => {
       const mark = element.querySelector(".wf-source.is-open mark");
       if (!mark) return;
       const box = mark.closest(".wf-passage");
-      box.scrollTop = mark.offsetTop - box.offsetTop - box.clientHeight / 4;
+      if (mark.classList.contains("wf-spot")) box.scrollTop = mark.offsetTop - box.clientHeight / 4;
+      else box.scrollTop = mark.offsetTop - box.offsetTop - box.clientHeight / 4;
       mark.closest(".wf-source").scrollIntoView({ block: "nearest" });
     });
   };

@@ -1,0 +1,74 @@
+"""The public endpoint on the real store in this process: real HTTP, database, vector engine, parser; vectors are hashed
+words, so that no model is needed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from services.accounts import Accounts
+from services.config import IngestionConfig, PlatformConfig, StoreConfig
+from services.database import Database
+from services.store_service import StoreService, open_store
+from tests.services.harness import Running, running_endpoint
+from tests.services.test_store_service import RemoteHashEmbedder, environment
+
+CONFIG = StoreConfig(ingestion=IngestionConfig(chunk_tokens=64, chunk_overlap_tokens=8))
+
+
+class InProcessCalls:
+    """The store's handle without a process between."""
+
+    def __init__(self) -> None:
+        self.service: StoreService | None = None
+
+    async def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
+        return await getattr(self.service, method)(*args, **kwargs)
+
+
+@dataclass
+class KnowledgeEndpoint:
+    home: Path
+    url: str
+    key: str
+    owner_id: str
+    http: httpx.AsyncClient
+    database: Database
+    service: StoreService
+    running: Running
+
+    async def ingest(self, collection: str, name: str, content: str | bytes) -> str:
+        """The id of the document."""
+        data = content.encode() if isinstance(content, str) else content
+        job = await self.service.submit_document(collection, name, data, self.owner_id)
+        job = await self.service.wait_for_job(job["id"], self.owner_id)
+        assert job["state"] == "done", job
+        return str(job["document_id"])
+
+    async def member_key(self, name: str) -> str:
+        """The key of a new user who owns nothing."""
+        accounts = Accounts(self.database)
+        return await asyncio.to_thread(lambda: accounts.create_key(accounts.create_user(name), name))
+
+
+@asynccontextmanager
+async def knowledge_endpoint(home: Path, *, config: PlatformConfig | None = None) -> AsyncIterator[KnowledgeEndpoint]:
+    calls = InProcessCalls()
+    async with running_endpoint(home, config=config, store=calls) as running:
+        parts = await asyncio.to_thread(open_store, CONFIG, environment(home))
+        calls.service = service = StoreService(parts, RemoteHashEmbedder())
+        await service.start()
+        owner = running.accounts.owner_id()
+        assert owner is not None
+        try:
+            yield KnowledgeEndpoint(
+                home, running.url, running.key, owner, running.http, running.database, service, running
+            )
+        finally:
+            await service.close()
