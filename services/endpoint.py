@@ -42,9 +42,11 @@ from services.model_status import MODEL_APP_PREFIX, ApplicationState
 from services.people import People
 from services.people_routes import PeopleRoutes
 from services.readiness import Readiness
+from services.receipt_routes import ReceiptRoutes
 from services.relay import ModelPool, ModelStates, PooledModel, ReplicaSource, open_session
 from services.sharing_routes import SharingRoutes
 from services.status_routes import StatusRoutes
+from services.transfer_routes import TransferRoutes
 from services.ui_proxy import UiProxy
 from services.vector_store_routes import VectorStoreRoutes
 from services.vector_stores import VectorStores
@@ -145,7 +147,9 @@ class Endpoint:
             *VectorStoreRoutes(vector_stores, around.store, config.retrieval).routes(),
             *McpRoutes(around.store, searcher, version("windfarm")).routes(),
             *SharingRoutes(around.store).routes(),
+            *ReceiptRoutes(around.store).routes(),
             *PeopleRoutes(People(around.database), accounts).routes(),
+            *TransferRoutes(around.store, uploads).routes(),
             *StatusRoutes(
                 self._readiness,
                 metrics,

@@ -25,6 +25,8 @@ _log = logging.getLogger(__name__)
 
 _EMBED_BATCH = 32
 _RETRY_S = 2.0
+_OF_KEPT_VERSIONS = ("reembed", "repair")
+"""Kinds of jobs that work on versions which the database has; those of the others get their row when they are whole."""
 
 
 class PassageWriter:
@@ -116,6 +118,8 @@ class PassageWriter:
                     or collection.deleted_at is not None
                 ):
                     raise Cancelled
+                if job.kind in _OF_KEPT_VERSIONS and session.get(Version, chunks[0].version_id) is None:
+                    return  # deleted while it was embedded anew
             self._store.upsert(index_id, chunks, vectors, active=False)
 
     def discard_if_staged(self, index_id: str, version_id: str) -> bool:

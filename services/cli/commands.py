@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from services.cli import (
+    archives,
     evaluation,
     experts,
     feedback,
@@ -12,8 +13,10 @@ from services.cli import (
     keys,
     knowledge,
     machine,
+    people,
     planning,
     running,
+    sharing,
     sync,
     talking,
     tuning,
@@ -46,9 +49,17 @@ for _command in (
     knowledge.collections,
     knowledge.documents,
     knowledge.reembed,
+    archives.backup,
+    archives.restore,
     tuning.tune,
+    sharing.share,
+    sharing.delete,
+    sharing.receipts,
 ):
     app.command()(_command)
 app.add_typer(evaluation.app)
 app.add_typer(jobs.app)
 app.add_typer(feedback.app)
+app.add_typer(people.users)
+app.add_typer(people.groups)
+app.add_typer(archives.app)
