@@ -10,7 +10,7 @@ BIN := .venv/bin
 SETUP := $(PYTHON) -m infra.setup
 ARGS ?=
 
-.PHONY: help setup setup-dev up down test test-ranks test-unit lint format bench-laptop bench-experts bench-retrieval lock screenshots manifests manifests-check map clean
+.PHONY: help setup setup-dev up down test test-kills test-ranks test-unit lint format bench-laptop bench-experts bench-retrieval bench-routing bench-overhead lock screenshots manifests manifests-check map clean
 
 help: ## List all targets
 	@echo "windfarm: make up starts everything and prints the address of the page."
@@ -31,6 +31,9 @@ down: ## Stop windfarm and everything it started
 
 test: lint ## All checks and tests: what CI runs
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-kills: setup-dev ## 20 kills at random moments of an ingest of 200 files (minutes; `test` has the short form)
+	@WINDFARM_TEST_KILLS=20 WINDFARM_TEST_KILL_FILES=200 $(BIN)/python -m pytest tests/services/test_ingestion_kills.py $(ARGS)
 
 test-ranks: setup-dev ## Mixtures in several ranks: gangs, exactness, lost ranks (many minutes, not part of `test`)
 	@$(BIN)/python -m pytest -m ranks $(ARGS)
@@ -55,6 +58,12 @@ bench-experts: setup-dev ## Experts in pieces: exactness, balance, speed of two 
 
 bench-retrieval: setup-dev ## What search finds on test sets, each leg alone and fused, beside bm25s
 	@$(BIN)/python -m tests.bench.retrieval $(ARGS)
+
+bench-routing: setup-dev ## Chats that share documents: replicas chosen by their caches against round robin
+	@$(BIN)/python -m tests.bench.routing $(ARGS)
+
+bench-overhead: setup-dev ## Tokens per second through the endpoint beside the bare llama.cpp server, 1 to 32 streams
+	@$(BIN)/python -m tests.bench.overhead $(ARGS)
 
 lock: setup-dev ## Resolve requirements/*.in again (ARGS=--upgrade: newest versions)
 	@$(BIN)/python -m infra.setup.lock $(ARGS)

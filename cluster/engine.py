@@ -42,11 +42,26 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class Delivered:
+    """What a client already has of an answer that another engine began: its tokens and how many characters of text.
+
+    The text may be shorter than what the tokens spell: half a character, or what may become a stop string, is held
+    back.
+    """
+
+    token_ids: tuple[int, ...]
+    num_characters: int
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One generation. Exactly one of `messages`, `prompt_text` and `prompt_token_ids` is given.
 
     `messages` are OpenAI chat messages, rendered with the model's own chat template; `tools` (OpenAI tool schemas) are
     handed to that template where it knows them. `prompt_token_ids` are used as they are, without special tokens added.
+
+    With `delivered` the engine goes on with an answer: its chunks hold what comes after that, while `sampling` and the
+    usage at the end mean the whole answer. Raises `CannotContinue` where it cannot.
     """
 
     request_id: str
@@ -55,6 +70,7 @@ class GenerationRequest:
     prompt_token_ids: Sequence[int] | None = None
     tools: Sequence[Mapping[str, Any]] | None = None
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    delivered: Delivered | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +119,10 @@ class ModelInfo:
     gives_logprobs: bool = True
     takes_json_schema: bool = True
     takes_grammar: bool = True
+    continues_answers: bool = False
+    """Whether it takes `delivered`."""
+    continues_guided_answers: bool = False
+    """The same for answers that are bound to a JSON schema or a grammar."""
     checkpoint: str = ""
     """Fingerprint of the checkpoint's content, for models with experts; empty: not known."""
     template_knows_tools: bool = False

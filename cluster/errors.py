@@ -33,6 +33,10 @@ class EngineFailed(ClusterError):
     """One generation failed; the engine itself still works."""
 
 
+class CannotContinue(ClusterError):
+    """An answer that another engine began cannot be continued here."""
+
+
 class ModelNotFound(ClusterError):
     """No such model in the catalogue, folder or hub."""
 

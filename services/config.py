@@ -11,7 +11,7 @@ uses comes from the environment, so that one file serves every machine.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Section(BaseModel):
@@ -88,6 +88,26 @@ class QdrantConfig(Section):
     """URLs of the nodes of a Qdrant cluster: a deletion waits until none of them has any of it."""
 
 
+class WebConfig(Section):
+    """What may be fetched for users who name a URL."""
+
+    allowed: list[str] = Field(default_factory=list)
+    """Addresses, networks (10.1.0.0/16) and names of hosts that may be fetched from although they are not public."""
+    ports: list[Port] = [80, 443]
+    """Ports of public hosts; what `allowed` lists has no limit of ports."""
+    timeout_s: Annotated[float, Field(gt=0)] = 60
+    """For one file with all its redirects."""
+    max_redirects: Annotated[int, Field(ge=0, le=20)] = 5
+
+    @field_validator("allowed")
+    @classmethod
+    def _is_readable(cls, entries: list[str]) -> list[str]:
+        from services.web.addresses import Allowed
+
+        Allowed.of(entries)
+        return entries
+
+
 class IngestionConfig(Section):
     max_file_mib: Annotated[float, Field(gt=0)] = 64
     parse_timeout_s: Annotated[float, Field(gt=0)] = 60
@@ -95,6 +115,9 @@ class IngestionConfig(Section):
     parallel_parsers: Annotated[int, Field(ge=1)] = 1
     chunk_tokens: Annotated[int, Field(ge=16, le=512)] = 200
     chunk_overlap_tokens: Annotated[int, Field(ge=0)] = 32
+    web: WebConfig = WebConfig()
+    git_schemes: list[Literal["https", "ssh", "file"]] = ["https"]
+    """How `windfarm sync` may read git repositories."""
 
 
 class StoreConfig(Section):
@@ -136,6 +159,16 @@ class ChatConfig(Section):
     """Seconds without a byte after which a stream gets a comment, so that proxies keep it open."""
 
 
+class QueuesConfig(Section):
+    """Requests that wait for a free slot of their model, in one endpoint process. Keys take turns by the tokens that
+    they were served; beyond these numbers there is 429 or 503 with Retry-After, at once."""
+
+    max_waiting: Annotated[int, Field(ge=0)] = 256
+    """Of each model."""
+    max_waiting_flex: Annotated[int, Field(ge=0)] = 256
+    """Of each model, of requests with `service_tier: flex`, which wait until no other waits."""
+
+
 class LimitsConfig(Section):
     """What one api key may do, where it has no value of its own (`windfarm key` gives it one); none: no limit."""
 
@@ -150,6 +183,17 @@ class LimitsConfig(Section):
     """What happens to requests of limited keys while the limiter restarts: 503 with Retry-After, or no check."""
 
 
+class StreamsConfig(Section):
+    """An answer whose replica is lost goes on at another one, after the last token that was sent."""
+
+    stall_s: Annotated[float, Field(gt=0)] = 20
+    """Seconds without a token, after the first one, after which a replica counts as hung where there is another."""
+    max_moves: Annotated[int, Field(ge=0)] = 2
+    """Moves of one answer: its request may be what kills the replicas. 0: an answer ends with its replica."""
+    move_wait_s: Annotated[float, Field(ge=0)] = 20
+    """How long an answer waits for a replica that can take it, for example one that restarts."""
+
+
 class PlatformConfig(Section):
     """Public endpoint, chat, retrieval and page: `args` of the application `platform`."""
 
@@ -161,6 +205,8 @@ class PlatformConfig(Section):
     upstream_connect_timeout_s: Annotated[float, Field(gt=0)] = 5
     retrieval: RetrievalConfig = RetrievalConfig()
     chat: ChatConfig = ChatConfig()
+    streams: StreamsConfig = StreamsConfig()
+    queues: QueuesConfig = QueuesConfig()
     limits: LimitsConfig = LimitsConfig()
 
 

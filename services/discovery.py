@@ -193,6 +193,14 @@ class Directory:
         present = Counter(e.gang for e in ready)
         return [e for e in ready if not e.gang or present[e.gang] == e.gang_size]
 
+    def is_alive(self, replica_id: str) -> bool:
+        """Whether this replica announced itself lately: draining or not, and whatever failed with it since."""
+        now = self._clock()
+        return any(
+            entry.endpoint.replica_id == replica_id and now - entry.changed_at < DEAD_AFTER_S
+            for entry in self._entries.values()
+        )
+
     def models(self) -> list[str]:
         """Names of all models that have a live replica."""
         announced = {e.model for e in self.endpoints() if e.model is not None and e.state == "ready"}

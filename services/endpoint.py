@@ -30,12 +30,14 @@ from services.gateway_app import GatewayApp
 from services.generation import ChatStory, Generation
 from services.host_check import HostCheck
 from services.inference_routes import InferenceRoutes
+from services.job_routes import JobRoutes
 from services.key_limits import KeyLimits
 from services.knowledge_calls import RemoteSearcher
 from services.knowledge_routes import KnowledgeRoutes
 from services.limit_client import LimitClient
 from services.mcp_routes import McpRoutes
 from services.metrics import Metrics
+from services.model_queues import ModelQueues
 from services.model_status import MODEL_APP_PREFIX, ApplicationState
 from services.people import People
 from services.people_routes import PeopleRoutes
@@ -92,7 +94,6 @@ class Endpoint:
         self._ui_session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
         )
-        self._pool = ModelPool(self._session, around.replicas, around.states)
         self._limit_client = LimitClient(around.limiter)
         self._readiness = Readiness(self._dependencies, self._prove)
         self.app = self._make_app()
@@ -110,8 +111,13 @@ class Endpoint:
         around, config = self._around, self._around.config
         observatory = ExpertObservatory(self._session, around.replicas, around.states)
         metrics = Metrics(around.replicas.endpoints, lambda: observatory.latest)
+        self._pool = ModelPool(
+            self._session, around.replicas, around.states, config.streams, on_moved=metrics.stream_moved
+        )
         conversations = Conversations(around.database)
-        generation = Generation(config.chat, self._pool, around.story, conversations, metrics)
+        queues = ModelQueues(config.queues, self._pool.num_slots)
+        metrics.watch_queues(queues.sizes)
+        generation = Generation(config.chat, self._pool, queues, around.story, conversations, metrics)
         uploads = around.home / UPLOADS_FOLDER
         searcher = RemoteSearcher(around.store, config.retrieval)
         files = Files(around.database, around.home / FILES_FOLDER)
@@ -133,6 +139,7 @@ class Endpoint:
                 uploads,
                 config.max_body_mib,
             ).routes(),
+            *JobRoutes(around.store).routes(),
             *DocumentRoutes(around.store).routes(),
             *FeedbackRoutes(FeedbackBook(around.database)).routes(),
             *FileRoutes(files, vector_stores, uploads, config.max_body_mib).routes(),

@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from cluster.errors import (
+    CannotContinue,
     EngineBusy,
     EngineDead,
     EngineFailed,
@@ -28,6 +29,7 @@ _TABLE: tuple[tuple[type[Exception], int, str, str], ...] = (
     (EngineBusy, 503, "service_unavailable", "engine_busy"),
     (EngineDead, 503, "service_unavailable", "engine_dead"),
     (EngineFailed, 500, "server_error", "generation_failed"),
+    (CannotContinue, 409, "conflict_error", "cannot_continue"),
     (ModelNotFound, 404, "not_found_error", "model_not_found"),
     (LoadUnavailable, 501, "server_error", "experts_not_counted"),
     (HomeError, 507, "server_error", "storage_unavailable"),

@@ -1,8 +1,8 @@
 """Frames between a model replica and the endpoint: pure coding, no transport.
 
-A frame is a 12-byte header (kind, number of token ids, payload bytes; three big-endian u32), the token ids as u32, and
-the payload. The endpoint forwards payloads unparsed; token ids are only unpacked by whoever asks for them (they are
-what a stream needs to be continued on another replica).
+A frame is a 16-byte header (kind, number of token ids, number of characters, payload bytes; four big-endian u32), the
+token ids as u32, and the payload. The endpoint forwards payloads unparsed; token ids and how many characters of text
+the payload shows are what it needs to have the stream continued on another replica.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CONTENT_TYPE = "application/x-windfarm-frames"
 MAX_TOKEN_IDS = 1 << 20
 MAX_PAYLOAD_BYTES = 64 << 20
 
-_HEADER = struct.Struct(">III")
+_HEADER = struct.Struct(">IIII")
 
 
 class FrameKind(IntEnum):
@@ -37,6 +37,8 @@ class Frame(NamedTuple):
     kind: FrameKind
     packed_token_ids: bytes
     payload: bytes
+    num_characters: int = 0
+    """Of the answer's text, in the payload."""
 
     @property
     def num_token_ids(self) -> int:
@@ -44,14 +46,20 @@ class Frame(NamedTuple):
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        return struct.unpack(f">{self.num_token_ids}I", self.packed_token_ids)
+        return unpack_token_ids(self.packed_token_ids)
 
     def json(self) -> Any:
         return json.loads(self.payload)
 
 
-def encode_frame(kind: FrameKind, payload: bytes = b"", token_ids: Sequence[int] = ()) -> bytes:
-    header = _HEADER.pack(kind, len(token_ids), len(payload))
+def unpack_token_ids(packed: bytes | bytearray) -> tuple[int, ...]:
+    return struct.unpack(f">{len(packed) // 4}I", packed)
+
+
+def encode_frame(
+    kind: FrameKind, payload: bytes = b"", token_ids: Sequence[int] = (), num_characters: int = 0
+) -> bytes:
+    header = _HEADER.pack(kind, len(token_ids), num_characters, len(payload))
     if not token_ids:
         return header + payload
     return header + struct.pack(f">{len(token_ids)}I", *token_ids) + payload
@@ -80,7 +88,7 @@ class FrameDecoder:
         frames: list[Frame] = []
         position, size = 0, len(buffer)
         while size - position >= _HEADER.size:
-            kind, num_ids, num_bytes = _HEADER.unpack_from(buffer, position)
+            kind, num_ids, num_characters, num_bytes = _HEADER.unpack_from(buffer, position)
             if kind > FrameKind.KEEP_ALIVE or num_ids > MAX_TOKEN_IDS or num_bytes > MAX_PAYLOAD_BYTES:
                 raise FrameError(f"Not a frame header: kind {kind}, {num_ids} token ids, {num_bytes} payload bytes.")
             ids_at = position + _HEADER.size
@@ -88,7 +96,7 @@ class FrameDecoder:
             end = payload_at + num_bytes
             if end > size:
                 break
-            frames.append(Frame(_KINDS[kind], buffer[ids_at:payload_at], buffer[payload_at:end]))
+            frames.append(Frame(_KINDS[kind], buffer[ids_at:payload_at], buffer[payload_at:end], num_characters))
             position = end
         self._rest = buffer[position:]
         return frames

@@ -13,25 +13,31 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from cluster.engine import GenerationChunk, GenerationRequest, TokenLogprob, Usage
 from services.chat_rendering import AnswerRecord, ChunkRenderer, Json, whole_answer
 from services.chat_types import ChatEvent, ChatRequest, CitationsReady, KnowledgeOptions, ModelClient, ToolResult
 from services.config import ChatConfig
+from services.continuation import ContinuedStream
 from services.conversations import Conversations, MessageState
 from services.error_responses import error_event, is_expected, to_api_error
 from services.errors import ApiError, conflict
 from services.event_stream import DONE, ClientGone, EventStream, until_client_leaves
 from services.frames import FrameKind
 from services.metrics import Metrics
+from services.model_queues import ModelQueues, Place, Priority
 from services.openai_api import ChatCompletionRequest, CompletionRequest, usage_json
 from services.openai_stream import chat_logprobs, completion_logprobs
-from services.relay import FrameStream, ModelPool, PooledModel, parse_chunk, wire_body
+from services.relay import ModelPool, PooledModel, parse_chunk, wire_body
 from services.routing import Answer, Call, json_answer
+from services.token_estimate import estimate_chat, estimate_completion
 
 _log = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+Asked = ChatCompletionRequest | CompletionRequest
 _CHECK_SOURCES_S = 0.5
 """How often an answer under way asks whether its documents are still there and still to be read."""
 
@@ -42,9 +48,16 @@ class Generation:
     """Answers generation requests; one per endpoint process."""
 
     def __init__(
-        self, config: ChatConfig, pool: ModelPool, story: ChatStory, conversations: Conversations, metrics: Metrics
+        self,
+        config: ChatConfig,
+        pool: ModelPool,
+        queues: ModelQueues,
+        story: ChatStory,
+        conversations: Conversations,
+        metrics: Metrics,
     ) -> None:
         self._config = config
+        self._queues = queues
         self._pool = pool
         self._story = story
         self._conversations = conversations
@@ -62,8 +75,8 @@ class Generation:
         generation = GenerationRequest(call.request_id, messages=request.engine_messages(), sampling=request.sampling())
         if request.stream:
             render = {"kind": "chat", "first_role": True, **answer.head, "include_usage": request.includes_usage}
-            return await self._relay(call, request.model, generation, render)
-        chunks = await self._collect(call, request.model, generation)
+            return await self._relay(call, request, generation, render)
+        chunks = await self._collect(call, request, generation)
         record = AnswerRecord(
             text="".join(chunk.text for chunk in chunks),
             logprobs=chat_logprobs(_all_logprobs(chunks)),
@@ -78,16 +91,18 @@ class Generation:
         generation = GenerationRequest(call.request_id, sampling=request.sampling(), **request.prompt_field())
         if request.stream:
             render = {"kind": "completion", **head, "include_usage": request.includes_usage}
-            return await self._relay(call, request.model, generation, render)
-        chunks = await self._collect(call, request.model, generation)
+            return await self._relay(call, request, generation, render)
+        chunks = await self._collect(call, request, generation)
         return json_answer(_whole_completion(head, chunks, request.logprobs))
 
     # The plain way: bytes through
 
-    async def _relay(self, call: Call, model: str, request: GenerationRequest, render: dict[str, Any]) -> Answer | None:
-        events, meter = self._event_stream(call), call.meter
+    async def _relay(
+        self, call: Call, asked: Asked, request: GenerationRequest, render: dict[str, Any]
+    ) -> Answer | None:
+        events, meter, model = self._event_stream(call), call.meter, asked.model
 
-        async def forward() -> None:
+        async def forward(place: Place) -> None:
             upstream = await self._open(model, request, render)
             if meter is not None:
                 meter.begin()
@@ -103,13 +118,14 @@ class Generation:
                     elif data:
                         await events.send(data)
             finally:
+                place.note_answer(upstream.num_tokens)
                 await upstream.close()
             self._count(call, model, upstream, events)
 
-        await self._run(call, events, forward())
+        await self._run(call, events, self._in_turn(call, asked, forward))
         return None
 
-    async def _open(self, model: str, request: GenerationRequest, render: dict[str, Any]) -> FrameStream:
+    async def _open(self, model: str, request: GenerationRequest, render: dict[str, Any]) -> ContinuedStream:
         """Start a generation. Our default for the answer's length gives way where the context leaves less."""
         if request.sampling.max_tokens is not None:
             return await self._pool.generate(model, wire_body(request, render))
@@ -121,10 +137,22 @@ class Generation:
                 raise
         return await self._pool.generate(model, wire_body(request, render))
 
-    async def _collect(self, call: Call, model: str, request: GenerationRequest) -> list[GenerationChunk]:
-        """All chunks of an answer; the last one has its finish reason and usage."""
+    async def _in_turn(self, call: Call, asked: Asked, work: Callable[[Place], Awaitable[Result]]) -> Result:
+        """Do the work when it is this request's turn at its model."""
+        priority: Priority = "default"
+        if isinstance(asked, CompletionRequest):
+            estimate = estimate_completion(asked)
+        else:
+            priority = "flex" if asked.service_tier == "flex" else priority
+            estimate = estimate_chat(asked, self._config.default_max_tokens, 0)
+        async with self._queues.place(asked.model, call.actor.key_id, priority, estimate.num_prompt_tokens) as place:
+            return await work(place)
 
-        async def read() -> list[GenerationChunk]:
+    async def _collect(self, call: Call, asked: Asked, request: GenerationRequest) -> list[GenerationChunk]:
+        """All chunks of an answer; the last one has its finish reason and usage."""
+        model = asked.model
+
+        async def read(place: Place) -> list[GenerationChunk]:
             upstream, meter = await self._open(model, request, {"kind": "events"}), call.meter
             if meter is not None:
                 meter.begin()
@@ -136,6 +164,7 @@ class Generation:
                         if meter is not None:
                             meter.add(frame.num_token_ids)
             finally:
+                place.note_answer(upstream.num_tokens)
                 await upstream.close()
             assert upstream.end is not None
             usage = Usage(**upstream.end["usage"])
@@ -144,7 +173,7 @@ class Generation:
             self._metrics.tokens(model, usage)
             return [*chunks, GenerationChunk(finish_reason=upstream.end["finish_reason"], usage=usage)]
 
-        return await until_client_leaves(call.receive, read())
+        return await until_client_leaves(call.receive, self._in_turn(call, asked, read))
 
     # The way with a story: events, rendered and kept
 
@@ -153,7 +182,9 @@ class Generation:
         if request.conversation is not None:
             await self._keep_question(call, request)
         if not request.stream:
-            await until_client_leaves(call.receive, self._follow(answer, _ignore))
+            await until_client_leaves(
+                call.receive, self._in_turn(call, request, partial(self._follow, answer, _ignore))
+            )
             return json_answer(whole_answer(answer.id, request.model, answer.created, answer.record))
         events = self._event_stream(call)
         renderer = ChunkRenderer(answer.id, request.model, answer.created, request.includes_usage)
@@ -162,7 +193,7 @@ class Generation:
             await events.send(renderer.render(event))
 
         async def tell() -> None:
-            await self._follow(answer, show)
+            await self._in_turn(call, request, partial(self._follow, answer, show))
             if call.permit is not None:
                 await call.permit.settle()
             await events.end(DONE)
@@ -172,7 +203,7 @@ class Generation:
         await self._run(call, events, tell())
         return None
 
-    async def _follow(self, answer: _ChatAnswer, show: Callable[[ChatEvent], Awaitable[None]]) -> None:
+    async def _follow(self, answer: _ChatAnswer, show: Callable[[ChatEvent], Awaitable[None]], place: Place) -> None:
         """Show every event of the story. The conversation keeps what was said, also of a stopped or failed answer."""
         state: MessageState = "failed"
         try:
@@ -188,6 +219,7 @@ class Generation:
         finally:
             await self._keep_answer(answer, state)
         if answer.record.usage is not None:
+            place.note_answer(answer.record.usage.num_completion_tokens)
             self._metrics.tokens(answer.request.model, answer.record.usage)
 
     async def _check_sources(self, answer: _ChatAnswer, event: ChatEvent) -> None:
@@ -275,7 +307,7 @@ class Generation:
             call.permit.meter.finish(usage)
             await call.permit.settle()
 
-    def _count(self, call: Call, model: str, upstream: FrameStream, events: EventStream) -> None:
+    def _count(self, call: Call, model: str, upstream: ContinuedStream, events: EventStream) -> None:
         assert upstream.end is not None
         self._metrics.tokens(model, Usage(**upstream.end["usage"]))
         if events.first_event_at is not None:

@@ -12,6 +12,7 @@ import unicodedata
 import zlib
 from collections.abc import Collection as AnyCollection
 from collections.abc import Sequence
+from datetime import datetime
 from functools import cache
 from typing import Any
 
@@ -106,7 +107,8 @@ class Knowledge:
             reader = reader_of(session, actor)
             collection = find_collection(session, reader, name)
             rows = session.execute(_documents_of(scope_of(reader)), values_of(reader, wanted=collection.id)).all()
-            return [document_json(document, version, collection.name) for document, version in rows]
+            shows_source = manages(reader, collection)
+            return [document_json(*row, collection.name, shows_source=shows_source) for row in rows]
 
     def document(self, document_id: str, actor: str) -> dict[str, Any]:
         """Metadata, text and pages of a document's active version."""
@@ -260,13 +262,19 @@ def collection_json(collection: Collection, num_documents: int, num_chunks: int,
     }
 
 
-def document_json(document: Document, version: Version, collection: str) -> dict[str, Any]:
+def document_json(
+    document: Document, version: Version, collection: str, *, shows_source: bool = False
+) -> dict[str, Any]:
+    """Where a file lay on somebody's machine is of those alone who may change the collection; addresses are of all."""
+    is_web = (document.origin or "").startswith(("http://", "https://"))
     return {
         "id": document.id,
         "object": "document",
         "collection": collection,
         "collection_id": document.collection_id,
         "name": document.name,
+        "source": document.source if shows_source else None,
+        "origin": document.origin if shows_source or is_web else None,
         "version_id": version.id,
         "title": version.title,
         "language": version.language,
@@ -291,6 +299,13 @@ def job_json(job: Job, collection: str) -> dict[str, Any]:
         "filename": job.filename,
         "state": job.state,
         "progress": job.progress,
+        "paused": job.is_paused,
+        "batch": job.batch,
+        "source": job.source,
+        "origin": job.origin,
+        "duplicate_of": job.duplicate_of,
+        "num_bytes": job.num_bytes,
+        "num_tokens": job.num_tokens,
         "document_id": job.document_id,
         "version_id": job.version_id,
         "num_chunks": job.num_chunks,
@@ -299,7 +314,13 @@ def job_json(job: Job, collection: str) -> dict[str, Any]:
         "warnings": list(job.warnings),
         "created_at": int(job.created_at.timestamp()),
         "updated_at": int(job.updated_at.timestamp()),
+        "started_at": _seconds(job.started_at),
+        "ended_at": _seconds(job.ended_at),
     }
+
+
+def _seconds(moment: datetime | None) -> int | None:
+    return None if moment is None else int(moment.timestamp())
 
 
 def _checked_name(name: str) -> str:

@@ -4,7 +4,7 @@ no client can make the number of series grow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -49,6 +49,9 @@ class Metrics:
             ("reason",),
             registry=self._registry,
         )
+        self._streams_moved = Counter(
+            "windfarm_streams_moved", "Answers that went on at another replica", ("model",), registry=self._registry
+        )
         self._in_flight = Gauge("windfarm_requests_in_flight", "Requests that run now", registry=self._registry)
 
     def began(self) -> None:
@@ -66,8 +69,15 @@ class Metrics:
         self._tokens.labels(model, "prompt").inc(usage.num_prompt_tokens)
         self._tokens.labels(model, "completion").inc(usage.num_completion_tokens)
 
+    def stream_moved(self, model: str) -> None:
+        self._streams_moved.labels(model).inc()
+
     def limit_refused(self, reason: str) -> None:
         self._limit_refusals.labels(reason).inc()
+
+    def watch_queues(self, sizes: Callable[[], Mapping[str, tuple[int, int]]]) -> None:
+        """`sizes` tells of each model how many requests run and how many wait."""
+        self._registry.register(_Queues(sizes))
 
     def text(self) -> bytes:
         return generate_latest(self._registry)
@@ -90,6 +100,21 @@ class _Replicas(Collector):
             running.add_metric(values, replica.running)
             queued.add_metric(values, replica.queued)
         return (up, running, queued)
+
+
+class _Queues(Collector):
+    """The waiting rooms of this process at the moment of the scrape."""
+
+    def __init__(self, sizes: Callable[[], Mapping[str, tuple[int, int]]]) -> None:
+        self._sizes = sizes
+
+    def collect(self) -> Iterable[Metric]:
+        waiting = GaugeMetricFamily(
+            "windfarm_waiting", "Requests that wait for their turn at a model", labels=("model",)
+        )
+        for model, (_, num_waiting) in self._sizes().items():
+            waiting.add_metric((model,), num_waiting)
+        return (waiting,)
 
 
 class _Experts(Collector):

@@ -265,7 +265,7 @@ class _FrameStream:
             await self._begin()
         payload = self._renderer.chunk(chunk)
         if payload or chunk.token_ids:
-            frames = encode_frame(FrameKind.DATA, payload, chunk.token_ids)
+            frames = encode_frame(FrameKind.DATA, payload, chunk.token_ids, len(chunk.text))
         if chunk.finish_reason is not None:
             assert chunk.usage is not None, "the last chunk has usage"
             frames += encode_end(chunk.finish_reason, asdict(chunk.usage))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from cluster.engine import GenerationRequest, SamplingParams
+from cluster.engine import Delivered, GenerationRequest, SamplingParams
 from cluster.errors import InvalidRequest
 
 RenderKind = Literal["chat", "completion", "events"]
@@ -24,10 +24,13 @@ class RenderOptions:
     created: int = 0
     include_usage: bool = False
     first_role: bool = False
+    num_characters: int = 0
+    """Text of the answer that other replicas have sent already."""
 
 
 _RENDER_FIELDS = frozenset(field.name for field in fields(RenderOptions))
 _SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParams))
+_DELIVERED_FIELDS = frozenset(field.name for field in fields(Delivered))
 _REQUEST_FIELDS = frozenset(field.name for field in fields(GenerationRequest))
 
 
@@ -52,6 +55,10 @@ def parse_generation(body: bytes) -> tuple[GenerationRequest, RenderOptions]:
     sampling["stop"] = tuple(sampling.get("stop") or ())
     request = _closed(data, _REQUEST_FIELDS, "the request")
     request.setdefault("request_id", "")
+    if request.get("delivered") is not None:
+        delivered = _closed(request["delivered"], _DELIVERED_FIELDS, "delivered")
+        request["delivered"] = Delivered(tuple(delivered["token_ids"]), delivered["num_characters"])
+        render["num_characters"] = delivered["num_characters"]
     return GenerationRequest(**request, sampling=SamplingParams(**sampling)), RenderOptions(**render)
 
 

@@ -264,7 +264,8 @@ class ChatCompletionRequest(_Generation):
     parallel_tool_calls: Literal[True] | None = None
     modalities: list[Literal["text"]] | None = None
     reasoning_effort: Literal["none"] | None = None
-    service_tier: Literal["auto", "default"] | None = None
+    service_tier: Literal["auto", "default", "flex"] | None = None
+    """flex: waits until no other request waits for the model."""
     store: Literal[False] | None = None
     safe_prompt: bool | None = None
     """Mistral's: begin with its documented safety instruction."""

@@ -83,7 +83,7 @@ class CompletionRenderer(_SseRenderer):
 
     def __init__(self, options: RenderOptions) -> None:
         super().__init__(options)
-        self._num_characters = 0
+        self._num_characters = options.num_characters
 
     def begin(self) -> bytes:
         return b""

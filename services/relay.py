@@ -1,27 +1,32 @@
 """The way from the endpoint to a model replica: pick one, post the generation, hand its frames through.
 
-A replica that cannot be reached before its first frame is replaced by another one; after the first frame a lost
-replica is an explicit error, never a short answer that looks complete. Closing a stream closes the connection, and
-that cancels the generation over there. Payloads are not parsed here.
+A replica that is lost is replaced by another one: before its first token it gets the same request, later the request
+for what is missing. Where that cannot be, the answer ends with an explicit error, never as if it were complete.
+Payloads are not parsed here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import random
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Protocol
 
 import aiohttp
 
 from cluster.engine import GenerationChunk, GenerationRequest, TokenLogprob, Usage
+from services.config import StreamsConfig
+from services.continuation import ContinuedStream, Journey
 from services.discovery import ReplicaEndpoint
 from services.errors import ApiError, not_found, unavailable
-from services.frames import Frame, FrameDecoder, FrameError, FrameKind
-from services.gang_loss import GANG_LOST
+from services.frame_stream import ENGINE_DEAD, FrameStream, ReplicaLost
+from services.frames import Frame, FrameKind
+from services.prompt_prefix import Fingerprint, fingerprint, size_of
+from services.replica_choice import Candidate, ReplicaChoice
 from services.token_meter import TokenMeter
 
 INTERNAL_HEADER = "x-windfarm-internal"
@@ -29,7 +34,14 @@ INTERNAL_HEADER = "x-windfarm-internal"
 _IDLE_CONNECTION_S = 30
 # A replica sends keep-alive frames while it works; silence of this length means that it or the network is gone.
 _SILENCE_S = 60
-_LAST_BYTES_S = 1
+# Between two looks at whether a silent replica is still there.
+_LOOK_S = 1.0
+# Hashing this many characters takes less of the loop's time than a thread's answer does (make bench-routing).
+_HASHED_HERE = 16_384
+_SHUNNED_S = 30.0
+_REMEMBERED_REPLICAS = 64
+# The request has not reached the replica, so it cannot have been what ended it.
+_NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
 
 class ReplicaSource(Protocol):
@@ -38,6 +50,8 @@ class ReplicaSource(Protocol):
     def replicas(self, model: str) -> list[ReplicaEndpoint]: ...
 
     def models(self) -> list[str]: ...
+
+    def is_alive(self, replica_id: str) -> bool: ...
 
     def report_failure(self, replica_id: str) -> None: ...
 
@@ -63,132 +77,154 @@ def open_session(secret: str, connect_timeout_s: float) -> aiohttp.ClientSession
     )
 
 
-class FrameStream:
-    """One running generation on one replica. Iterate it, or close it to cancel."""
-
-    def __init__(
-        self,
-        response: aiohttp.ClientResponse,
-        on_close: Callable[[], None],
-        on_lost: Callable[[], None],
-        lost: ApiError,
-    ) -> None:
-        self._response = response
-        self._lost = lost
-        self._on_lost = on_lost
-        self._on_close: Callable[[], None] | None = on_close
-        self._decoder = FrameDecoder()
-        self._pending: list[Frame] = []
-        self.end: dict[str, Any] | None = None
-        """`finish_reason` and `usage`; set when, and only when, the stream is complete."""
-
-    async def batches(self) -> AsyncIterator[list[Frame]]:
-        """Data and keep-alive frames, as many as came together. Raises `ApiError` where the replica reports an error
-        or is lost."""
-        while self.end is None:
-            frames = await self._read()
-            if frames and frames[-1].kind is FrameKind.END:
-                self.end = frames.pop().json()
-            failed = next((frame for frame in frames if frame.kind is FrameKind.ERROR), None)
-            yield frames[: frames.index(failed)] if failed else frames
-            if failed:
-                error = _reported(failed.json())
-                if error.code == GANG_LOST:
-                    self._on_lost()
-                raise error
-
-    async def __aiter__(self) -> AsyncIterator[Frame]:
-        """The same, one by one."""
-        async for frames in self.batches():
-            for frame in frames:
-                yield frame
-
-    async def _read(self) -> list[Frame]:
-        try:
-            data = await self._response.content.readany()
-            if not data:
-                self._decoder.finish()
-                raise FrameError("The replica closed the connection before the end of the answer.")
-            return self._decoder.feed(data)
-        except (aiohttp.ClientError, FrameError, OSError, TimeoutError) as error:
-            self._on_lost()
-            raise self._lost from error
-
-    async def close(self) -> None:
-        """Cancel what still runs; after the end the connection goes back for the next request. Safe to call twice."""
-        if self._on_close is None:
-            return
-        self._on_close()
-        self._on_close = None
-        if self.end is None:
-            self._response.close()
-            return
-        try:
-            async with asyncio.timeout(_LAST_BYTES_S):
-                await self._response.read()
-        except (aiohttp.ClientError, OSError, TimeoutError):
-            self._response.close()
-
-
 class ModelPool:
     """All replicas of all models, as the endpoint sees them."""
 
-    def __init__(self, session: aiohttp.ClientSession, replicas: ReplicaSource, states: ModelStates) -> None:
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        replicas: ReplicaSource,
+        states: ModelStates,
+        config: StreamsConfig | None = None,
+        on_moved: Callable[[str], None] = lambda _model: None,
+    ) -> None:
+        """`on_moved` hears of each answer that went on at another replica of the model."""
         self._session = session
         self._replicas = replicas
         self._states = states
+        self._config = config or StreamsConfig()
+        self._on_moved = on_moved
         self._in_flight: Counter[str] = Counter()
+        self._choice = ReplicaChoice()
+        self._shunned: dict[str, float] = {}
+        """Replicas that hung, and until when others go first."""
 
     def info(self, model: str) -> Mapping[str, Any]:
         """What the model's replicas say of it. Raises 404 or 503 where there is none."""
         return self._candidates(model)[0].info
 
+    def num_slots(self, model: str) -> int:
+        """Generations that the model's replicas run at once; 0 while there is none."""
+        return sum(int(replica.info.get("max_concurrency", 1)) for replica in self._replicas.replicas(model))
+
     def max_context(self, model: str) -> int:
         return int(self.info(model)["max_context"])
 
-    async def generate(self, model: str, body: Mapping[str, Any]) -> FrameStream:
-        """Start a generation on the least busy replica; on another one where that fails before the first frame."""
-        response, replica = await self._post(model, "/generate", body)
-        self._in_flight[replica.replica_id] += 1
-        return FrameStream(
-            response,
-            on_close=lambda: self._leave(replica.replica_id),
-            on_lost=lambda: self._replicas.report_failure(replica.replica_id),
-            lost=gang_lost(replica) if replica.gang else stream_lost(),
+    async def generate(self, model: str, body: Mapping[str, Any]) -> ContinuedStream:
+        """Start a generation on the replica that suits it best; on another one where that one is lost, also later."""
+
+        async def open_stream(body: Mapping[str, Any], journey: Journey) -> FrameStream:
+            return await self._open(model, body, journey, prompt)
+
+        journey, prompt = Journey(), await self._fingerprint(model, body)
+        first = await open_stream(body, journey)
+        return ContinuedStream(
+            first,
+            body,
+            journey,
+            open_stream,
+            self._config,
+            on_lost=self._note_loss,
+            on_moved=lambda: self._on_moved(model),
         )
 
+    async def _fingerprint(self, model: str, body: Mapping[str, Any]) -> Fingerprint:
+        """Nothing where there is no choice. Long prompts are hashed beside the event loop."""
+        if len(self._replicas.replicas(model)) < 2:
+            return ()
+        if size_of(body) <= _HASHED_HERE:
+            return fingerprint(body)
+        return await asyncio.to_thread(fingerprint, body)
+
+    async def _open(self, model: str, body: Mapping[str, Any], journey: Journey, prompt: Fingerprint) -> FrameStream:
+        response, replica = await self._post(model, "/generate", body, journey, prompt)
+        return FrameStream(
+            response,
+            replica,
+            on_close=lambda: self._leave(replica.replica_id),
+            look_s=min(_LOOK_S, self._config.stall_s / 2),
+            why_leave=partial(self._why_leave, model, replica, journey),
+        )
+
+    def _note_loss(self, stream: FrameStream, lost: ReplicaLost) -> None:
+        replica_id = stream.replica.replica_id
+        self._replicas.report_failure(replica_id)
+        if lost.hangs:  # it goes on to announce itself
+            self._shunned[replica_id] = time.monotonic() + _SHUNNED_S
+
+    def _why_leave(
+        self, model: str, replica: ReplicaEndpoint, journey: Journey, silent_s: float, has_tokens: bool
+    ) -> str | None:
+        """Why a silent stream shall go elsewhere. Where it cannot, it is better to wait."""
+        if has_tokens and silent_s >= self._config.stall_s and self._has_another(model, replica, journey):
+            return f"it gave no token for {silent_s:.1f} s"
+        if silent_s >= _LOOK_S and self._is_gone(model, replica, journey):
+            return "it does not announce itself any more"
+        return None
+
+    def _is_gone(self, model: str, replica: ReplicaEndpoint, journey: Journey) -> bool:
+        """Whether a replica stopped to announce itself while others go on. Where all are silent, it is the directory
+        that is away."""
+        return not self._replicas.is_alive(replica.replica_id) and self._has_another(model, replica, journey)
+
+    def _has_another(self, model: str, replica: ReplicaEndpoint, journey: Journey) -> bool:
+        left = {*journey.left, replica.replica_id}
+        is_another = any(other.replica_id not in left for other in self._replicas.replicas(model))
+        return is_another and journey.num_lost < self._config.max_moves
+
     async def count_tokens(self, model: str, body: Mapping[str, Any]) -> int:
-        response, _ = await self._post(model, "/count_tokens", body)
-        async with response:
-            return int((await response.json())["num_tokens"])
+        response, replica = await self._post(model, "/count_tokens", body, Journey())
+        try:
+            async with response:
+                return int((await response.json())["num_tokens"])
+        finally:
+            self._leave(replica.replica_id)
 
     async def _post(
-        self, model: str, path: str, body: Mapping[str, Any]
+        self, model: str, path: str, body: Mapping[str, Any], journey: Journey, prompt: Fingerprint = ()
     ) -> tuple[aiohttp.ClientResponse, ReplicaEndpoint]:
+        """The beginning of the answer, and whose it is: it counts there until `_leave`."""
         data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-        candidates = self._candidates(model)
-        refusal: ApiError | None = None
-        while candidates:
-            replica = self._least_busy(candidates)
+        candidates = [replica for replica in self._candidates(model) if replica.replica_id not in journey.left]
+        refusal = unavailable(
+            f"No replica of the model '{model}' can be reached; it may be restarting. Try again in a moment.",
+            code="model_unreachable",
+        )
+        while candidates and journey.num_lost <= self._config.max_moves:
+            replica = self._pick(candidates, prompt)
             candidates.remove(replica)
+            self._enter(replica.replica_id, prompt)
+            response = None
             try:
-                response = await self._session.post(
-                    replica.url + path, data=data, headers={"content-type": "application/json"}
-                )
-            except (aiohttp.ClientError, OSError, TimeoutError):
+                response = await self._ask(replica, path, data, partial(self._is_gone, model, replica, journey))
+            except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 self._replicas.report_failure(replica.replica_id)
-                refusal = unavailable(
-                    f"No replica of the model '{model}' can be reached; it may be restarting. Try again in a moment.",
-                    code="model_unreachable",
-                )
+                if not isinstance(error, _NOT_CONNECTED):
+                    journey.note_loss(replica.replica_id)
                 continue
+            finally:
+                if response is None or response.status != 200:
+                    self._leave(replica.replica_id)
             if response.status == 200:
                 return response, replica
             refusal = await _refusal(response)
             if response.status not in (502, 503):  # those may be one replica's own trouble; the others are everybody's
                 raise refusal
-        assert refusal is not None
+            if refusal.code == ENGINE_DEAD:
+                journey.note_loss(replica.replica_id)
         raise refusal
+
+    async def _ask(
+        self, replica: ReplicaEndpoint, path: str, data: bytes, is_gone: Callable[[], bool]
+    ) -> aiohttp.ClientResponse:
+        """The beginning of the answer. Raises `TimeoutError` where the replica falls silent before that."""
+        async with asyncio.timeout(None) as limit:
+            watch = _Watch(limit, is_gone)
+            try:
+                headers = {"content-type": "application/json"}
+                return await self._session.post(replica.url + path, data=data, headers=headers)
+            finally:
+                watch.stop()
 
     def _candidates(self, model: str) -> list[ReplicaEndpoint]:
         replicas = self._replicas.replicas(model)
@@ -199,19 +235,50 @@ class ModelPool:
             raise unavailable(self._states.why_not_ready(model), code="model_not_ready", retry_after_s=5)
         raise unknown_model(model, configured)
 
-    def _least_busy(self, candidates: list[ReplicaEndpoint]) -> ReplicaEndpoint:
-        """The less busy of two random ones: near the best choice, without herding to one between two beats."""
-        pair = random.sample(candidates, 2) if len(candidates) > 1 else candidates
-        return min(pair, key=self._load)
+    def _pick(self, candidates: list[ReplicaEndpoint], prompt: Fingerprint) -> ReplicaEndpoint:
+        now = time.monotonic()
+        well = [replica for replica in candidates if self._shunned.get(replica.replica_id, 0.0) < now] or candidates
+        by_id = {replica.replica_id: replica for replica in well}
+        choices = [
+            Candidate(replica_id, self._load(replica), max(1, int(replica.info.get("max_concurrency", 1))))
+            for replica_id, replica in by_id.items()
+        ]
+        return by_id[self._choice.choose(choices, prompt).replica_id]
 
     def _load(self, replica: ReplicaEndpoint) -> int:
         # The beat counts everybody's requests but is up to a second old; our own count is exact.
         return max(self._in_flight[replica.replica_id], replica.running + replica.queued)
 
+    def _enter(self, replica_id: str, prompt: Fingerprint) -> None:
+        self._in_flight[replica_id] += 1
+        if prompt:
+            self._choice.note(replica_id, prompt)
+            if self._choice.num_replicas > _REMEMBERED_REPLICAS:
+                self._choice.forget(lambda other: not self._replicas.is_alive(other))
+
     def _leave(self, replica_id: str) -> None:
         self._in_flight[replica_id] -= 1
         if self._in_flight[replica_id] <= 0:
             del self._in_flight[replica_id]
+
+
+class _Watch:
+    """Ends a time limit at once when a replica is gone; looked at every second."""
+
+    def __init__(self, limit: asyncio.Timeout, is_gone: Callable[[], bool]) -> None:
+        self._limit = limit
+        self._is_gone = is_gone
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(_LOOK_S, self._look)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        if self._is_gone():
+            self._limit.reschedule(self._loop.time())
+        else:
+            self._timer = self._loop.call_later(_LOOK_S, self._look)
 
 
 class PooledModel:
@@ -278,34 +345,9 @@ def unknown_model(model: str, known: list[str]) -> ApiError:
     return not_found(f"There is no model '{model}'. {listed}", code="model_not_found", param="model")
 
 
-def stream_lost() -> ApiError:
-    return ApiError(
-        502,
-        "server_error",
-        "stream_lost",
-        "The model's process was lost in the middle of this answer. What came so far is incomplete; ask again.",
-    )
-
-
-def gang_lost(replica: ReplicaEndpoint) -> ApiError:
-    """The end of a stream whose rank was ended with its gang before it could say so itself."""
-    return ApiError(
-        502,
-        "server_error",
-        GANG_LOST,
-        f"The model's gang {replica.gang} lost a rank in the middle of this answer and restarts as a whole. What came "
-        "so far is incomplete; ask again.",
-    )
-
-
 def _logprob(entry: Mapping[str, Any]) -> TokenLogprob:
     top = tuple((str(token), float(value)) for token, value in entry.get("top", ()))
     return TokenLogprob(entry["token_id"], entry["token"], entry["logprob"], top)
-
-
-def _reported(error: Mapping[str, Any]) -> ApiError:
-    """An error that came in the middle of a stream."""
-    return ApiError(500, error.get("type") or "server_error", error.get("code"), error["message"], error.get("param"))
 
 
 async def _refusal(response: aiohttp.ClientResponse) -> ApiError:

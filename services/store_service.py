@@ -165,10 +165,18 @@ class StoreService:
     async def delete_collection(self, name: str, actor: str) -> dict[str, Any]:
         return await self._ingestion.delete_collection(name, actor)
 
-    async def submit_document(self, collection: str, filename: str, source: Path | bytes, actor: str) -> dict[str, Any]:
-        """The job of a file. A path inside the data folder is taken over, any other copied."""
+    async def submit_document(
+        self, collection: str, filename: str, content: Path | bytes, actor: str, **about: str | None
+    ) -> dict[str, Any]:
+        """The job of a file. A path inside the data folder is taken over, any other copied. `about`: batch, source and
+        origin of the file."""
         await self._embedder_is_there()
-        return await self._ingestion.submit(collection, filename, source, actor)
+        return await self._ingestion.submit(collection, filename, content, actor, **about)
+
+    async def submit_url(self, collection: str, url: str, actor: str, **about: str | None) -> dict[str, Any]:
+        """The job that fetches a URL. `about`: batch and source."""
+        await self._embedder_is_there()
+        return await self._ingestion.submit_url(collection, url, actor, **about)
 
     async def list_documents(self, collection: str, actor: str) -> list[dict[str, Any]]:
         return await asyncio.to_thread(self._knowledge.list_documents, collection, actor)
@@ -222,6 +230,15 @@ class StoreService:
 
     async def jobs(self, collection: str, actor: str) -> list[dict[str, Any]]:
         return await self._ingestion.jobs(collection, actor)
+
+    async def find_jobs(self, actor: str, **chosen: Any) -> dict[str, Any]:
+        return await self._ingestion.find_jobs(actor, **chosen)
+
+    async def change_job(self, job_id: str, action: str, actor: str) -> dict[str, Any]:
+        return await self._ingestion.change_job(job_id, action, actor)
+
+    async def change_jobs(self, collection: str, batch: str | None, action: str, actor: str) -> int:
+        return await self._ingestion.change_jobs(collection, batch, action, actor)
 
     async def wait_for_job(self, job_id: str, actor: str, timeout_s: float = 100.0) -> dict[str, Any]:
         return await self._ingestion.wait_for_job(job_id, actor, timeout_s)

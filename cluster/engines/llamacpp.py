@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Container, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ import aiohttp
 
 from cluster.chat_template import ChatTemplate, template_from_gguf
 from cluster.engine import (
+    Delivered,
     FinishReason,
     GenerationChunk,
     GenerationRequest,
@@ -35,11 +36,13 @@ from cluster.engines.admission import Admission
 from cluster.engines.health_probe import HealthProbe
 from cluster.engines.openmp import SpinGovernor, is_spinning_governed, prepare_governed_spinning
 from cluster.engines.request_checks import answer_limit, check_request, check_token_ids
+from cluster.engines.resumption import catch_up, decode_pieces, delivered_of, remaining_sampling
 from cluster.engines.settings import EngineSettings
 from cluster.engines.stop_strings import StopMatcher
 from cluster.engines.structured_output import json_schema_grammar
 from cluster.engines.vocabulary import Vocabulary, hidden_token_ids
 from cluster.errors import (
+    CannotContinue,
     ClusterError,
     ContextTooLong,
     EngineDead,
@@ -90,6 +93,7 @@ class LlamaCppEngine:
             engine="llamacpp",
             max_context=self._max_context,
             max_concurrency=self._settings.parallel_requests,
+            continues_answers=True,
             template_knows_tools=self._template.knows_tools,
         )
 
@@ -169,16 +173,37 @@ class LlamaCppEngine:
         prompt_ids = await self._prompt_ids(request)
         check_token_ids(list(request.sampling.logit_bias or ()), len(self._vocabulary), param="logit_bias")
         max_tokens = answer_limit(len(prompt_ids), request.sampling.max_tokens, self._max_context)
-        body = _completion_body(prompt_ids, max_tokens, request.sampling)
+        delivered = delivered_of(request)
+        reader = _ChunkReader(request.sampling, self._vocabulary, len(prompt_ids), len(delivered.token_ids))
+        due: list[GenerationChunk] = []
+        if delivered.token_ids:
+            self._check_continuation(request.sampling, delivered)
+            end_ids = frozenset() if request.sampling.ignore_eos else self._vocabulary.end_ids
+            due = reader.catch_up(delivered, max_tokens, end_ids)
+        if reader.is_finished:
+            for chunk in due:
+                yield chunk
+            return
+        body = _completion_body(
+            [*prompt_ids, *delivered.token_ids], remaining_sampling(request.sampling, delivered, max_tokens)
+        )
         await self._admission.acquire()
         call = self._submit(body)
-        reader = _ChunkReader(request.sampling, self._vocabulary, len(prompt_ids))
         try:
+            for chunk in due:
+                yield chunk
             while not reader.is_finished:
                 for chunk in reader.read(await call.next_items()):
                     yield chunk
         finally:
             call.cancel()
+
+    def _check_continuation(self, sampling: SamplingParams, delivered: Delivered) -> None:
+        check_token_ids(delivered.token_ids, len(self._vocabulary), param="delivered")
+        if sampling.json_schema is not None or sampling.grammar is not None:
+            raise CannotContinue(
+                "The answer is bound to a grammar, and llama.cpp cannot bring a grammar to the middle of an answer."
+            )
 
     def _submit(self, body: dict[str, Any]) -> _Call:
         """Run one generation in a worker thread; its slot is given back when the thread has left the engine."""
@@ -348,14 +373,26 @@ class _Mailbox:
 class _ChunkReader:
     """Turns llama.cpp's answers for one request into chunks: token ids, stop strings, usage."""
 
-    def __init__(self, sampling: SamplingParams, vocabulary: Vocabulary, num_prompt_tokens: int) -> None:
+    def __init__(
+        self, sampling: SamplingParams, vocabulary: Vocabulary, num_prompt_tokens: int, num_delivered: int = 0
+    ) -> None:
         self._vocabulary = vocabulary
         self._num_prompt_tokens = num_prompt_tokens
+        self._num_delivered = num_delivered
         self._num_cached_tokens = 0
         self._num_tokens = 0
+        """Of this engine: what was delivered before is not among them."""
         self._stops = StopMatcher(sampling.stop)
         self._num_alternatives = sampling.logprobs
         self.is_finished = False
+
+    def catch_up(self, delivered: Delivered, max_tokens: int, end_ids: Container[int]) -> list[GenerationChunk]:
+        """What is due of an answer that another engine began; with the last chunk where that was all of it."""
+        spelled = map(self._vocabulary.shown_bytes, delivered.token_ids)
+        due, reason = catch_up(decode_pieces(spelled), self._stops, delivered, max_tokens, end_ids)
+        self.is_finished = reason is not None
+        chunks = [GenerationChunk(text=due)] if due else []
+        return [*chunks, self._last(reason)] if reason is not None else chunks
 
     def read(self, items: list[Any]) -> list[GenerationChunk]:
         """One chunk for all tokens in `items`, and the last chunk when the generation ended."""
@@ -400,14 +437,15 @@ class _ChunkReader:
         return hidden_token_ids(self._vocabulary, details["content"], shown, num_hidden) + shown
 
     def _last(self, reason: FinishReason) -> GenerationChunk:
-        usage = Usage(self._num_prompt_tokens, self._num_tokens, self._num_cached_tokens)
+        num_cached = min(self._num_cached_tokens, self._num_prompt_tokens)
+        usage = Usage(self._num_prompt_tokens, self._num_delivered + self._num_tokens, num_cached)
         return GenerationChunk(finish_reason=reason, usage=usage)
 
 
-def _completion_body(prompt_ids: list[int], max_tokens: int, sampling: SamplingParams) -> dict[str, Any]:
+def _completion_body(prompt_ids: list[int], sampling: SamplingParams) -> dict[str, Any]:
     body: dict[str, Any] = {
         "prompt": prompt_ids,
-        "max_tokens": max_tokens,
+        "max_tokens": sampling.max_tokens,
         "stream": True,
         "verbose": True,  # brings the token ids
         "return_tokens": True,

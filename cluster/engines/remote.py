@@ -27,6 +27,7 @@ from cluster.engines.request_checks import answer_limit, check_request
 from cluster.engines.settings import EngineSettings
 from cluster.engines.sse import SseDecoder
 from cluster.errors import (
+    CannotContinue,
     ClusterError,
     ContextTooLong,
     EngineBusy,
@@ -116,6 +117,8 @@ class RemoteEngine:
     async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
         """See the contract. Closing the iterator closes the connection."""
         check_request(request)
+        if request.delivered is not None:
+            raise CannotContinue("A remote API tells no token ids, so an answer cannot be continued there.")
         path, body = self._body(request)
         await self._admission.acquire()
         try:

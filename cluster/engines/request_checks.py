@@ -24,6 +24,8 @@ def check_request(request: GenerationRequest) -> None:
     if not getattr(request, given[0]):
         raise InvalidRequest(f"{given[0]} is empty: there is nothing to answer.", param=given[0])
     check_sampling(request.sampling)
+    if request.delivered is not None and request.delivered.num_characters < 0:
+        raise InvalidRequest("delivered.num_characters is negative.", param="delivered")
 
 
 def check_sampling(sampling: SamplingParams) -> None:

@@ -20,11 +20,21 @@ from typing import Any, cast
 import psutil
 
 from cluster.chat_template import ChatTemplate, template_from_folder
-from cluster.engine import FinishReason, GenerationChunk, GenerationRequest, ModelInfo, TokenLogprob, Usage
+from cluster.engine import (
+    Delivered,
+    FinishReason,
+    GenerationChunk,
+    GenerationRequest,
+    ModelInfo,
+    SamplingParams,
+    TokenLogprob,
+    Usage,
+)
 from cluster.engines.admission import Admission
 from cluster.engines.health_probe import HealthProbe
 from cluster.engines.openmp import limit_spinning
 from cluster.engines.request_checks import MAX_LOGPROBS, answer_limit, check_request, check_token_ids
+from cluster.engines.resumption import delivered_of, remaining_sampling
 from cluster.engines.settings import EngineSettings
 from cluster.engines.structured_output import compact_schema, json_schema_grammar
 from cluster.engines.vllm_experts import (
@@ -35,7 +45,16 @@ from cluster.engines.vllm_experts import (
     num_experts,
     read_worker_counts,
 )
-from cluster.errors import ClusterError, EngineDead, EngineFailed, InvalidRequest, LoadUnavailable, ModelDamaged
+from cluster.engines.vllm_resumption import ContinuedText, continued_options, continues_guided_answers
+from cluster.errors import (
+    CannotContinue,
+    ClusterError,
+    EngineDead,
+    EngineFailed,
+    InvalidRequest,
+    LoadUnavailable,
+    ModelDamaged,
+)
 from cluster.expert_load import ExpertLoad
 from cluster.vllm_plugin.closed_stores import closed_stores_option
 from cluster.vllm_plugin.end_with_parent import PARENT_VARIABLE
@@ -80,6 +99,8 @@ class VllmEngine:
         self._probe: HealthProbe | None = None
         self._processes: list[psutil.Process] = []
         self._default_sampling: dict[str, Any] = {}
+        self._end_ids: frozenset[int] = frozenset()
+        self._continues_guided_answers = False
         self._is_cpu = False
         self._checkpoint = fingerprint(self._folder) if num_experts(self._config) else ""
         self._output_counts: OutputCounts | None = None
@@ -91,6 +112,8 @@ class VllmEngine:
             engine="vllm",
             max_context=self._max_context,
             max_concurrency=self._settings.parallel_requests,
+            continues_answers=True,
+            continues_guided_answers=self._continues_guided_answers,
             checkpoint=self._checkpoint,
             template_knows_tools=self._template.knows_tools,
         )
@@ -121,6 +144,8 @@ class VllmEngine:
             await self.stop()
             raise
         self._default_sampling = dict(self._engine.model_config.get_diff_sampling_param())
+        self._end_ids = _end_ids(self._engine)
+        self._continues_guided_answers = continues_guided_answers()
         self._tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
         # A question that travels through the engine process's own loop and back.
         self._probe = HealthProbe("vLLM", self._engine.is_sleeping)
@@ -183,16 +208,42 @@ class VllmEngine:
         prompt_ids = await self._prompt_ids(request)
         check_token_ids(list(request.sampling.logit_bias or ()), self._vocabulary_size, param="logit_bias")
         max_tokens = answer_limit(len(prompt_ids), request.sampling.max_tokens, self._max_context)
-        params = _sampling_params(request, max_tokens, self._default_sampling)
+        delivered = delivered_of(request)
+        sampling = remaining_sampling(request.sampling, delivered, max_tokens)
+        text: ContinuedText | None = None
+        if delivered.token_ids:
+            text = self._continue(prompt_ids, request.sampling, delivered, max_tokens)
+            due, reason = text.caught_up
+            if reason is not None:
+                yield GenerationChunk(text=due)
+                yield GenerationChunk(finish_reason=reason, usage=Usage(len(prompt_ids), len(delivered.token_ids)))
+                return
+        params = _sampling_params(sampling, self._default_sampling, continued_options(delivered) if text else {})
         await self._admission.acquire()
         try:
-            async for chunk in self._stream(prompt_ids, params, request):
+            async for chunk in self._stream(prompt_ids, params, request, text):
                 yield chunk
         finally:
             self._admission.release()
 
+    def _continue(
+        self, prompt_ids: list[int], sampling: SamplingParams, delivered: Delivered, max_tokens: int
+    ) -> ContinuedText:
+        check_token_ids(delivered.token_ids, self._vocabulary_size, param="delivered")
+        is_guided = sampling.json_schema is not None or sampling.grammar is not None
+        if is_guided and not self._continues_guided_answers:
+            raise CannotContinue(
+                "The answer is bound to a grammar, and windfarm's plugin, which brings it to the middle of an answer, "
+                "does not know this version of vLLM."
+            )
+        if self._engine is None:
+            raise EngineDead("vLLM is not running.")
+        end_ids = frozenset() if sampling.ignore_eos else self._end_ids
+        tokenizer = self._engine.get_tokenizer()
+        return ContinuedText(tokenizer, prompt_ids, sampling, delivered, max_tokens, end_ids)
+
     async def _stream(
-        self, prompt_ids: list[int], params: Any, request: GenerationRequest
+        self, prompt_ids: list[int], params: Any, request: GenerationRequest, text: ContinuedText | None
     ) -> AsyncIterator[GenerationChunk]:
         from vllm.exceptions import VLLMClientError
         from vllm.inputs import tokens_input
@@ -201,21 +252,31 @@ class VllmEngine:
         if self._engine is None or self._probe is None:
             raise EngineDead("vLLM is not running.")
         # Clients choose request ids; vLLM takes each only once at a time.
+        delivered_ids = delivered_of(request).token_ids
         outputs = self._engine.generate(
-            tokens_input(prompt_ids), params, request_id=f"{request.request_id}-{os.urandom(6).hex()}"
+            tokens_input([*prompt_ids, *delivered_ids]),
+            params,
+            request_id=f"{request.request_id}-{os.urandom(6).hex()}",
         )
-        num_tokens = 0
+        num_tokens = len(delivered_ids)
         try:
+            if text is not None and text.caught_up.due:
+                yield GenerationChunk(text=text.caught_up.due)
             async for output in outputs:
                 self._probe.note_life()
                 completion = output.outputs[0]
                 num_tokens += len(completion.token_ids)
                 if self._output_counts is not None and completion.routed_experts is not None:
                     self._output_counts.note(completion.routed_experts)
-                yield _chunk(completion, request.sampling.logprobs)
-                if completion.finish_reason is not None:
-                    usage = Usage(len(prompt_ids), num_tokens, output.num_cached_tokens or 0)
-                    yield GenerationChunk(finish_reason=_finish_reason(completion.finish_reason), usage=usage)
+                shown, reason = completion.text, completion.finish_reason
+                if text is not None:
+                    shown = text.feed(completion.token_ids, ends_with_stop_token=reason == "stop")
+                    reason = "stop" if text.has_stopped else reason
+                    shown += text.finish() if reason is not None else ""
+                yield _chunk(completion, shown, request.sampling.logprobs)
+                if reason is not None:
+                    usage = Usage(len(prompt_ids), num_tokens, min(output.num_cached_tokens or 0, len(prompt_ids)))
+                    yield GenerationChunk(finish_reason=_finish_reason(reason), usage=usage)
                     return
             raise EngineFailed("vLLM ended the answer without saying why.")
         except EngineDeadError as error:
@@ -305,13 +366,13 @@ class _Starter:
         self._released.wait()
 
 
-def _chunk(completion: Any, num_alternatives: int | None) -> GenerationChunk:
+def _chunk(completion: Any, text: str, num_alternatives: int | None) -> GenerationChunk:
     token_ids = tuple(completion.token_ids)
     logprobs = None
     if num_alternatives is not None and completion.logprobs is not None:
         pairs = zip(token_ids, completion.logprobs, strict=False)
         logprobs = tuple(_logprob(token_id, entry, num_alternatives) for token_id, entry in pairs)
-    return GenerationChunk(token_ids, completion.text, logprobs)
+    return GenerationChunk(token_ids, text, logprobs)
 
 
 def _logprob(token_id: int, entry: Mapping[int, Any], num_alternatives: int) -> TokenLogprob:
@@ -328,10 +389,18 @@ def _finish_reason(reason: str) -> FinishReason:
     return cast(FinishReason, reason)
 
 
-def _sampling_params(request: GenerationRequest, max_tokens: int, defaults: Mapping[str, Any]) -> Any:
-    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+def _end_ids(engine: Any) -> frozenset[int]:
+    """Tokens that end an answer: the tokenizer's, and those of the checkpoint's generation_config.json."""
+    told = engine.model_config.try_get_generation_config().get("eos_token_id")
+    ids = told if isinstance(told, list) else [told]
+    return frozenset(token_id for token_id in [*ids, engine.get_tokenizer().eos_token_id] if token_id is not None)
 
-    sampling = request.sampling
+
+def _sampling_params(sampling: SamplingParams, defaults: Mapping[str, Any], others: Mapping[str, Any]) -> Any:
+    """vLLM's parameters. `others` are further ones of vLLM itself, which win."""
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+    from vllm.sampling_params import SamplingParams as VllmSamplingParams
+
     values = dict(defaults)
     names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "seed", "logprobs")
     values |= {name: value for name in names if (value := getattr(sampling, name)) is not None}
@@ -341,15 +410,16 @@ def _sampling_params(request: GenerationRequest, max_tokens: int, defaults: Mapp
         values["structured_outputs"] = StructuredOutputsParams(json=compact_schema(sampling.json_schema))
     if sampling.grammar is not None:
         values["structured_outputs"] = StructuredOutputsParams(grammar=sampling.grammar)
+    values |= {
+        "max_tokens": sampling.max_tokens,
+        "stop": list(sampling.stop),
+        "logit_bias": dict(sampling.logit_bias) if sampling.logit_bias else None,
+        "ignore_eos": sampling.ignore_eos,
+        "output_kind": RequestOutputKind.DELTA,
+        **others,
+    }
     try:
-        return SamplingParams(
-            **values,
-            max_tokens=max_tokens,
-            stop=list(sampling.stop),
-            logit_bias=dict(sampling.logit_bias) if sampling.logit_bias else None,
-            ignore_eos=sampling.ignore_eos,
-            output_kind=RequestOutputKind.DELTA,
-        )
+        return VllmSamplingParams(**values)
     except ValueError as error:
         raise InvalidRequest(f"vLLM refuses the request: {error}") from error
 

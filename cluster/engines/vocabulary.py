@@ -7,12 +7,37 @@ from functools import cached_property, lru_cache
 
 from cluster.gguf_metadata import GgufMetadata
 
+_UNKNOWN, _CONTROL = 2, 3
+# llama.cpp ends an answer at these too, whatever the file calls its end token.
+_END_TOKENS = {
+    b"</s>",
+    b"<|im_end|>",
+    b"<|eot_id|>",
+    b"<|eom_id|>",
+    b"<|end|>",
+    b"<|return|>",
+    b"<|call|>",
+    b"<|endoftext|>",
+    b"<end_of_turn>",
+    b"<EOT>",
+    b"[EOT]",
+    b"[EOS]",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>".encode(),
+    b"<end_of_utterance>",
+}
+
 
 class Vocabulary:
-    """`token_bytes[i]` is what token `i` adds to the text."""
+    """`token_bytes[i]` is how token `i` is spelled, `shown_bytes(i)` what it adds to an answer's text."""
 
     def __init__(self, metadata: GgufMetadata) -> None:
         self._tokens = metadata.tokens
+        self._kinds: Sequence[int] = metadata.values.get("tokenizer.ggml.token_type", ())
+        named = {metadata.values.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")}
+        self.end_ids = frozenset(
+            token_id for token_id, token in enumerate(self._tokens) if token in _END_TOKENS or token_id in named
+        )
+        """Tokens that end an answer."""
         self._is_byte_level = metadata.text("tokenizer.ggml.model") == "gpt2"
 
     def __len__(self) -> int:
@@ -22,6 +47,11 @@ class Vocabulary:
     def token_bytes(self) -> list[bytes]:
         decode = _decode_byte_level if self._is_byte_level else _decode_sentence_piece
         return [decode(token) for token in self._tokens]
+
+    def shown_bytes(self, token_id: int) -> bytes:
+        """llama.cpp writes neither control tokens nor the unknown one."""
+        is_hidden = token_id < len(self._kinds) and self._kinds[token_id] in (_UNKNOWN, _CONTROL)
+        return b"" if is_hidden else self.token_bytes[token_id]
 
     @cached_property
     def _ids_of_bytes(self) -> dict[bytes, int]:
@@ -49,7 +79,7 @@ def hidden_token_ids(vocabulary: Vocabulary, text: str, shown: Sequence[int], nu
     Where several splits spell the same bytes, the one with the longest tokens first is taken: the text is right in any
     case. Empty where no split exists.
     """
-    tail = b"".join(vocabulary.token_bytes[token_id] for token_id in shown)
+    tail = b"".join(map(vocabulary.shown_bytes, shown))
     data = text.encode()
     if not data.endswith(tail):
         return ()

@@ -8,6 +8,7 @@ from services.cli import (
     evaluation,
     experts,
     feedback,
+    jobs,
     keys,
     knowledge,
     machine,
@@ -15,6 +16,7 @@ from services.cli import (
     planning,
     running,
     sharing,
+    sync,
     talking,
     tuning,
 )
@@ -41,6 +43,7 @@ for _command in (
     talking.ask,
     talking.chat,
     knowledge.ingest,
+    sync.sync,
     knowledge.search,
     knowledge.collections,
     knowledge.documents,
@@ -52,6 +55,7 @@ for _command in (
 ):
     app.command()(_command)
 app.add_typer(evaluation.app)
+app.add_typer(jobs.app)
 app.add_typer(feedback.app)
 app.add_typer(people.users)
 app.add_typer(people.groups)

@@ -25,7 +25,7 @@ from services.calls import Calls
 from services.chat_types import ChatEvent, ChatRequest, ModelClient
 from services.config import ChatConfig, PlatformConfig
 from services.database import Collection, Database, Document
-from services.discovery import Directory
+from services.discovery import BeatStore, Directory
 from services.endpoint import Endpoint, Surroundings
 from services.errors import unavailable
 from services.gateway_app import GatewayApp
@@ -178,7 +178,7 @@ class Running:
     """A started endpoint with everything a test looks at."""
 
     def __init__(
-        self, url: str, key: str, database: Database, directory: Directory, beats: Beats, app: GatewayApp
+        self, url: str, key: str, database: Database, directory: Directory, beats: BeatStore, app: GatewayApp
     ) -> None:
         self.url = url
         self.app = app
@@ -218,6 +218,7 @@ async def running_endpoint(
     config: PlatformConfig | None = None,
     states: dict[str, ApplicationState] | None = None,
     limiter: BookCalls | None = None,
+    beats: BeatStore | None = None,
     store: Calls | None = None,
     proves: bool = False,
     documents: Sequence[str] = (),
@@ -230,7 +231,7 @@ async def running_endpoint(
     database = Database(url)
     owner = ensure_owner(Accounts(database), home)
     _add_documents(database, documents)
-    beats = Beats()
+    beats = beats or Beats()
     async with AsyncExitStack() as stack:
         directory = Directory(beats)
         await directory.start()

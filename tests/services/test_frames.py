@@ -15,7 +15,7 @@ from services.frames import (
 )
 
 STREAM = (
-    encode_frame(FrameKind.DATA, b"data: {}\n\n", (1, 2, 4_294_967_295))
+    encode_frame(FrameKind.DATA, b"data: {}\n\n", (1, 2, 4_294_967_295), 5)
     + encode_frame(FrameKind.DATA, "é😀".encode())
     + KEEP_ALIVE_FRAME
     + encode_frame(FrameKind.DATA, b"", (7,))
@@ -32,6 +32,7 @@ def test_frames_come_back_as_they_were_coded() -> None:
     assert frames[0].payload == b"data: {}\n\n"
     assert frames[1].payload.decode() == "é😀"
     assert frames[3].token_ids == (7,)
+    assert [frame.num_characters for frame in frames] == [5, 0, 0, 0, 0]
     assert frames[4].json() == {"finish_reason": "stop", "usage": {"num_prompt_tokens": 3}}
 
 
@@ -49,7 +50,7 @@ def test_a_cut_last_frame_is_noticed() -> None:
         decoder.finish()
 
 
-@pytest.mark.parametrize("header", [b"HTTP/1.1 200 OK\r\n", struct.pack(">III", 0, 1 << 30, 0)])
+@pytest.mark.parametrize("header", [b"HTTP/1.1 200 OK\r\n", struct.pack(">IIII", 0, 1 << 30, 0, 0)])
 def test_bytes_that_are_no_frames_are_refused(header: bytes) -> None:
     with pytest.raises(FrameError, match="Not a frame header"):
         FrameDecoder().feed(header)

@@ -1,13 +1,14 @@
 """What every engine must do, run on each of them with the model that comes along."""
 
 import asyncio
+import dataclasses
 import json
 
 import psutil
 import pytest
 
-from cluster.engine import Engine, GenerationChunk, GenerationRequest, SamplingParams
-from cluster.errors import ContextTooLong, EngineBusy, EngineDead, InvalidRequest
+from cluster.engine import Delivered, Engine, GenerationChunk, GenerationRequest, SamplingParams
+from cluster.errors import CannotContinue, ContextTooLong, EngineBusy, EngineDead, EngineFailed, InvalidRequest
 from tests.cluster.engines.conftest import MAX_CONTEXT, MAX_QUEUED, NUM_SLOTS, chat, text_prompt
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
@@ -19,6 +20,9 @@ SCHEMA = {
     "required": ["colour", "number"],
     "additionalProperties": False,
 }
+BEST_LOGIT_DISTANCE = 0.05
+"""Natural logarithm: how far a token after the seam may be from the best one. The prompt of a continued answer is
+computed in other batches than the answer was, in half precision or with quantized weights."""
 MIXED_BYTES = 'root ::= "a" "😀é" "漢字" "b"'
 
 
@@ -266,3 +270,97 @@ async def _until_load(engine: Engine, num_running: int, num_queued: int) -> None
     async with asyncio.timeout(30):
         while engine.load != (num_running, num_queued):  # noqa: ASYNC110  # plain numbers
             await asyncio.sleep(0.01)
+
+
+async def check_continuations(engine: Engine, request: GenerationRequest) -> None:
+    """Take the answer up after each of its chunks, as a stream does that moves to another replica."""
+    whole = await collect(engine, request)
+    assert whole[-1].usage is not None
+    for num_chunks in range(1, len(whole)):
+        sent = whole[:num_chunks]
+        delivered = Delivered(tuple(ids_of(sent)), len(text_of(sent)))
+        if not delivered.token_ids:
+            continue
+        rest = await collect(engine, dataclasses.replace(request, delivered=delivered))
+        ids = list(delivered.token_ids) + ids_of(rest)
+        where = f"after {len(delivered.token_ids)} tokens"
+        if ids == ids_of(whole):
+            assert text_of(sent) + text_of(rest) == text_of(whole), where
+            assert rest[-1].finish_reason == whole[-1].finish_reason, where
+            assert rest[-1].usage is not None
+            assert rest[-1].usage.num_prompt_tokens == whole[-1].usage.num_prompt_tokens, where
+            assert rest[-1].usage.num_completion_tokens == whole[-1].usage.num_completion_tokens, where
+            entries = [entry for chunk in (*sent, *rest) for entry in chunk.logprobs or ()]
+            assert len(entries) == sum(len(chunk.logprobs or ()) for chunk in whole), where
+        else:
+            at = next(n for n, pair in enumerate(zip(ids, ids_of(whole), strict=False)) if pair[0] != pair[1])
+            entries = [entry for chunk in whole for entry in chunk.logprobs or ()]
+            assert distance_to_best(entries[at].top, rest, at - len(delivered.token_ids)) <= BEST_LOGIT_DISTANCE, where
+
+
+def distance_to_best(alternatives: tuple[tuple[str, float], ...], rest: list[GenerationChunk], at: int) -> float:
+    """Of the token that was chosen instead, by the log-probabilities of the answer that was not cut."""
+    chosen = [entry for chunk in rest for entry in chunk.logprobs or ()][at].token
+    return alternatives[0][1] - next((value for token, value in alternatives if token == chosen), float("-inf"))
+
+
+async def test_an_answer_goes_on_after_any_of_its_chunks(engine: Engine) -> None:
+    request = chat("Tell me about the sea.", temperature=0, max_tokens=20, logprobs=5)
+    if not engine.info.continues_answers:
+        with pytest.raises(CannotContinue):
+            await collect(engine, dataclasses.replace(request, delivered=Delivered((1,), 1)))
+        return
+    await check_continuations(engine, request)
+
+
+async def test_a_continued_answer_ends_at_its_stop_string_and_its_end_token(engine: Engine) -> None:
+    if not engine.info.continues_answers:
+        return
+    await check_continuations(
+        engine, text_prompt(COUNTING, temperature=0, logprobs=2, stop=("seven eig", " six sevex"))
+    )
+    whole = text_prompt("Say: hi", temperature=0, max_tokens=60, logprobs=2, logit_bias={2: 12.0})  # its end token
+    await check_continuations(engine, whole)
+
+
+async def test_a_stop_string_is_found_over_the_seam(engine: Engine) -> None:
+    if not engine.info.continues_answers:
+        return
+    request = text_prompt(COUNTING, temperature=0, stop=("seven eig",))
+    token_ids = tuple(await engine.tokenize(" six seven"))
+    for num_tokens in range(1, len(token_ids) + 1):
+        for num_shown in (0, len(" six")):
+            delivered = Delivered(token_ids[:num_tokens], num_shown)
+            rest = await collect(engine, dataclasses.replace(request, delivered=delivered))
+            assert text_of(rest) == " six "[num_shown:]
+            assert rest[-1].finish_reason == "stop"
+
+
+async def test_a_guided_answer_goes_on_where_the_grammar_was_or_is_refused(engine: Engine) -> None:
+    schema = chat("Pick a colour.", temperature=1.0, seed=1, max_tokens=40, json_schema=SCHEMA)
+    if not engine.info.continues_guided_answers:
+        with pytest.raises(CannotContinue):
+            await collect(engine, dataclasses.replace(schema, delivered=Delivered((1,), 0)))
+        return
+    for request in (schema, text_prompt("Signs:", temperature=0, max_tokens=40, grammar=MIXED_BYTES)):
+        whole = await collect(engine, request)
+        for num_chunks in range(1, len(whole)):
+            sent = whole[:num_chunks]
+            delivered = Delivered(tuple(ids_of(sent)), len(text_of(sent)))
+            rest = await collect(engine, dataclasses.replace(request, delivered=delivered))
+            assert rest[-1].finish_reason == "stop"
+            if request.sampling.grammar:
+                assert text_of(sent) + text_of(rest) == "a😀é漢字b"
+            else:
+                answer = json.loads(text_of(sent) + text_of(rest))
+                assert answer["colour"] in ("red", "blue")
+                assert 0 <= answer["number"] <= 9
+
+
+async def test_tokens_that_break_the_grammar_cannot_be_continued(engine: Engine) -> None:
+    if not engine.info.continues_guided_answers:
+        return
+    token_ids = tuple(await engine.tokenize("hello"))
+    request = chat("Pick a colour.", max_tokens=40, json_schema=SCHEMA)
+    with pytest.raises((InvalidRequest, EngineFailed)):
+        await collect(engine, dataclasses.replace(request, delivered=Delivered(token_ids, 0)))

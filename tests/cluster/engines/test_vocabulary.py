@@ -18,6 +18,11 @@ def test_tokens_spell_bytes(vocabulary: Vocabulary) -> None:
     assert vocabulary.token_bytes[1] == b"<|im_start|>"
 
 
+def test_tokens_that_end_an_answer_are_known_and_add_nothing_to_it(vocabulary: Vocabulary) -> None:
+    assert vocabulary.end_ids == {0, 2}
+    assert [vocabulary.shown_bytes(token_id) for token_id in (0, 2, 7042)] == [b"", b"", b" Paris"]
+
+
 @pytest.mark.parametrize(
     ("text", "shown", "hidden"),
     [("😀", (218,), (10813, 242)), ("é", (119,), (142,)), ("字", (241,), (176, 251)), ("a", (81,), ())],
@@ -37,4 +42,5 @@ def test_sentence_pieces_spell_blanks_and_single_bytes() -> None:
     tokens = ["\u2581the".encode(), b"<0xC3>", b"<0xA9>", b"</s>"]
     metadata = GgufMetadata(TINY.file.locate(), {"tokenizer.ggml.model": b"llama", "tokenizer.ggml.tokens": tokens})
     assert Vocabulary(metadata).token_bytes == [b" the", b"\xc3", b"\xa9", b"</s>"]
+    assert Vocabulary(metadata).end_ids == {3}
     assert hidden_token_ids(Vocabulary(metadata), " theé", (2,), 2) == (0, 1)
