@@ -70,6 +70,11 @@ def answer_sentences(answer: str) -> list[str]:
     return [plain[span.start : span.end] for span in split_sentences(plain)]
 
 
+def count_claims(answer: str) -> int:
+    """Sentences that state something, which a passage should therefore say."""
+    return sum(_states_something(sentence) for sentence in answer_sentences(answer))
+
+
 def cite(
     answer: str,
     passages: Sequence[Passage],

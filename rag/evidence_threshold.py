@@ -15,6 +15,8 @@ from itertools import pairwise
 
 MOST_WRONG_REFUSALS = 0.10
 """More than this share of answerable questions is never refused in exchange for fewer wrong answers."""
+WANTED_WRONG_REFUSALS = 0.05
+"""What is wanted where far negatives allow it: on other questions than the fitted ones the share may be higher."""
 MOST_WRONG_ANSWERS = 0.05
 """What is wanted of far negatives, where that can be had."""
 LEAST_QUESTIONS = 20
@@ -90,13 +92,15 @@ def error_curve(scores: ScoredQuestions, num_points: int = 21) -> list[tuple[flo
     return [(every[place], error_rates(every[place], scores)) for place in dict.fromkeys(places)]
 
 
-def _cost(rates: ErrorRates) -> tuple[bool, bool, float]:
-    """Compared in this order: too many wrong refusals, too many wrong answers of the far kind, errors in all."""
+def _cost(rates: ErrorRates) -> tuple[bool, float, bool, float]:
+    """Compared in this order: too many wrong refusals, how many wrong answers of the far kind are too many, more wrong
+    refusals than wanted, errors in all (wrong refusals count twice: people notice them)."""
     refusals = rates.wrong_refusals or 0.0
     answers = [rate for rate in (rates.wrong_answers_far, rates.wrong_answers_near) if rate is not None]
     far = rates.wrong_answers_far or 0.0
     mean = sum(answers) / len(answers) if answers else 0.0
-    return refusals > MOST_WRONG_REFUSALS, far > MOST_WRONG_ANSWERS, refusals + mean
+    too_many_far = max(0.0, far - MOST_WRONG_ANSWERS)
+    return refusals > MOST_WRONG_REFUSALS, too_many_far, refusals > WANTED_WRONG_REFUSALS, 2 * refusals + mean
 
 
 def _candidates(scores: ScoredQuestions) -> list[float]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from uuid import UUID, uuid5
 
 import numpy as np
@@ -69,6 +69,39 @@ class Inventory:
     sample: tuple[npt.NDArray[np.float32], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a passage stands in its document version, without its text, which only the database gives."""
+
+    index: int
+    start: int
+    end: int
+    page: int | None = None
+    title: str | None = None
+    headings: tuple[str, ...] = ()
+    language: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedVectors:
+    """The vectors (n, dimension) of a document version with the places of its passages, in the order of the text."""
+
+    places: tuple[Place, ...]
+    vectors: Vectors
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """How a Qdrant server keeps collections that are made from now on. `shards` None: as the server does by itself.
+
+    Every write waits for all replicas, so that what was deleted is gone on each of them when the call returns.
+    """
+
+    shards: int | None = None
+    replication_factor: int = 1
+    quantization: Literal["int8", "none"] = "int8"
+
+
 class VectorStore(Protocol):
     """Chunks with their dense vectors and words. Every method may raise `StoreError`."""
 
@@ -115,6 +148,9 @@ class VectorStore(Protocol):
 
     def measure(self, collection_id: str, *, document_id: str) -> Inventory: ...
 
+    def vectors_of(self, collection_id: str, version_id: str) -> PlacedVectors:
+        """All vectors of a version, for another store to take over without embedding again."""
+
     def list_versions(self) -> dict[str, VersionState]:
         """Every version that has at least one chunk, by version id."""
 
@@ -142,8 +178,10 @@ def open_vector_store(
     api_key: str | None = None,
     create: bool = True,
     lock_timeout_s: float = 0.0,
+    settings: ServerSettings | None = None,
 ) -> VectorStore:
-    """The embedded store at `path`, or the server at `url`; `nodes` are the URLs of its replicas, if it has several.
+    """The embedded store at `path`, or the server at `url` with its `settings`; `nodes` are the URLs of its replicas,
+    if it has several.
 
     With `create=False` a missing folder raises `StoreMissing`. A folder that another process owns is waited for up to
     `lock_timeout_s`, then `StoreLocked` is raised.
@@ -151,7 +189,7 @@ def open_vector_store(
     if url is not None:
         from rag.vector_store_server import ServerVectorStore
 
-        return ServerVectorStore.connect(url, nodes=nodes, api_key=api_key)
+        return ServerVectorStore.connect(url, nodes=nodes, api_key=api_key, settings=settings)
     if path is None:
         raise StoreError("A vector store needs a folder or the URL of a Qdrant server; give one of them.")
     from rag.vector_store_edge import EdgeVectorStore
@@ -199,6 +237,21 @@ def check_filter(access: AccessFilter) -> None:
     """A search without the rights of somebody is a fault of the program, not of whoever asks."""
     if type(access) is not AccessFilter:
         raise TypeError(f"A search takes an AccessFilter of rag.access, not {type(access).__name__}.")
+
+
+PLACE_FIELDS = tuple(field.name for field in fields(Place))
+
+
+def placed_vectors(records: Iterable[tuple[Mapping[str, Any], Sequence[float]]]) -> PlacedVectors:
+    """From (payload, vector) of all points of a version."""
+    found = []
+    for payload, vector in records:
+        values = {name: payload[name] for name in PLACE_FIELDS if name in payload}
+        values["headings"] = tuple(values.get("headings", ()))
+        found.append((Place(**values), vector))
+    found.sort(key=lambda pair: pair[0].index)
+    rows = np.asarray([vector for _, vector in found], dtype=np.float32)
+    return PlacedVectors(tuple(place for place, _ in found), rows if found else np.empty((0, 0), dtype=np.float32))
 
 
 def searchable_text(chunk: StoredChunk) -> str:

@@ -6,6 +6,7 @@ acknowledged. The engine does not merge segments by itself: somebody calls `opti
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -32,12 +33,14 @@ from rag.vector_store import (
     INDEXED_KEYWORDS,
     SPARSE,
     Inventory,
+    PlacedVectors,
     ScoredChunk,
     VersionState,
     check_filter,
     check_upsert,
     chunk_to_payload,
     join_legs,
+    placed_vectors,
     point_id,
     searchable_text,
     take_inventory,
@@ -48,6 +51,7 @@ LOCK_FILE = "owner.lock"
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 _NEW, _DELETED = ".new-", ".deleted-"
 _BATCH = 256
+_RESERVE_BYTES = 8 << 20
 _PAGE = 1024
 _MANY = 10_000_000
 _LOCK_POLL_S = 0.05
@@ -104,6 +108,7 @@ class EdgeVectorStore:
                 f"Collection {collection_id!r} holds vectors of dimension {shard.dimension}, not {vectors.shape[1]}. "
                 "It was built with another embedding model; embed it anew."
             )
+        _require_space(self._root, 4 * vectors.nbytes)
         for start in range(0, len(chunks), _BATCH):
             part = slice(start, start + _BATCH)
             points = [
@@ -172,6 +177,10 @@ class EdgeVectorStore:
     def measure(self, collection_id: str, *, document_id: str) -> Inventory:
         shard = self._shard(collection_id)
         return take_inventory(() if shard is None else _vectors_of(shard, document_id))
+
+    def vectors_of(self, collection_id: str, version_id: str) -> PlacedVectors:
+        shard = self._shard(collection_id)
+        return placed_vectors(_placed(shard, version_id) if shard is not None else ())
 
     def list_versions(self) -> dict[str, VersionState]:
         versions: dict[str, VersionState] = {}
@@ -330,6 +339,19 @@ def _vectors_of(shard: _Shard, document_id: str) -> Iterator[tuple[list[int], li
             return
 
 
+def _placed(shard: _Shard, version_id: str) -> Iterator[tuple[dict[str, Any], list[float]]]:
+    offset: Any = None
+    wanted = qe.Filter(must=[_equals("version_id", version_id)])
+    while True:
+        page = qe.ScrollRequest(offset=offset, limit=_PAGE, filter=wanted, with_payload=True, with_vector=[DENSE])
+        records, offset = shard.use(lambda edge, page=page: edge.scroll(page))  # type: ignore[misc]
+        for record in records:
+            vectors: Any = record.vector
+            yield dict(record.payload or {}), vectors[DENSE]
+        if offset is None:
+            return
+
+
 def _access_filter(allowed: QdrantFilter) -> qe.Filter:
     conditions: list[Any] = [
         qe.FieldCondition(condition["key"], match=qe.MatchAny(condition["match"]["any"]))
@@ -403,6 +425,13 @@ def _search_shard(
 def _stored_dimension(folder: Path) -> int:
     config = json.loads((folder / "edge_config.json").read_text())
     return int(config["vectors"][DENSE]["size"])
+
+
+def _require_space(folder: Path, num_bytes: int) -> None:
+    """The engine writes through memory maps of sparse files: on a full disk that does not fail, it kills the process
+    (SIGBUS). So there must be room before it begins, also for the small changes that follow."""
+    if shutil.disk_usage(folder).free < num_bytes + _RESERVE_BYTES:
+        raise OSError(errno.ENOSPC, "No space left for vectors", str(folder))
 
 
 def _acquire(path: Path, timeout_s: float) -> IO[str]:

@@ -27,14 +27,18 @@ from rag.types import StoredChunk, Vectors
 from rag.vector_store import (
     DENSE,
     INDEXED_KEYWORDS,
+    PLACE_FIELDS,
     SPARSE,
     Inventory,
+    PlacedVectors,
     ScoredChunk,
+    ServerSettings,
     VersionState,
     check_filter,
     check_upsert,
     chunk_to_payload,
     join_legs,
+    placed_vectors,
     point_id,
     searchable_text,
     take_inventory,
@@ -48,22 +52,35 @@ _GONE_WITHIN_S = 2.0
 _GONE_POLL_S = 0.02
 
 _log = logging.getLogger(__name__)
+_INT8 = models.ScalarQuantization(
+    scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8, quantile=0.99, always_ram=True)
+)
 
 
 class ServerVectorStore:
     """See `VectorStore`."""
 
-    def __init__(self, client: QdrantClient, nodes: Sequence[QdrantClient] = ()) -> None:
+    def __init__(
+        self, client: QdrantClient, nodes: Sequence[QdrantClient] = (), settings: ServerSettings | None = None
+    ) -> None:
         self._client = client
         self._nodes = tuple(nodes) or (client,)
+        self._settings = settings or ServerSettings()
         self._dimensions: dict[str, int] = {}
         self._create_lock = threading.Lock()
 
     @classmethod
-    def connect(cls, url: str, *, nodes: Sequence[str] = (), api_key: str | None = None) -> ServerVectorStore:
+    def connect(
+        cls,
+        url: str,
+        *,
+        nodes: Sequence[str] = (),
+        api_key: str | None = None,
+        settings: ServerSettings | None = None,
+    ) -> ServerVectorStore:
         # The client's version check only warns; a server that does not answer must be an error at once.
         clients = [QdrantClient(url=each, api_key=api_key, check_compatibility=False) for each in (url, *nodes)]
-        store = cls(clients[0], clients[1:])
+        store = cls(clients[0], clients[1:], settings)
         store.list_collections()
         return store
 
@@ -192,6 +209,27 @@ class ServerVectorStore:
             if offset is None:
                 return
 
+    def vectors_of(self, collection_id: str, version_id: str) -> PlacedVectors:
+        return placed_vectors(self._placed(collection_id, version_id) if self._exists(collection_id) else ())
+
+    def _placed(self, collection_id: str, version_id: str) -> Iterator[tuple[dict[str, Any], list[float]]]:
+        offset: Any = None
+        while True:
+            with _as_store_error("read a version's vectors"):
+                records, offset = self._client.scroll(
+                    _name(collection_id),
+                    scroll_filter=_filter(version_id=version_id),
+                    limit=_PAGE,
+                    offset=offset,
+                    with_payload=["version_id", *PLACE_FIELDS],
+                    with_vectors=[DENSE],
+                )
+            for record in records:
+                vectors: Any = record.vector
+                yield record.payload or {}, vectors[DENSE]
+            if offset is None:
+                return
+
     def list_versions(self) -> dict[str, VersionState]:
         versions: dict[str, VersionState] = {}
         for collection_id in self.list_collections():
@@ -303,14 +341,17 @@ class ServerVectorStore:
             )
 
     def _create(self, name: str, dimension: int) -> None:
+        settings = self._settings
         with _as_store_error("make a collection"):
             self._client.create_collection(
                 name,
                 vectors_config={DENSE: models.VectorParams(size=dimension, distance=models.Distance.COSINE)},
                 sparse_vectors_config={SPARSE: models.SparseVectorParams(modifier=models.Modifier.IDF)},
-                quantization_config=models.ScalarQuantization(
-                    scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8, quantile=0.99, always_ram=True)
-                ),
+                quantization_config=_INT8 if settings.quantization == "int8" else None,
+                shard_number=settings.shards,
+                replication_factor=settings.replication_factor,
+                # A write is acknowledged when all replicas have it: what was deleted is gone on each of them.
+                write_consistency_factor=settings.replication_factor,
             )
             for field in INDEXED_KEYWORDS:
                 self._client.create_payload_index(name, field, models.PayloadSchemaType.KEYWORD, wait=True)

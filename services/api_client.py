@@ -168,6 +168,31 @@ class ApiClient:
         body = {"decision": decision} | ({"relevant": relevant} if relevant else {})
         return self._call("POST", f"/v1/feedback/{quote(feedback_id, safe='')}/review", json=body)
 
+    def download(self, path: str, target: Path, **query: str) -> int:
+        """A file of the server, written beside `target` and renamed when it is whole. Returns its size."""
+        part = target.with_name(f"{target.name}.part")
+        try:
+            with self._http.stream("GET", path, params=query, timeout=None) as response:
+                if response.status_code != 200:
+                    response.read()
+                    raise _failure(response)
+                with part.open("wb") as file:
+                    for block in response.iter_bytes(1 << 20):
+                        file.write(block)
+            part.replace(target)
+        except httpx.TransportError as error:
+            raise _no_answer(error) from error
+        finally:
+            part.unlink(missing_ok=True)
+        return target.stat().st_size
+
+    def send_file(self, path: str, source: Path) -> dict[str, Any]:
+        """A file as the body of a request, as it is read."""
+        headers = {"content-type": "application/octet-stream", "content-length": str(source.stat().st_size)}
+        with source.open("rb") as file:
+            blocks = iter(lambda: file.read(1 << 20), b"")
+            return self._call("POST", path, content=blocks, headers=headers, timeout=None)
+
     def reembed(self, collection: str) -> dict[str, Any]:
         return self._call("POST", f"/v1/collections/{quote(collection, safe='')}/reembed")
 

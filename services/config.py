@@ -78,6 +78,8 @@ class EmbeddingConfig(Section):
     """Texts computed together."""
     batch_wait_ms: Annotated[float, Field(ge=0)] = 2.0
     """How long a text waits for others to share its batch."""
+    reranker: str | None = None
+    """Folder of a cross-encoder that runs beside the embedding model, for `retrieval.rerank: embed`."""
 
 
 class QdrantConfig(Section):
@@ -86,6 +88,12 @@ class QdrantConfig(Section):
     api_key_env: str | None = None
     nodes: list[str] = Field(default_factory=list)
     """URLs of the nodes of a Qdrant cluster: a deletion waits until none of them has any of it."""
+    shards: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Shards of each collection that is made from now on, on a server; none: as the server does by itself."""
+    replication_factor: Annotated[int, Field(ge=1, le=32)] = 1
+    """Copies of each shard on different nodes of a server. Writes and deletions wait for all of them."""
+    quantization: Literal["int8", "none"] = "int8"
+    """How a server keeps the vectors that it compares first; results are compared again exactly."""
 
 
 class WebConfig(Section):
@@ -143,8 +151,17 @@ class RetrievalConfig(Section):
     """How the meaning leg and the words leg are joined; dbsf was never below the better leg in any measured set."""
     dense_weight: Annotated[float, Field(ge=0, le=1)] = 0.7
     """Weight of the meaning leg; the words leg has the rest."""
+    rerank: str | None = None
+    """Reads the best passages once more: the URL of a reranking service (`/rerank` as Cohere and Jina have it), or
+    `embed` for the cross-encoder of the embedding application. For where `windfarm eval retrieval` shows a gain."""
+    rerank_candidates: Annotated[int, Field(ge=1, le=100)] = 20
+    """Passages that are reranked."""
+    rerank_model: str | None = None
+    """The model's name at the reranking service, where it wants one."""
+    rerank_key_env: str | None = None
+    """Environment variable that holds the reranking service's key."""
     evidence_threshold: Annotated[float, Field(ge=-1, le=1.2)] = 0.855
-    """Evidence score (cosine of question and best passage, plus what common words are worth) below which the answer is
+    """Evidence score (cosine of question and best passage, and what common words are worth) below which the answer is
     that the documents do not say. `windfarm tune` fits one to a collection."""
 
 

@@ -46,6 +46,7 @@ from services.receipt_routes import ReceiptRoutes
 from services.relay import ModelPool, ModelStates, PooledModel, ReplicaSource, open_session
 from services.sharing_routes import SharingRoutes
 from services.status_routes import StatusRoutes
+from services.transfer_routes import TransferRoutes
 from services.ui_proxy import UiProxy
 from services.vector_store_routes import VectorStoreRoutes
 from services.vector_stores import VectorStores
@@ -148,6 +149,7 @@ class Endpoint:
             *SharingRoutes(around.store).routes(),
             *ReceiptRoutes(around.store).routes(),
             *PeopleRoutes(People(around.database), accounts).routes(),
+            *TransferRoutes(around.store, uploads).routes(),
             *StatusRoutes(
                 self._readiness,
                 metrics,

@@ -64,6 +64,7 @@ class SearchableSet:
     indexing_s: float
     vectors: dict[str, Vectors]
     embedding_ms: tuple[float, ...]
+    embedder: Embedder
 
 
 @asynccontextmanager
@@ -101,7 +102,10 @@ async def open_index(
                 indexing_s = time.perf_counter() - began
                 vectors, embedding_ms = await _embed_queries(judged, model.embedder, report)
                 seen = StoreAsSeenBy(_JUDGE, store, (_GRANT,))
-                yield SearchableSet(seen, model.embedder.model_name, num_passages, indexing_s, vectors, embedding_ms)
+                embedder = model.embedder
+                yield SearchableSet(
+                    seen, embedder.model_name, num_passages, indexing_s, vectors, embedding_ms, embedder
+                )
             finally:
                 await asyncio.shield(asyncio.to_thread(store.close))
 
@@ -147,6 +151,12 @@ def cut_documents(
         for chunk in cut_into_chunks(parsed, token_spans, config):
             passages.append((chunk, stored_chunk(chunk, INDEX, version, document.id)))
     return passages
+
+
+def texts_of_versions(documents: Sequence[JudgedDocument]) -> dict[str, str]:
+    """The stored text of each document by the id of its version: what citations point into."""
+    parsed = ((document.id, _as_parsed(document)) for document in documents)
+    return {_version(identity, text).id: text.text for identity, text in parsed}
 
 
 def _as_parsed(document: JudgedDocument) -> ParsedDocument:

@@ -17,9 +17,9 @@ from pydantic import ValidationError
 from services.config import AppConfig, EmbeddingConfig, IngestionConfig, RetrievalConfig
 from services.setup_errors import ConfigError
 
-RETRIEVAL = ("candidates", "fusion", "dense_weight")
+RETRIEVAL = ("candidates", "fusion", "dense_weight", "rerank", "rerank_candidates")
 INGESTION = ("chunk_tokens", "chunk_overlap_tokens")
-EMBEDDING = ("source", "precision")
+EMBEDDING = ("source", "precision", "reranker")
 NAMES = (*RETRIEVAL, *INGESTION, *EMBEDDING)
 _WITHOUT_EFFECT = ("top_k", "evidence_threshold")
 
@@ -55,7 +55,8 @@ class EvaluationSettings:
 
     def shares_index_with(self, other: EvaluationSettings) -> bool:
         """Whether both store the same passages with the same vectors, so that they can search in one index."""
-        return (self.ingestion, self.embed) == (other.ingestion, other.embed)
+        own, others = (each.embed.model_copy(update={"reranker": None}) for each in (self, other))
+        return (self.ingestion, own) == (other.ingestion, others)
 
     def _sections(self) -> tuple[tuple[Any, tuple[str, ...]], ...]:
         return (self.retrieval, RETRIEVAL), (self.ingestion, INGESTION), (self.embed, EMBEDDING)

@@ -47,6 +47,8 @@ def print_evaluation(console: Console, judged: JudgedSet, measured: Sequence[Mea
     )
     first, *others = measured
     console.print(_table(first))
+    if "reranked" in first.legs:
+        console.print(f"nDCG@10, reranked minus fused: {_difference_text(_gain(first))}", markup=False)
     for second in others:
         console.print(_table(second))
         console.print(f"nDCG@10, {_varied(first, second)} minus {_varied(second, first)}:", markup=False)
@@ -64,8 +66,30 @@ def _measurement_json(measurement: Measurement) -> dict[str, Any]:
         "embedding_model": measurement.embedding_model,
         "num_passages": measurement.num_passages,
         "indexing_s": round(measurement.indexing_s, 3),
-        **{leg: _leg_json(measurement.legs[leg]) for leg in LEGS},
+        **{leg: _leg_json(scores) for leg, scores in measurement.legs.items()},
+        **_reranking_json(measurement),
     }
+
+
+def _reranking_json(measurement: Measurement) -> dict[str, Any]:
+    """What reranking brings: its leg minus the fused one, question by question."""
+    if "reranked" not in measurement.legs:
+        return {}
+    gain = _gain(measurement)
+    return {
+        "reranked_minus_fused": {
+            COMPARED_BY: {
+                "mean": round(gain.mean, _DIGITS),
+                "interval_95": _limits(gain),
+                "p_value": round(gain.p_value, _DIGITS),
+            }
+        }
+    }
+
+
+def _gain(measurement: Measurement) -> PairedDifference:
+    reranked, fused = measurement.legs["reranked"], measurement.legs["fused"]
+    return compare_paired(reranked.metrics[COMPARED_BY], fused.metrics[COMPARED_BY])
 
 
 def _leg_json(scores: LegScores) -> dict[str, Any]:
@@ -106,8 +130,7 @@ def _table(measurement: Measurement) -> Table:
     table.add_column("leg")
     for name in (*names, *(f"p{each}" for each in _PERCENTILES)):
         table.add_column(name, justify="right", no_wrap=True)
-    for leg in LEGS:
-        scores = measurement.legs[leg]
+    for leg, scores in measurement.legs.items():
         cells = [_estimate_text(bootstrap_mean(scores.metrics[name])) for name in names]
         table.add_row(leg, *cells, *(f"{value:.1f}" for value in _latencies(scores).values()))
     return table

@@ -22,6 +22,7 @@ from services.listener import Listener, bind_socket_in, start_listener
 from services.model_status import ServeStates, read_serve
 from services.ray_adapter import close_replica_ports
 from services.replica_log import log_into_replica_file
+from services.reranker import make_reranker
 
 STORE_APP, STORE_DEPLOYMENT = "store", "Store"
 EMBED_APP, EMBED_DEPLOYMENT = "embed", "Embedding"
@@ -53,7 +54,11 @@ class Gateway:
                 store=store,
                 embedding=embedding,
                 limiter=LimiterCalls(),
-                story=make_story(config, RemoteSearcher(store, config.retrieval), RemoteSentenceEmbedder(embedding)),
+                story=make_story(
+                    config,
+                    RemoteSearcher(store, config.retrieval, make_reranker(config.retrieval, embedding)),
+                    RemoteSentenceEmbedder(embedding),
+                ),
             )
         )
         await asyncio.gather(self._directory.start(), self._states.start())

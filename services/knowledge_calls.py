@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from rag.reranking import Reranker, rerank
 from rag.types import Citation
 from services.calls import Calls
 from services.chat_types import SearchResult
@@ -14,25 +16,30 @@ from services.config import RetrievalConfig
 class RemoteSearcher:
     """Searches as the configuration says; the store knows nothing of this part of it."""
 
-    def __init__(self, store: Calls, retrieval: RetrievalConfig) -> None:
+    def __init__(self, store: Calls, retrieval: RetrievalConfig, reranker: Reranker | None = None) -> None:
         self._store = store
         self._retrieval = retrieval
+        self._reranker = reranker
 
     async def search(
         self, collections: Sequence[str], query: str, *, top_k: int | None, actor: str | None
     ) -> SearchResult:
         settings = self._retrieval
+        wanted = top_k or settings.top_k
         found: SearchResult = await self._store.call(
             "search",
             list(collections),
             query,
-            top_k or settings.top_k,
+            wanted if self._reranker is None else max(wanted, settings.rerank_candidates),
             actor,
             candidates=settings.candidates,
             fusion=settings.fusion,
             dense_weight=settings.dense_weight,
         )
-        return found
+        if self._reranker is None:
+            return found
+        passages = await rerank(query, found.passages, self._reranker, settings.rerank_candidates)
+        return replace(found, passages=passages[:wanted])
 
     async def tune(self, collection: str, questions: Sequence[tuple[str, list[str]]] | None, actor: str) -> Any:
         settings = self._retrieval

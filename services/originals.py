@@ -14,33 +14,33 @@ from pathlib import Path
 
 class Originals:
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
 
     def keep(self, version_id: str, source: Path) -> None:
         """A second name for `source`, which nobody changes in place; a copy where the disk is another one."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        part = self._folder / f"{version_id}.part"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = self.folder / f"{version_id}.part"
         part.unlink(missing_ok=True)
         try:
             os.link(source, part)
         except OSError:
             shutil.copyfile(source, part)
-        os.replace(part, self._folder / version_id)
+        os.replace(part, self.folder / version_id)
 
     def path(self, version_id: str) -> Path | None:
         """None for versions that came before originals were kept, or without a file."""
-        path = self._folder / version_id
+        path = self.folder / version_id
         return path if path.is_file() else None
 
     def remove(self, version_ids: Iterable[str]) -> None:
         for version_id in version_ids:
-            (self._folder / version_id).unlink(missing_ok=True)
+            (self.folder / version_id).unlink(missing_ok=True)
 
     def remove_all_but(self, version_ids: Collection[str]) -> int:
         """Delete files of versions that are gone. Returns how many there were."""
-        if not self._folder.is_dir():
+        if not self.folder.is_dir():
             return 0
-        strays = [file for file in self._folder.iterdir() if file.name not in version_ids]
+        strays = [file for file in self.folder.iterdir() if file.name not in version_ids]
         for file in strays:
             with contextlib.suppress(IsADirectoryError):
                 file.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from services.blobs import Blobs
 from services.database import Collection, Database, Document, DocumentReader, Job, Version, new_id
 from services.journal import OUR_INDEX, Journal
 from services.knowledge import ACTIVE_JOB_STATES
+from services.knowledge_transfer import sweep_unfinished
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ def reconcile(
 ) -> ReconcileReport:
     """`owns_all`: no other windfarm keeps its indexes in this vector store, so unknown ones are leftovers."""
     num_replayed = journal.replay()
+    sweep_unfinished(database, store)
     num_requeued = _requeue_interrupted_jobs(database)
     num_removed_indexes = _remove_unknown_indexes(database, store) if owns_all else 0
     expected = _expected_versions(database)

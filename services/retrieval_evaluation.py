@@ -10,21 +10,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from rag.judged_set import JudgedQuery, JudgedSet
 from rag.ranking_metrics import Judgements, ndcg, rank_documents, recall, reciprocal_rank
+from rag.reranking import Reranker, rerank
 from rag.retriever import RetrievalSettings, Searches, retrieve
 from rag.types import Passage, Vectors
 from rag.vector_store import ScoredChunk
 from services.evaluation_index import INDEX, OpenModel, Report, SearchableSet, open_index, open_serving_model
 from services.evaluation_settings import EvaluationSettings
+from services.reranker import opened_reranker
 
-Leg = Literal["dense", "sparse", "fused"]
-LEGS: tuple[Leg, ...] = get_args(Leg)
+Leg = Literal["dense", "sparse", "fused", "reranked"]
+LEGS: tuple[Leg, ...] = ("dense", "sparse", "fused")
+"""Always measured; `reranked` where a reranker is configured."""
 
 SHALLOW, DEEP = 10, 100
 Metric = Callable[[Sequence[str], Judgements], float]
@@ -86,14 +89,22 @@ async def _measure(
         fusion=retrieval.fusion,
         dense_weight=retrieval.dense_weight,
     )
-    legs = {leg: await _measure_leg(judged.queries, index, leg, wanted, report) for leg in LEGS}
+    async with opened_reranker(retrieval, settings.embed.reranker) as reranker:
+        reranking = None if reranker is None else (reranker, retrieval.rerank_candidates)
+        measured: tuple[Leg, ...] = LEGS if reranking is None else (*LEGS, "reranked")
+        legs = {leg: await _measure_leg(judged.queries, index, leg, wanted, report, reranking) for leg in measured}
     return Measurement(settings, index.model_name, index.num_passages, index.indexing_s, legs)
 
 
 async def _measure_leg(
-    queries: Sequence[JudgedQuery], index: SearchableSet, leg: Leg, wanted: RetrievalSettings, report: Report
+    queries: Sequence[JudgedQuery],
+    index: SearchableSet,
+    leg: Leg,
+    wanted: RetrievalSettings,
+    report: Report,
+    reranking: tuple[Reranker, int] | None,
 ) -> LegScores:
-    search = _LegSearch(index, leg, wanted)
+    search = _LegSearch(index, leg, wanted, reranking if leg == "reranked" else None)
     await search.passages_of(queries[0].text)  # what is loaded at the first search is not its latency
     values: dict[str, list[float]] = {name: [] for name in (*METRICS, *DEEP_METRICS)}
     latency_ms = []
@@ -114,16 +125,21 @@ async def _measure_leg(
 class _LegSearch:
     """The product's search with one leg or both."""
 
-    def __init__(self, index: SearchableSet, leg: Leg, wanted: RetrievalSettings) -> None:
+    def __init__(
+        self, index: SearchableSet, leg: Leg, wanted: RetrievalSettings, reranking: tuple[Reranker, int] | None
+    ) -> None:
+        is_joined = leg in ("fused", "reranked")
         self._embedder = _KnownVectors(index)
-        self._store = index.store if leg == "fused" else _OneLeg(index.store, leg)
+        self._store = index.store if is_joined else _OneLeg(index.store, leg)
         # A weight of 0 would make all scores of a leg that is alone the same.
-        self._wanted = wanted if leg == "fused" else replace(wanted, dense_weight=0.5)
+        self._wanted = wanted if is_joined else replace(wanted, dense_weight=0.5)
+        self._reranking = reranking
         self._num_passages = index.num_passages
 
     async def passages_of(self, text: str, wanted: RetrievalSettings | None = None) -> list[Passage]:
         settings = wanted or self._wanted
-        return await retrieve(text, [INDEX], embedder=self._embedder, store=self._store, settings=settings)
+        found = await retrieve(text, [INDEX], embedder=self._embedder, store=self._store, settings=settings)
+        return found if self._reranking is None else await rerank(text, found, *self._reranking)
 
     async def deep_ranking(self, text: str) -> list[str]:
         """Documents, best first: 100 of them if so many are found at all."""

@@ -25,7 +25,8 @@ from rag.parsing import ParseLimits
 from rag.ranking import RetrievalSettings
 from rag.read_write_lock import ReadWriteLock
 from rag.types import Embedder
-from rag.vector_store import ScoredChunk, VectorStore, open_vector_store
+from rag.vector_store import ScoredChunk, ServerSettings, VectorStore, open_vector_store
+from services.backup import Backups, sweep_temporary
 from services.blobs import Blobs
 from services.chat_types import SearchResult
 from services.config import Environment, IngestionConfig, StoreConfig
@@ -35,6 +36,7 @@ from services.errors import ApiError, conflict, invalid, unavailable
 from services.ingestion import IngestionService
 from services.journal import Journal
 from services.knowledge import Knowledge, unknown_document
+from services.knowledge_transfer import KnowledgeTransfer, RunningModel
 from services.parser_pool import ParserPool
 from services.passage_writer import chunk_size_problem
 from services.receipts import Deletions
@@ -44,6 +46,7 @@ from services.schema import upgrade
 from services.self_questions import MAX_QUESTIONS as SELF_MADE
 from services.self_questions import as_far_questions, make_questions
 from services.sharing import ReaderChange, Sharing
+from services.transfers import Transfers
 from services.tuning import Source, TuningQuestion, tune, tuned_fusion, tuning_json
 
 _log = logging.getLogger(__name__)
@@ -77,6 +80,7 @@ class StoreParts:
     journal: Journal
     blobs: Blobs
     report: ReconcileReport
+    home: Path
 
 
 def open_store(config: StoreConfig, environment: Environment) -> StoreParts:
@@ -88,16 +92,23 @@ def open_store(config: StoreConfig, environment: Environment) -> StoreParts:
     url = config.qdrant.url
     if url is None:
         _refuse_lost_folder(database, folder)
+    settings = ServerSettings(config.qdrant.shards, config.qdrant.replication_factor, config.qdrant.quantization)
     vectors = open_vector_store(
-        folder, url=url, nodes=config.qdrant.nodes, api_key=_api_key(config), lock_timeout_s=_LOCK_TIMEOUT_S
+        folder,
+        url=url,
+        nodes=config.qdrant.nodes,
+        api_key=_api_key(config),
+        lock_timeout_s=_LOCK_TIMEOUT_S,
+        settings=settings,
     )
     visible = ReadWriteLock()
     blobs = Blobs(environment.home / "blobs", environment.home)
     journal = Journal(database, vectors, visible, blobs.originals)
     report = reconcile(database, vectors, journal, blobs, owns_all=url is None)
     Deletions(database, vectors, journal, blobs).finish_interrupted()
+    sweep_temporary(environment.home)
     _log.info("Database and vector store agree: %s", asdict(report))
-    return StoreParts(config, database, vectors, visible, journal, blobs, report)
+    return StoreParts(config, database, vectors, visible, journal, blobs, report, environment.home)
 
 
 class StoreService:
@@ -120,6 +131,17 @@ class StoreService:
             config=ingestion,
         )
         self._views = DocumentViews(self._knowledge, parts.blobs.originals, PageRenderer(_limits(ingestion)))
+        self._transfer = KnowledgeTransfer(parts.database, parts.vectors, parts.journal, parts.blobs)
+        self._backups = Backups(
+            parts.database,
+            parts.vectors,
+            parts.journal,
+            parts.blobs,
+            parts.visible,
+            parts.home,
+            owns_all=parts.config.qdrant.url is None,
+        )
+        self._transfers = Transfers()
         self._starting: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -131,6 +153,7 @@ class StoreService:
         if self._starting is not None:
             self._starting.cancel()
             await asyncio.wait([self._starting])
+        await self._transfers.close()
         await self._ingestion.stop()
         self._parsers.close()
         self._views.close()
@@ -242,6 +265,39 @@ class StoreService:
 
     async def wait_for_job(self, job_id: str, actor: str, timeout_s: float = 100.0) -> dict[str, Any]:
         return await self._ingestion.wait_for_job(job_id, actor, timeout_s)
+
+    # Transfers of whole knowledge bases
+
+    async def begin_export(self, collections: Sequence[str], actor: str, target: Path) -> str:
+        """Starts `KnowledgeTransfer.export`; the same for the next three. Wait with `wait_for_transfer`."""
+        return self._transfers.begin(actor, asyncio.to_thread(self._transfer.export, collections, actor, target))
+
+    async def begin_import(self, actor: str, source: Path) -> str:
+        await self._know_present_model()
+        model = RunningModel(self._embedder.model_name, self._embedder.dimension)
+        return self._transfers.begin(actor, asyncio.to_thread(self._transfer.import_, source, actor, model))
+
+    async def begin_backup(self, actor: str, target: Path) -> str:
+        return self._transfers.begin(actor, asyncio.to_thread(self._backups.write, actor, target))
+
+    async def begin_restore(self, actor: str, source: Path) -> str:
+        await self._embedder_is_there()
+        return self._transfers.begin(actor, self._restore(actor, source))
+
+    async def _restore(self, actor: str, source: Path) -> dict[str, Any]:
+        """Jobs stop in the middle and begin anew afterwards: those of the backup, or the present ones if it fails."""
+        await self._ingestion.stop()
+        try:
+            return await asyncio.to_thread(self._backups.restore, actor, source)
+        finally:
+            await self._ingestion.start()
+
+    async def wait_for_transfer(self, transfer_id: str, actor: str, timeout_s: float) -> dict[str, Any] | None:
+        return await self._transfers.wait(transfer_id, actor, timeout_s)
+
+    async def require_importer(self, actor: str) -> None:
+        """Raise where the actor may neither import nor restore, before a long upload."""
+        await asyncio.to_thread(self._transfer.require_importer, actor)
 
     # Search
 

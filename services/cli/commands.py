@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from services.cli import (
+    archives,
     evaluation,
     experts,
     feedback,
@@ -48,6 +49,8 @@ for _command in (
     knowledge.collections,
     knowledge.documents,
     knowledge.reembed,
+    archives.backup,
+    archives.restore,
     tuning.tune,
     sharing.share,
     sharing.delete,
@@ -59,3 +62,4 @@ app.add_typer(jobs.app)
 app.add_typer(feedback.app)
 app.add_typer(people.users)
 app.add_typer(people.groups)
+app.add_typer(archives.app)

@@ -79,6 +79,60 @@ def retrieval(
         print_evaluation(Console(), judged, measured)
 
 
+@app.command()
+def answers(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="Test set in the layout of BEIR with answers.jsonl (`_id`, `answers`)."),
+    ],
+    far: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Test set with questions on other topics, which should be refused."),
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Chat model.", show_default="the default")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask only so many questions, evenly chosen.")] = None,
+    skip: Annotated[int, typer.Option(min=0, help="Leave out so many of the chosen questions.")] = 0,
+    only: Annotated[int | None, typer.Option(min=1, help="Ask so many of the others: a part of a long run.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 48,
+    config: Annotated[
+        list[str] | None,
+        typer.Option("--config", metavar="FILE", help="A configuration file.", show_default="ray_config.yaml"),
+    ] = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure answers: right, grounded in the documents, cited, refused. Needs no running windfarm.
+
+    The set is indexed in a temporary folder; each question goes through the chat of the product with the configured
+    model, in this process. Near negatives are the same questions with their documents taken out.
+    """
+    from rich.console import Console
+
+    from services.answer_command import AnswerOptions, measure_answers
+    from services.answer_view import answers_json, print_answers
+
+    home_of(home)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    options = AnswerOptions(folder, far, model, limit, skip, only, max_tokens, _config_file(config or []))
+    with _progress(is_quiet=as_json) as report:
+        judged, measured = asyncio.run(measure_answers(options, report))
+    if as_json:
+        put_json(answers_json(judged, measured), one_line=True)
+    else:
+        print_answers(Console(), judged, measured)
+
+
+def _config_file(options: list[str]) -> Path:
+    from services.evaluation_settings import split_options
+
+    file, changes = split_options(options)
+    if changes:
+        raise ConfigError("Answers are measured with a configuration file; single settings belong to `eval retrieval`.")
+    if file is None and (named := os.environ.get("WINDFARM_CONFIG")):
+        file = Path(named)
+    return config_path_of(file)
+
+
 @app.command(name="from-feedback")
 def from_feedback(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder for the test set.")],

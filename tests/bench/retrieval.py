@@ -4,7 +4,10 @@
     ARGS="--results FILE"    keeps what was measured, so that a run that was ended goes on with the next set
 
 Each set is measured as `windfarm eval retrieval` does it, with one loaded model for all. Per set: `dense`, `sparse`,
-`fused` as there; `bm25s`: nDCG@10 and recall@100 of that library on the very same passages.
+`fused` as there; `bm25s`: nDCG@10 and recall@100 of that library on the same passages; `sweep`, `tuned`, `refusal`:
+every fusion, the one chosen on half of the questions, and how often a fitted threshold errs. Over all sets:
+`leave_one_out` (the fusion that is best on the others), `languages` (questions in one, paragraphs in another) and
+`follow_ups`.
 """
 
 import argparse
@@ -27,8 +30,10 @@ from services.evaluation_view import evaluation_json
 from services.ray_config import load_ray_config
 from services.retrieval_evaluation import evaluate
 from tests.bench.reference_bm25 import reference_rankings
+from tests.bench.tuning import leave_one_out, measure_follow_ups, measure_languages, measure_tuning, remembering
 
 ROOT = Path(__file__).resolve().parents[2]
+FOLLOW_UPS = ROOT / "tests" / "data" / "follow-ups"
 SETS = [ROOT / "tests" / "data" / "multilingual-qa-mini" / language for language in ("en", "de", "es", "fr", "it")]
 
 
@@ -42,20 +47,30 @@ def main() -> None:
     results: dict[str, Any] = {}
     if options.results is not None and options.results.exists():
         results = json.loads(options.results.read_text("utf-8"))
-    asyncio.run(measure(options.folders, results, options.results))
-    print(json.dumps(results))
+    over_all = asyncio.run(measure(options.folders, results, options.results))
+    print(json.dumps(results | over_all))
 
 
-async def measure(folders: list[Path], results: dict[str, Any], keep_in: Path | None) -> None:
+async def measure(folders: list[Path], results: dict[str, Any], keep_in: Path | None) -> dict[str, Any]:
+    """Fills `results` set by set; returns what is known over all of them."""
     settings = EvaluationSettings.of(load_ray_config(ROOT / "ray_config.yaml").app)
     async with open_serving_model(settings.embed) as model:
+        open_model = remembering(model)
         for folder in folders:
             if folder.name in results:
                 continue
-            results[folder.name] = await measure_set(read_judged_set(folder), settings, model)
+            judged = read_judged_set(folder)
+            results[folder.name] = await measure_set(judged, settings, model)
+            results[folder.name] |= await measure_tuning(judged, settings, open_model)
             print(summary(folder.name, results[folder.name]), flush=True)
             if keep_in is not None:
                 keep_in.write_text(json.dumps(results), "utf-8")
+        sets = {folder.name: read_judged_set(folder) for folder in folders}
+        return {
+            "leave_one_out": leave_one_out({name: results[name] for name in sets}),
+            "languages": await measure_languages(sets, settings, open_model),
+            "follow_ups": await measure_follow_ups(FOLLOW_UPS, settings, open_model),
+        }
 
 
 async def measure_set(judged: JudgedSet, settings: EvaluationSettings, model: EmbeddingModel) -> dict[str, Any]:

@@ -47,6 +47,8 @@ def test_a_citation_says_document_page_span_text_and_score(client: httpx.Client,
     said = answer["choices"][0]["message"]["content"]
     citations = answer["windfarm"]["citations"]
     assert citations, said
+    for start, end in answer["windfarm"]["unsupported"]:
+        assert 0 <= start < end <= len(said)
     for citation in citations:
         document = client.get(f"/collections/{memos}/documents/{citation['document_id']}").json()
         page = next(page for page in document["pages"] if page["number"] == citation["page"])

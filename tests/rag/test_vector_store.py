@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from qdrant_client import QdrantClient
 
 from rag.errors import StoreError, StoreLocked, StoreMissing
 from rag.types import StoredChunk, Vectors
-from rag.vector_store import ScoredChunk, VectorStore, VersionState, open_vector_store
+from rag.vector_store import ScoredChunk, ServerSettings, VectorStore, VersionState, open_vector_store
 from rag.vector_store_edge import EdgeVectorStore
 from rag.vector_store_server import ServerVectorStore
 from tests.seen import LABELS, seen
@@ -24,12 +25,17 @@ from tests.seen import LABELS, seen
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(params=["edge", "server"])
+CLUSTER = ServerSettings(shards=6, replication_factor=3, quantization="none")
+
+
+@pytest.fixture(params=["edge", "server", "cluster"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[VectorStore]:
+    """The embedded engine, a server, and a server with settings of a cluster (which the client in memory takes as a
+    server does; it has one node)."""
     made: VectorStore = (
         open_vector_store(tmp_path / "vectors")
         if request.param == "edge"
-        else ServerVectorStore(QdrantClient(":memory:"))
+        else ServerVectorStore(QdrantClient(":memory:"), settings=CLUSTER if request.param == "cluster" else None)
     )
     yield made
     made.close()
@@ -358,3 +364,39 @@ def test_no_acknowledged_write_is_lost_by_a_kill(
     assert all(not versions[f"v{number}"].is_active for number in range(last))
     assert versions[f"v{last}"].is_active or versions[f"v{last + 1}"].is_active
     store.close()
+
+
+def test_vectors_leave_with_their_places_and_without_text(store: VectorStore) -> None:
+    chunks = [chunk(f"passage number {index}", index=index) for index in range(5)]
+    store.upsert("c1", [chunks[i] for i in (3, 0, 4, 1, 2)], axis(3, 0, 4, 1, 2), active=False, labels=LABELS)
+    store.upsert("c1", [chunk("another version", version="v2")], axis(7), active=True, labels=LABELS)
+    placed = store.vectors_of("c1", "v1")
+    assert [place.index for place in placed.places] == [0, 1, 2, 3, 4]
+    np.testing.assert_allclose(placed.vectors, axis(0, 1, 2, 3, 4), atol=1e-6)
+    for place, original in zip(placed.places, chunks, strict=True):
+        assert not hasattr(place, "text")
+        for name in ("start", "end", "page", "headings", "language", "title"):
+            assert getattr(place, name) == getattr(original, name)
+    for unknown in (store.vectors_of("c1", "v9"), store.vectors_of("c9", "v1")):
+        assert unknown.places == () and len(unknown.vectors) == 0
+
+
+def test_a_cluster_is_told_shards_replicas_quantization_and_the_index_of_tenants(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: dict[str, Any] = {}
+    client = QdrantClient(":memory:")
+    make, index = client.create_collection, client.create_payload_index
+    monkeypatch.setattr(client, "create_collection", lambda name, **how: asked.update(how) or make(name, **how))
+    monkeypatch.setattr(
+        client,
+        "create_payload_index",
+        lambda *what, **how: asked.setdefault("indexes", []).append(what[1:]) or index(*what, **how),
+    )
+    ServerVectorStore(client, settings=CLUSTER).upsert("c1", [chunk("text")], axis(0), active=True, labels=LABELS)
+    assert (asked["shard_number"], asked["replication_factor"], asked["write_consistency_factor"]) == (6, 3, 3)
+    assert asked["quantization_config"] is None
+    (tenants,) = (schema for field, schema in asked["indexes"] if field == "tenant")
+    assert tenants.is_tenant
+    ServerVectorStore(client).upsert("c2", [chunk("text", collection="c2")], axis(0), active=True, labels=LABELS)
+    assert asked["quantization_config"].scalar.type == "int8" and asked["shard_number"] is None

@@ -65,6 +65,37 @@ def test_what_is_wrong_is_said_in_one_message(
     assert said.err.count("windfarm: ") == 1 and said.out == ""
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "windfarm: nowhere is not a folder"),
+        ([str(DATA / "en"), "--config", "fusion=rrf"], "single settings belong to `eval retrieval`"),
+        ([str(DATA / "en"), "--model", "huge"], "There is no chat model 'huge' in the configuration. There are: "),
+        ([str(DATA / "en"), "--limit", "5", "--skip", "5"], "--skip 5 leaves none of 5 questions"),
+    ],
+)
+def test_answers_cannot_be_measured_so(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("WINDFARM_CONFIG", raising=False)
+    monkeypatch.setattr(sys, "argv", ["windfarm", "eval", "answers", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert ended.value.code == 1
+    assert message in said.err
+    assert said.err.count("windfarm: ") == 1 and said.out == ""
+
+
+def test_a_set_without_reference_answers_is_told_apart(
+    small_set: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["windfarm", "eval", "answers", str(small_set)])
+    with pytest.raises(SystemExit):
+        main()
+    assert "answers.jsonl cannot be read" in capsys.readouterr().err
+
+
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A data folder of its own, with the embedding model that is prepared already."""
@@ -118,6 +149,28 @@ def test_a_set_is_measured_with_the_real_model_and_nothing_else_running(
     assert list(temporary.iterdir()) == []
     assert list(Home(home).qdrant.iterdir()) == [], "the user's vector store is not touched"
     assert not Home(home).database.exists()
+
+
+@pytest.mark.integration
+def test_answers_of_the_real_model_are_measured_with_nothing_else_running(
+    small_set: Path, home: Path, tmp_path: Path
+) -> None:
+    (small_set / "answers.jsonl").write_text((DATA / "fr" / "answers.jsonl").read_text("utf-8"), "utf-8")
+    prepare("tiny", "gguf", open_home())
+    arguments = [str(small_set), "--home", str(home), "--far", str(DATA / "it"), "--limit", "3", "--max-tokens", "12"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "services.cli", "eval", "answers", *arguments, "--json"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    answer = json.loads(ended.stdout)
+    assert answer["num_questions"] == 3 and answer["refusals"]["num_far"] == 3
+    assert answer["citations"]["num_spans_that_exist"] == answer["citations"]["num_spans"]
+    assert 0 <= answer["refusals"]["wrong_refusals"] <= 1
+    assert list(Home(home).qdrant.iterdir()) == []
 
 
 @pytest.mark.integration

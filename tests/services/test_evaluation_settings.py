@@ -22,6 +22,9 @@ def test_every_setting_can_be_varied_and_takes_effect() -> None:
         "chunk_overlap_tokens": "0",
         "source": "./folder",
         "precision": "fp32",
+        "rerank": "http://127.0.0.1:9/rerank",
+        "rerank_candidates": "10",
+        "reranker": "./folder",
     }
     assert set(changes) == set(NAMES)
     changed = DEFAULTS.with_values(changes)
@@ -33,6 +36,9 @@ def test_every_setting_can_be_varied_and_takes_effect() -> None:
         "chunk_overlap_tokens": 0,
         "source": "./folder",
         "precision": "fp32",
+        "rerank": "http://127.0.0.1:9/rerank",
+        "rerank_candidates": 10,
+        "reranker": "./folder",
     }
     assert DEFAULTS.with_values({}) == DEFAULTS
 
@@ -56,7 +62,7 @@ def test_what_cannot_be_meant_is_refused_with_the_next_step(changes: dict[str, s
 
 
 def test_only_settings_of_passages_and_vectors_need_an_index_of_their_own() -> None:
-    for name, value in {"candidates": "7", "fusion": "rrf", "dense_weight": "0"}.items():
+    for name, value in {"candidates": "7", "fusion": "rrf", "dense_weight": "0", "reranker": "./x"}.items():
         assert DEFAULTS.shares_index_with(DEFAULTS.with_values({name: value}))
     for name, value in {"chunk_tokens": "64", "chunk_overlap_tokens": "1", "source": "x", "precision": "fp32"}.items():
         assert not DEFAULTS.shares_index_with(DEFAULTS.with_values({name: value}))

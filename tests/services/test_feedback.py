@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from typer.testing import CliRunner
 
 from rag.judged_set import read_judged_set
 from services.accounts import Actor
 from services.api_client import ApiClient
+from services.cli.commands import app
 from services.conversations import Conversations
 from services.feedback_test_set import write_test_set
 from services.setup_errors import ConfigError
@@ -173,3 +175,25 @@ async def test_pages_of_feedback_follow_each_other(running: KnowledgeEndpoint) -
     assert paged == [entry["id"] for entry in everything]
     for wrong in ("limit=0", "limit=x", "state=odd", "all=maybe"):
         assert (await running.http.get(f"/v1/feedback?{wrong}")).status_code == 400
+
+
+async def test_the_commands_list_accept_reject_and_write_the_set(running: KnowledgeEndpoint, tmp_path: Path) -> None:
+    def windfarm(*words: str) -> Any:
+        there = ("--home", str(running.home), "--api", running.url, "--key", running.key)
+        return CliRunner().invoke(app, [*words, *there])
+
+    document_id = await running.ingest("house", "cat.txt", "The cat is called Mia.")
+    ids = []
+    for rating in ("up", "down"):
+        place = await answered(running, "cat.txt", f"What is the cat called ({rating})?")
+        body = given(place, rating=rating, reason="Because")
+        ids.append((await running.http.post("/v1/feedback", json=body)).json()["id"])
+    listed = (await asyncio.to_thread(windfarm, "feedback", "list")).output
+    assert f"{ids[0]}  up: Because  (new)" in listed and f"cites:    {document_id}  cat.txt" in listed
+    accepted = await asyncio.to_thread(windfarm, "feedback", "accept", ids[0])
+    assert accepted.output == f"{ids[0]} is accepted, relevant: {document_id}\n"
+    assert (await asyncio.to_thread(windfarm, "feedback", "reject", ids[1])).output == f"{ids[1]} is rejected\n"
+    folder = tmp_path / "set"
+    written = await asyncio.to_thread(windfarm, "eval", "from-feedback", str(folder), "--collection", "house")
+    assert written.exit_code == 0 and "windfarm eval retrieval" in written.output
+    assert [query.text for query in read_judged_set(folder).queries] == ["What is the cat called (up)?"]

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
+from rag.bm25 import spellings
+from rag.language import content_words, words
 from services.rewrite import refers_back, search_queries
 
 
@@ -74,3 +79,40 @@ def test_without_a_question_there_is_nothing_to_search() -> None:
 @pytest.mark.parametrize("question", ["Parental leave?", "Welche Hotels darf ich buchen?", "Quels hôtels réserver ?"])
 def test_what_names_its_own_subject_does_not_refer_back(question: str) -> None:
     assert not refers_back(question)
+
+
+FOLLOW_UPS = Path(__file__).parents[1] / "data" / "follow-ups"
+
+
+def lines(name: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (FOLLOW_UPS / name).read_text("utf-8").split("\n") if line]
+
+
+PASSAGES = {str(e["_id"]): {f for w in words(str(e["text"])) for f in spellings(w)} for e in lines("corpus.jsonl")}
+
+
+def is_found(query: str, gold: str) -> bool:
+    """Whether no other passage of the language holds as many words of the query."""
+    wanted = [spellings(word) for word in content_words(query)]
+    shares = {
+        identity: sum(bool(forms & held) for forms in wanted)
+        for identity, held in PASSAGES.items()
+        if identity[:2] == gold[:2]
+    }
+    return all(shares[gold] > share for identity, share in shares.items() if identity != gold)
+
+
+def test_follow_ups_in_five_languages_find_their_passage_by_what_is_searched() -> None:
+    found: dict[str, list[bool]] = {"alone": [], "with the turn before": [], "rewritten": []}
+    for talk in lines("conversations.jsonl"):
+        if talk["kind"] == "pronoun":
+            continue
+        said_so_far = [*talk["history"], talk["question"]]  # type: ignore[misc]
+        gold = str(talk["gold"])
+        found["alone"].append(is_found(str(talk["question"]), gold))
+        found["with the turn before"].append(is_found(f"{said_so_far[-3]} {said_so_far[-1]}", gold))
+        found["rewritten"].append(is_found(search_queries(said(*map(str, said_so_far)))[0], gold))
+    shares = {way: sum(values) / len(values) for way, values in found.items()}
+    assert len(found["rewritten"]) == 45
+    assert shares["rewritten"] >= 0.95, shares
+    assert shares["rewritten"] > shares["with the turn before"] + 0.3 and shares["alone"] == 0, shares
