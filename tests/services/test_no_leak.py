@@ -334,6 +334,22 @@ async def ask_over_mcp(firm: Company, name: str) -> str:
     return told
 
 
+async def carry_files_away(firm: Company, name: str) -> str:
+    """An export is for those who manage the whole collection, a backup for the owner of the installation."""
+    person, box = firm.people[name], _some_box(firm)
+    if firm.random.random() < 0.3 and person.role != "owner":
+        for method, path in (("GET", "/v1/backup"), ("POST", "/v1/restore"), ("POST", "/v1/kb/import")):
+            status, told = await firm.ask(name, method, path)
+            assert status in (400, 403), told
+        return told
+    status, told = await firm.ask(name, "GET", f"/v1/kb/export?collections={box.id}")
+    if firm.manages(person, box):
+        assert status == 200
+        return ""
+    assert status == (403 if firm.sees(name, box) else 404)
+    return told
+
+
 async def give_or_read_feedback(firm: Company, name: str) -> str:
     person = firm.people[name]
     if person.conversation and firm.random.random() < 0.5:
@@ -352,7 +368,7 @@ TRIES: dict[Try, tuple[int, tuple[str, ...]]] = {
     list_collections: (4, ("GET /v1/collections",)),
     show_collection: (6, ("GET /v1/collections/{name}",)),
     list_documents: (9, ("GET /v1/collections/{name}/documents",)),
-    show_document: (17, ("GET /v1/collections/{name}/documents/{id}",)),
+    show_document: (16, ("GET /v1/collections/{name}/documents/{id}",)),
     search: (15, ("POST /v1/collections/{name}/search",)),
     chat: (1, ("POST /v1/chat/completions",)),
     chat_streamed: (1, ("POST /v1/chat/completions",)),
@@ -376,6 +392,10 @@ TRIES: dict[Try, tuple[int, tuple[str, ...]]] = {
         ("GET /v1/vector_stores/{id}", "GET /v1/vector_stores/{id}/files", "POST /v1/vector_stores/{id}/search"),
     ),
     ask_over_mcp: (5, ("POST /mcp",)),
+    carry_files_away: (
+        1,
+        ("GET /v1/kb/export", "GET /v1/backup", "POST /v1/restore", "POST /v1/kb/import"),
+    ),
     give_or_read_feedback: (3, ("GET /v1/feedback", "POST /v1/feedback")),
     forbidden_changes: (3, ("DELETE /v1/collections/{name}",)),
 }
