@@ -109,3 +109,31 @@ def test_an_unknown_model_or_collection_is_a_404_that_names_it(client: httpx.Cli
     ):
         answer = client.post("/chat/completions", json=body | fields)
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, code)
+
+
+def test_rights_and_deletion_hold_in_the_running_product(client: httpx.Client, product: Product) -> None:
+    """By the commands, across all processes: shared, asked, revoked, deleted with its receipt."""
+    key = json.loads(product.run("user", "add", "anna", "--json").stdout)["key"]
+    client.post("/collections", json={"name": "laptops"}).raise_for_status()
+    with MEMO.open("rb") as file:
+        job = client.post("/collections/laptops/documents?wait=true", files={"file": (MEMO.name, file)}).json()["job"]
+    question = "How many laptops were delivered on January 23?"
+    with httpx.Client(base_url=product.api, headers={"authorization": f"Bearer {key}"}, timeout=180) as anna:
+
+        def search() -> httpx.Response:
+            return anna.post("/collections/laptops/search", json={"query": question})
+
+        assert search().status_code == 404
+        product.run("group", "add", "buyers")
+        product.run("share", "laptops", "--group", "buyers")
+        assert search().status_code == 404
+        product.run("group", "join", "buyers", "anna")
+        assert search().json()["passages"]
+        assert ask(anna, question, knowledge={"collections": ["laptops"]})["windfarm"]["citations"]
+        product.run("share", "laptops", "--document", job["document_id"], "--not-group", "buyers")
+        assert search().json()["passages"] == []
+        receipt = json.loads(product.run("delete", "laptops", job["document_id"], "--json").stdout)
+        assert receipt["num_passages"] == job["num_chunks"] and receipt["self_check"]["is_clean"]
+        assert receipt["receipt_id"] in product.run("receipts").stdout
+        assert client.post("/collections/laptops/search", json={"query": question}).json()["passages"] == []
+    product.run("delete", "laptops")

@@ -198,13 +198,14 @@ class Company:
         headers = {"host": "127.0.0.1", "authorization": f"Bearer {self.people[name].key}"}
         if body is not None:
             headers["content-type"] = "application/json"
+        path, _, query = path.partition("?")
         quoted = path.replace(" ", "%20")
         scope = {
             "type": "http",
             "method": method,
             "path": path,
             "raw_path": quoted.encode(),
-            "query_string": b"",
+            "query_string": query.encode(),
             "headers": [(key.encode(), value.encode()) for key, value in headers.items()],
         }
         inbox = [{"type": "http.request", "body": data, "more_body": False}]
@@ -220,10 +221,10 @@ class Company:
             sent.append(message)
 
         await self.running.app(scope, receive, send)
-        told = b"".join(message.get("body", b"") for message in sent)
+        told = b"".join(message.get("body", b"") for message in sent).decode(errors="replace")
         status = int(sent[0]["status"])
         assert status < 500, f"{name}: {method} {path}: {status} {told[:500]!r}"
-        return status, told.decode()
+        return status, told
 
     async def do(self, method: str, path: str, body: Any = None) -> Any:
         """As the owner; it must work."""

@@ -22,7 +22,9 @@ from services.chat_types import (
     ToolCall,
     ToolResult,
 )
+from services.database import Document, utc_now
 from services.errors import ApiError
+from services.message_sources import WITHDRAWN
 from tests.services.harness import (
     HELLO,
     Running,
@@ -246,3 +248,38 @@ async def _messages(running: Running, conversation: str, number: int) -> list[di
 
     await wait_until(has_all)
     return messages
+
+
+async def test_an_answer_whose_document_is_deleted_meanwhile_ends_without_its_text(tmp_path: Path) -> None:
+    """Before the citation is shown letter by letter; what was kept of it holds no text either."""
+    is_deleted = asyncio.Event()
+    story = telling(STORY[0], TextDelta("It is"), is_deleted, STORY[-2], STORY[-1])
+    async with running_endpoint(tmp_path, ScriptedEngine(), story=story, documents=("doc",)) as running:
+        made = (await running.http.post("/v1/conversations", json={})).json()["id"]
+        body = chat_body(stream=True, conversation=made, knowledge={"collections": ["towers"]})
+        told = ""
+        async with running.http.stream("POST", "/v1/chat/completions", json=body) as answer:
+            async for text in answer.aiter_text():
+                told += text
+                if "It is" in told and not is_deleted.is_set():
+                    with running.database.write() as session:
+                        session.get_one(Document, "doc").deleted_at = utc_now()
+                    is_deleted.set()
+        kept = (await running.http.get(f"/v1/conversations/{made}")).json()["messages"][-1]
+    assert "The tower is 100 m high." not in told and "[DONE]" not in told
+    assert events_of(told)[-1]["error"]["code"] == "documents_changed"
+    assert (kept["content"], kept["citations"], kept["steps"], kept["state"]) == (WITHDRAWN, [], [], "failed")
+
+
+async def test_an_answer_goes_on_while_its_documents_may_be_read(tmp_path: Path) -> None:
+    async with running_endpoint(tmp_path, ScriptedEngine(), story=telling(*STORY), documents=("doc",)) as running:
+        answer = await running.chat(knowledge={"collections": ["towers"]})
+        assert answer.json()["windfarm"]["citations"][0]["text"] == "The tower is 100 m high."
+    async with running_endpoint(tmp_path, ScriptedEngine(), story=telling(*STORY)) as running:
+        with running.database.write() as session:
+            session.get_one(Document, "doc").has_own_readers = True
+        key = running.accounts.create_key(running.accounts.create_user("anna"), "k")
+        headers = {"authorization": f"Bearer {key}"}
+        body = chat_body(knowledge={"collections": ["towers"]})
+        answer = await running.http.post("/v1/chat/completions", json=body, headers=headers)
+        assert (answer.status_code, error_of(answer)["code"]) == (409, "documents_changed")

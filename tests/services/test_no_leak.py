@@ -45,7 +45,7 @@ from tests.services.leaking import (
 
 NUM_TRIES = 10_000
 TRIES_PER_CHANGE = 40
-RETRIEVAL = RetrievalConfig(evidence_threshold=-1.0, top_k=5)
+RETRIEVAL = RetrievalConfig(evidence_threshold=-1.0, top_k=3)
 
 
 class Observed:
@@ -235,6 +235,8 @@ async def list_conversations(firm: Company, name: str) -> str:
 
 async def list_jobs(firm: Company, name: str) -> str:
     box = _some_box(firm)
+    if firm.random.random() < 0.3:
+        return (await firm.ask(name, "GET", "/v1/jobs"))[1]
     status, told = await firm.ask(name, "GET", f"/v1/collections/{box.id}/jobs")
     if not _is_hidden(firm, name, box, status, told) and not firm.manages(firm.people[name], box):
         assert json.loads(told)["data"] == []
@@ -268,6 +270,7 @@ async def forbidden_changes(firm: Company, name: str) -> str:
         ("POST", f"/v1/collections/{box.id}/reembed", None),
         ("DELETE", f"/v1/collections/{box.id}/tune", None),
         ("POST", f"/v1/vector_stores/{box.id}", {"name": "mine"}),
+        ("POST", f"/v1/collections/{box.id}/jobs/cancel", None),
         ("PUT", f"/v1/collections/{box.id}/readers", {"everybody": True}),
         ("DELETE", f"/v1/collections/{box.id}/documents/{paper.id}", None),
         ("PUT", f"/v1/collections/{box.id}/documents/{paper.id}/readers", {"inherit": True}),
@@ -331,6 +334,22 @@ async def ask_over_mcp(firm: Company, name: str) -> str:
     return told
 
 
+async def carry_files_away(firm: Company, name: str) -> str:
+    """An export is for those who manage the whole collection, a backup for the owner of the installation."""
+    person, box = firm.people[name], _some_box(firm)
+    if firm.random.random() < 0.3 and person.role != "owner":
+        for method, path in (("GET", "/v1/backup"), ("POST", "/v1/restore"), ("POST", "/v1/kb/import")):
+            status, told = await firm.ask(name, method, path)
+            assert status in (400, 403), told
+        return told
+    status, told = await firm.ask(name, "GET", f"/v1/kb/export?collections={box.id}")
+    if firm.manages(person, box):
+        assert status == 200
+        return ""
+    assert status == (403 if firm.sees(name, box) else 404)
+    return told
+
+
 async def give_or_read_feedback(firm: Company, name: str) -> str:
     person = firm.people[name]
     if person.conversation and firm.random.random() < 0.5:
@@ -351,13 +370,13 @@ TRIES: dict[Try, tuple[int, tuple[str, ...]]] = {
     list_documents: (9, ("GET /v1/collections/{name}/documents",)),
     show_document: (16, ("GET /v1/collections/{name}/documents/{id}",)),
     search: (15, ("POST /v1/collections/{name}/search",)),
-    chat: (2, ("POST /v1/chat/completions",)),
+    chat: (1, ("POST /v1/chat/completions",)),
     chat_streamed: (1, ("POST /v1/chat/completions",)),
     chat_with_search_tool: (1, ("POST /v1/chat/completions",)),
     chat_that_is_kept: (1, ("POST /v1/chat/completions",)),
     show_conversation: (10, ("GET /v1/conversations/{id}",)),
     list_conversations: (2, ("GET /v1/conversations",)),
-    list_jobs: (5, ("GET /v1/collections/{name}/jobs", "GET /v1/jobs/{id}")),
+    list_jobs: (5, ("GET /v1/jobs", "GET /v1/collections/{name}/jobs", "GET /v1/jobs/{id}")),
     show_readers: (
         4,
         ("GET /v1/collections/{name}/readers", "GET /v1/collections/{name}/documents/{id}/readers"),
@@ -373,6 +392,10 @@ TRIES: dict[Try, tuple[int, tuple[str, ...]]] = {
         ("GET /v1/vector_stores/{id}", "GET /v1/vector_stores/{id}/files", "POST /v1/vector_stores/{id}/search"),
     ),
     ask_over_mcp: (5, ("POST /mcp",)),
+    carry_files_away: (
+        1,
+        ("GET /v1/kb/export", "GET /v1/backup", "POST /v1/restore", "POST /v1/kb/import"),
+    ),
     give_or_read_feedback: (3, ("GET /v1/feedback", "POST /v1/feedback")),
     forbidden_changes: (3, ("DELETE /v1/collections/{name}",)),
 }
@@ -409,6 +432,10 @@ NO_TEXT_OF_DOCUMENTS = {
     "PUT /v1/collections/{name}/documents/{id}/readers", "PATCH /v1/collections/{name}/documents/{id}/readers",
     "POST /v1/conversations", "PATCH /v1/conversations/{id}", "DELETE /v1/conversations/{id}",
     "DELETE /v1/conversations/{id}/messages/{message_id}",
+    "POST /v1/collections/{name}/urls",
+    "POST /v1/jobs/{id}/pause", "POST /v1/jobs/{id}/resume", "POST /v1/jobs/{id}/cancel",
+    "POST /v1/collections/{name}/jobs/pause", "POST /v1/collections/{name}/jobs/resume",
+    "POST /v1/collections/{name}/jobs/cancel",
     "POST /v1/collections/{name}/tune", "DELETE /v1/collections/{name}/tune",
     "POST /v1/vector_stores", "POST /v1/vector_stores/{id}", "DELETE /v1/vector_stores/{id}",
     "DELETE /v1/feedback/{id}", "POST /v1/feedback/{id}/review",
