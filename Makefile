@@ -10,7 +10,7 @@ BIN := .venv/bin
 SETUP := $(PYTHON) -m infra.setup
 ARGS ?=
 
-.PHONY: help setup setup-dev up down test test-ranks test-unit lint format bench-laptop bench-experts bench-retrieval bench-routing bench-overhead lock screenshots manifests manifests-check map clean
+.PHONY: help setup setup-dev up down test test-kills test-ranks test-unit lint format bench-laptop bench-experts bench-retrieval bench-routing bench-overhead lock screenshots manifests manifests-check map clean
 
 help: ## List all targets
 	@echo "windfarm: make up starts everything and prints the address of the page."
@@ -31,6 +31,9 @@ down: ## Stop windfarm and everything it started
 
 test: lint ## All checks and tests: what CI runs
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-kills: setup-dev ## 20 kills at random moments of an ingest of 200 files (minutes; `test` has the short form)
+	@WINDFARM_TEST_KILLS=20 WINDFARM_TEST_KILL_FILES=200 $(BIN)/python -m pytest tests/services/test_ingestion_kills.py $(ARGS)
 
 test-ranks: setup-dev ## Mixtures in several ranks: gangs, exactness, lost ranks (many minutes, not part of `test`)
 	@$(BIN)/python -m pytest -m ranks $(ARGS)

@@ -21,6 +21,10 @@ class StoreLocked(StoreError):
     """Another process owns the store's folder."""
 
 
+class StoreUnavailable(StoreError):
+    """The vector store's server does not answer right now; the same call may work later."""
+
+
 class StoreMissing(StoreError):
     """The store's folder is gone although the database knows collections in it."""
 

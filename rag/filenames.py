@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
+from collections.abc import Sequence
 
 from rag.errors import ParseError
 
 MAX_NAME_CHARACTERS = 200
+FOLDER_MARK = " › "
+"""Stands for the slash in names of documents that come from folders: names hold no slashes, and files of the same last
+part must stay apart."""
 
 
 def clean_filename(name: str) -> str:
@@ -22,6 +27,23 @@ def clean_filename(name: str) -> str:
             f"{name[:80]!r} is not a file name. Give the file a name such as report.pdf.", code="bad_filename"
         )
     return _shorten(cleaned)
+
+
+def name_of_path(parts: Sequence[str]) -> str:
+    """One name for a file below a folder. Different paths get different names, also where they are too long or hold
+    what is not shown (control and direction marks): those end in a part of their hash."""
+    plain = FOLDER_MARK.join(parts)
+    if len(plain) <= MAX_NAME_CHARACTERS and not any(FOLDER_MARK.strip() in part or "\\" in part for part in parts):
+        try:
+            if clean_filename(plain) == unicodedata.normalize("NFC", plain):
+                return unicodedata.normalize("NFC", plain)
+        except ParseError:
+            pass  # Nothing of it can be shown: the hash alone names it.
+    mark = hashlib.sha256("/".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    ending = extension_of(parts[-1])
+    tail = f"…{mark}.{ending}" if ending.isalnum() else f"…{mark}"
+    visible = "".join(c for c in plain.replace("\\", "-") if c == " " or not (c.isspace() or _is_invisible(c)))
+    return unicodedata.normalize("NFC", " ".join(visible.split()))[: MAX_NAME_CHARACTERS - len(tail)] + tail
 
 
 def extension_of(name: str) -> str:

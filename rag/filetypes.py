@@ -99,6 +99,11 @@ _UNREADABLE_EXTENSIONS = {ending: label for _, label, endings in _UNREADABLE for
 }
 
 
+def endings_by_mime_type() -> dict[str, tuple[str, ...]]:
+    """The types that can be read with the name endings that they may have, the usual one first."""
+    return {kind.mime_type: kind.extensions for kind in _BY_MIME.values()}
+
+
 def detect_type(data: bytes, name: str) -> FileType:
     """The type of a file from its bytes and name. Raises `ParseError` with code `empty_file`, `encrypted`,
     `damaged`, `unknown_type` or `type_mismatch`."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +17,7 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict
 
-from rag.fusion import FusionMethod, fuse
+from rag.ranking import RetrievalSettings, rank
 from rag.types import Passage, StoredChunk, Vectors
 from rag.vector_store import ScoredChunk
 
@@ -42,16 +41,6 @@ class Searches(Protocol):
     ) -> list[ScoredChunk]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class RetrievalSettings:
-    """`candidates` is what each leg contributes, `top_k` what is left after fusion."""
-
-    top_k: int = 5
-    candidates: int = 50
-    fusion: FusionMethod = "dbsf"
-    dense_weight: float = 0.7
-
-
 async def retrieve(
     query: str,
     collection_ids: Sequence[str],
@@ -63,22 +52,6 @@ async def retrieve(
     """What `HybridRetriever` finds, as passages, best first."""
     retriever = HybridRetriever(collection_ids=list(collection_ids), embedder=embedder, store=store, settings=settings)
     return [to_passage(document) for document in await retriever.ainvoke(query)]
-
-
-def rank(found: Sequence[ScoredChunk], settings: RetrievalSettings) -> list[Passage]:
-    """Fuse the legs. A passage has a `bm25` score only where its words were found."""
-    by_key = {(hit.chunk.version_id, hit.chunk.index): hit for hit in found}
-    dense = {key: hit.dense for key, hit in by_key.items() if hit.dense is not None}
-    sparse = {key: hit.sparse for key, hit in by_key.items() if hit.sparse > 0}
-    weights = (settings.dense_weight, 1.0 - settings.dense_weight)
-    fused = fuse([dense, sparse], method=settings.fusion, weights=weights)
-    best = sorted(fused, key=lambda key: (-fused[key], key))[: settings.top_k]
-    return [_passage(by_key[key], fused[key]) for key in best]
-
-
-def _passage(hit: ScoredChunk, score: float) -> Passage:
-    legs = {"dense": hit.dense, "bm25": hit.sparse or None}
-    return Passage(hit.chunk, score, {leg: value for leg, value in legs.items() if value is not None})
 
 
 class HybridRetriever(BaseRetriever):

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from qdrant_client import QdrantClient, models
-from qdrant_client.http.exceptions import ApiException
+from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
 
 from rag.access import READERS, TENANT, VISIBILITY, AccessFilter, PointLabels, QdrantFilter
 from rag.bm25 import encode_document, encode_query
-from rag.errors import StoreError
+from rag.errors import StoreError, StoreUnavailable
 from rag.types import StoredChunk, Vectors
 from rag.vector_store import (
     DENSE,
@@ -337,4 +337,19 @@ def _as_store_error(what: str) -> Iterator[None]:
     try:
         yield
     except (ApiException, OSError, ValueError) as error:
+        if _is_away(error):
+            raise StoreUnavailable(
+                f"The Qdrant server does not answer ({error}). Check that it runs and that its address in "
+                "store.qdrant.url or WINDFARM_QDRANT_URL is right; what waits for it goes on by itself."
+            ) from error
         raise StoreError(f"The Qdrant server could not {what}: {error}") from error
+
+
+def _is_away(error: Exception) -> bool:
+    """No connection, no answer in time, or a server (or the proxy before it) that says it cannot answer now."""
+    if isinstance(error, UnexpectedResponse):
+        return error.status_code in (502, 503, 504)
+    if isinstance(error, ResponseHandlingException):
+        # An answer that is there but not understood is wrapped in the same way.
+        return not isinstance(error.source, ValueError)
+    return isinstance(error, OSError)

@@ -5,6 +5,7 @@ Knows address, key and the stream format; prints nothing. Every failure is an `A
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -94,18 +95,43 @@ class ApiClient:
     def delete_document(self, collection: str, document_id: str) -> None:
         self._call("DELETE", f"/v1/collections/{quote(collection, safe='')}/documents/{quote(document_id, safe='')}")
 
-    def upload(self, collection: str, path: Path, name: str) -> dict[str, Any]:
-        """Send one file; returns its job."""
-        with path.open("rb") as file:
+    def upload(self, collection: str, content: Path | bytes, name: str, **about: str | None) -> dict[str, Any]:
+        """Send one file; returns its job. `about`: batch, source and origin of the file."""
+        with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as file:
             job: dict[str, Any] = self._call(
-                "POST", f"/v1/collections/{quote(collection, safe='')}/documents", files={"file": (name, file)}
+                "POST",
+                f"/v1/collections/{quote(collection, safe='')}/documents",
+                files={"file": (name, file)},
+                params={key: value for key, value in about.items() if value is not None},
             )["job"]
+        return job
+
+    def add_url(self, collection: str, url: str, batch: str | None = None) -> dict[str, Any]:
+        """Let windfarm fetch a URL; returns its job."""
+        body = {"url": url, "batch": batch}
+        path = f"/v1/collections/{quote(collection, safe='')}/urls"
+        job: dict[str, Any] = self._call("POST", path, json=body)["job"]
         return job
 
     def job(self, job_id: str) -> dict[str, Any]:
         answer = self._call("GET", f"/v1/jobs/{quote(job_id, safe='')}")
         job: dict[str, Any] = answer.get("job", answer)
         return job
+
+    def jobs(self, **chosen: str | int | None) -> dict[str, Any]:
+        """The newest jobs (`data`) and a summary of all (`summary`); see the route for what may be chosen."""
+        return self._call(
+            "GET", "/v1/jobs", params={name: value for name, value in chosen.items() if value is not None}
+        )
+
+    def change_job(self, job_id: str, action: str) -> dict[str, Any]:
+        """`pause`, `resume` or `cancel`."""
+        return self._call("POST", f"/v1/jobs/{quote(job_id, safe='')}/{action}")
+
+    def change_jobs(self, collection: str, action: str, batch: str | None = None) -> int:
+        """The same for all unfinished jobs of a collection, or of one batch; returns how many there were."""
+        path = f"/v1/collections/{quote(collection, safe='')}/jobs/{action}"
+        return int(self._call("POST", path, params={"batch": batch} if batch else None)["num_jobs"])
 
     def experts(self, model: str) -> dict[str, Any]:
         """Counts of a model's experts; see the route for the fields."""
@@ -144,6 +170,14 @@ class ApiClient:
 
     def reembed(self, collection: str) -> dict[str, Any]:
         return self._call("POST", f"/v1/collections/{quote(collection, safe='')}/reembed")
+
+    def tune(self, collection: str, questions: list[dict[str, Any]] | None) -> dict[str, Any]:
+        """The collection as it is now, with its `tuning`."""
+        body = {} if questions is None else {"questions": questions}
+        return self._call("POST", f"/v1/collections/{quote(collection, safe='')}/tune", json=body)
+
+    def forget_tuning(self, collection: str) -> dict[str, Any]:
+        return self._call("DELETE", f"/v1/collections/{quote(collection, safe='')}/tune")
 
     def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         try:

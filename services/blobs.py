@@ -13,6 +13,7 @@ from services.errors import ApiError, invalid
 from services.originals import Originals
 
 _PART = ".part"
+SPACE_RESERVE_BYTES = 16 << 20
 
 
 class Blobs:
@@ -29,6 +30,7 @@ class Blobs:
         part = target.with_suffix(_PART)
         try:
             _check_size(source, max_bytes)
+            self.require_space()
             self._folder.mkdir(parents=True, exist_ok=True)
             self._write(source, part)
             os.replace(part, target)
@@ -39,6 +41,17 @@ class Blobs:
                 part.unlink(missing_ok=True)
             raise _as_api_error(error, self._folder) from error
         return target
+
+    def require_space(self) -> None:
+        """Raise `OSError` (ENOSPC) while the disk is nearly full. The vector store maps its files into memory, and a
+        mapped page that finds no place on the disk ends the whole process; so nothing is begun without a reserve."""
+        if shutil.disk_usage(self._home).free < SPACE_RESERVE_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._home))
+
+    def place_for(self, job_id: str) -> Path:
+        """Where the file of a job will lie that has yet to be fetched."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self._folder / job_id
 
     def remove(self, path: str | None) -> None:
         if path is not None:

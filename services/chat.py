@@ -4,17 +4,13 @@ verify the citations. Everything that happens comes out as an event; how events 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-
-import numpy as np
+from typing import Literal
 
 from cluster.engine import Usage
-from rag.citations import CitedAnswer, CitedPassage, answer_sentences, cite, make_citation
 from rag.language import words
-from rag.quoting import choose_quote, introduce, list_quotes
 from rag.refusal import judge_evidence, no_evidence_answer
 from rag.types import Passage
 from services.chat_types import (
@@ -38,6 +34,7 @@ from services.rewrite import search_queries
 from services.tools import KNOWLEDGE_SEARCH, TOOLS
 from services.tools.loop import ToolLimits, ToolLoop
 from services.tools.registry import Tool, ToolContext
+from services.verification import AnswerVerifier
 
 
 class Chat:
@@ -55,7 +52,7 @@ class Chat:
         self._searcher = searcher
         self._retrieval = retrieval
         self._chat = chat
-        self._embedder = embedder
+        self._verifier = AnswerVerifier(searcher, embedder)
 
     async def __call__(self, request: ChatRequest, model: ModelClient) -> AsyncIterator[ChatEvent]:
         """Events in the order in which they happen, `Finished` last. Raises `ApiError`."""
@@ -69,7 +66,9 @@ class Chat:
         found = _Found(has_evidence=True)
         if request.knowledge and not is_forced(request.tool_choice):
             found = await self._retrieve(request, request.knowledge)
-            yield RetrievalDone(found.query, tuple(found.passages), "found" if found.has_evidence else "none")
+            evidence_found: Literal["found", "none"] = "found" if found.has_evidence else "none"
+            is_rewritten = found.query.strip() != question.strip()
+            yield RetrievalDone(found.query, tuple(found.passages), evidence_found, is_rewritten)
             if not found.has_evidence and not _has_other_tools(request, tools):
                 for event in refuse(question, Usage(0, 0)):
                     yield event
@@ -117,17 +116,15 @@ class Chat:
 
         # 5. Verify the model's citations, attach what it left out; where nothing holds, quote the documents themselves.
         if request.knowledge and finished.finish_reason != "tool_calls":
-            cited, said = await self._cite(finished.text, question, context), finished.text
-            quoted = None if cited.citations else await self._quote(cited, question, context)
-            if quoted is not None:
-                addition = quoted.text.removeprefix(cited.text)
-                yield TextDelta(addition)
-                cited, said = quoted, said + addition
+            verified = await self._verifier.verify(finished.text, question, context)
+            if verified.added:
+                yield TextDelta(verified.added)
+            cited, said = verified.cited, finished.text + verified.added
             # A model may write nothing but marks of its own.
             text = cited.text if any(words(cited.text)) else no_evidence_answer(question)
             changed = text if text != said else None
-            evidence: Evidence = "quoted" if quoted is not None else "found" if context.passages else "none"
-            yield CitationsReady(cited.citations, changed, evidence)
+            evidence: Evidence = "quoted" if verified.is_quoted else "found" if context.passages else "none"
+            yield CitationsReady(cited.citations, changed, evidence, cited.unsupported)
             finished = Finished(finished.finish_reason, finished.usage, text)
         yield finished
 
@@ -137,7 +134,8 @@ class Chat:
         best: _Found | None = None
         for query in search_queries(request.messages):
             result = await self._search(request, knowledge, query)
-            is_found = judge_evidence(query, result.passages, threshold).is_found
+            own = {} if knowledge.threshold is not None else result.thresholds
+            is_found = judge_evidence(query, result.passages, threshold, own).is_found
             found = _Found(is_found, query, list(result.passages), dict(result.collection_names))
             if is_found:
                 return found
@@ -159,45 +157,10 @@ class Chat:
             collections=request.knowledge.collections if request.knowledge else (),
             actor=request.actor,
             evidence_threshold=self._threshold(request.knowledge),
+            is_threshold_asked=request.knowledge is not None and request.knowledge.threshold is not None,
             passages=list(passages),
             collection_names=found.collection_names,
         )
-
-    async def _cite(self, text: str, question: str, context: ToolContext) -> CitedAnswer:
-        """By words first; by meaning too where words left a sentence without support."""
-        cited = cite(text, context.passages, question=question, collection_names=context.collection_names)
-        sentences = answer_sentences(text)
-        if self._embedder is None or not cited.num_uncited or not context.passages:
-            return cited
-        texts = [*sentences, *(passage.chunk.text for passage in context.passages)]
-        vectors = np.asarray(await self._embedder.embed_passages(texts), dtype=np.float32)
-        cosines = vectors[: len(sentences)] @ vectors[len(sentences) :].T
-        return cite(
-            text,
-            context.passages,
-            question=question,
-            collection_names=context.collection_names,
-            cosines=cosines,
-        )
-
-    async def _quote(self, cited: CitedAnswer, question: str, context: ToolContext) -> CitedAnswer | None:
-        """The answer followed by the sentence of the documents that says most about the question."""
-        quotes = list_quotes(question, context.passages)
-        cosines = None
-        if self._embedder is not None and len(quotes) > 1:
-            texts = [question, *(quote.text for quote in quotes)]
-            vectors = np.asarray(await self._embedder.embed_passages(texts), dtype=np.float32)
-            cosines = vectors[1:] @ vectors[0]
-        quote = choose_quote(quotes, cosines)
-        if quote is None:
-            return None
-        passage = context.passages[quote.number - 1]
-        break_ = "\n\n" if any(words(cited.text)) else ""
-        sentence = introduce(question, quote)
-        start = len(cited.text) + len(break_)
-        citation = make_citation(quote.number, passage, quote.span.start, quote.span.end, context.collection_names)
-        cited_passage = CitedPassage(citation, ((start, start + len(sentence)),))
-        return dataclasses.replace(cited, text=cited.text + break_ + sentence, citations=(cited_passage,))
 
 
 def make_story(config: PlatformConfig, searcher: Searcher, embedder: SentenceEmbedder | None) -> Chat:

@@ -6,7 +6,7 @@ Pure: events in, dictionaries out. `AnswerRecord` gathers what is stored of an a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,7 @@ class AnswerRecord:
     tool_calls: list[Json] = field(default_factory=list)
     logprobs: list[Json] = field(default_factory=list)
     evidence: str | None = None
+    unsupported: list[list[int]] = field(default_factory=list)
     finish_reason: str | None = None
     usage: Usage | None = None
     document_ids: set[str] = field(default_factory=set)
@@ -55,6 +56,7 @@ class AnswerRecord:
             case CitationsReady():
                 self.citations = [citation_json(cited) for cited in event.citations]
                 self.evidence = event.evidence
+                self.unsupported = _spans(event.unsupported)
                 self.text = event.answer if event.answer is not None else self.text
             case Finished():
                 self.text, self.usage, self.finish_reason = event.text, event.usage, event.finish_reason
@@ -134,7 +136,11 @@ def whole_answer(answer_id: str, model: str, created: int, record: AnswerRecord)
 def _extension(record: AnswerRecord) -> Json:
     extension: Json = {"steps": record.steps}
     if record.evidence is not None:
-        extension |= {"citations": record.citations, "evidence": record.evidence}
+        extension |= {
+            "citations": record.citations,
+            "evidence": record.evidence,
+            "unsupported": record.unsupported,
+        }
     trimmed = [step for step in record.steps if step["event"] == "context"]
     if trimmed:
         extension["context"] = trimmed[-1]
@@ -145,7 +151,13 @@ def windfarm_event(event: ChatEvent) -> Json:
     match event:
         case RetrievalDone():
             found = [_passage_json(passage) for passage in event.passages]
-            return {"event": "retrieval", "query": event.query, "evidence": event.evidence, "passages": found}
+            return {
+                "event": "retrieval",
+                "query": event.query,
+                "rewritten": event.is_rewritten,
+                "evidence": event.evidence,
+                "passages": found,
+            }
         case ContextTrimmed():
             omitted = {"messages": event.num_messages, "passages": event.num_passages}
             return {"event": "context", "omitted": omitted, "reason": event.reason}
@@ -165,6 +177,7 @@ def windfarm_event(event: ChatEvent) -> Json:
                 "citations": [citation_json(cited) for cited in event.citations],
                 "answer": event.answer,
                 "evidence": event.evidence,
+                "unsupported": _spans(event.unsupported),
             }
     raise AssertionError(f"{type(event).__name__} is part of OpenAI's own format")
 
@@ -184,6 +197,10 @@ def citation_json(cited: CitedPassage) -> Json:
         "score": round(float(citation.score), 6),
         "answer_spans": [list(span) for span in cited.answer_spans],
     }
+
+
+def _spans(places: Sequence[tuple[int, int]]) -> list[list[int]]:
+    return [list(place) for place in places]
 
 
 def _passage_json(passage: Passage) -> Json:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from cluster.engine import GenerationChunk, GenerationRequest, SamplingParams, Usage
 from rag.citations import CitedPassage
-from rag.types import Passage
+from rag.types import Citation, Passage
 
 Message = Mapping[str, Any]
 """An OpenAI chat message."""
@@ -71,6 +71,8 @@ class SearchResult:
 
     passages: Sequence[Passage]
     collection_names: Mapping[str, str] = field(default_factory=dict)
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    """The evidence threshold of each tuned collection, by the same ids."""
 
 
 class Searcher(Protocol):
@@ -79,6 +81,9 @@ class Searcher(Protocol):
     async def search(
         self, collections: Sequence[str], query: str, *, top_k: int | None, actor: str | None
     ) -> SearchResult: ...
+
+    async def check_quotes(self, citations: Sequence[Citation], *, actor: str | None) -> Sequence[bool]:
+        """Whether each quote stands letter by letter in its stored version, and the actor may read that now."""
 
 
 class SentenceEmbedder(Protocol):
@@ -103,6 +108,8 @@ class RetrievalDone:
     query: str
     passages: tuple[Passage, ...]
     evidence: Literal["found", "none"]
+    is_rewritten: bool = False
+    """Whether `query` is another text than the question, made from the turns before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +150,13 @@ Evidence = Literal["found", "quoted", "none"]
 class CitationsReady:
     """The verified citations of the whole answer. `answer` is the final text where the server changed what it had
     streamed (marks attached or removed), otherwise `None`. `evidence` "quoted": passages were found, none confirms what
-    the model wrote, so a sentence of theirs was added."""
+    the model wrote, so a sentence of theirs was added. `unsupported`: the places of the final text that state something
+    which no passage says."""
 
     citations: tuple[CitedPassage, ...]
     answer: str | None
     evidence: Evidence
+    unsupported: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

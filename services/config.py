@@ -11,7 +11,7 @@ uses comes from the environment, so that one file serves every machine.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Section(BaseModel):
@@ -86,6 +86,26 @@ class QdrantConfig(Section):
     api_key_env: str | None = None
 
 
+class WebConfig(Section):
+    """What may be fetched for users who name a URL."""
+
+    allowed: list[str] = Field(default_factory=list)
+    """Addresses, networks (10.1.0.0/16) and names of hosts that may be fetched from although they are not public."""
+    ports: list[Port] = [80, 443]
+    """Ports of public hosts; what `allowed` lists has no limit of ports."""
+    timeout_s: Annotated[float, Field(gt=0)] = 60
+    """For one file with all its redirects."""
+    max_redirects: Annotated[int, Field(ge=0, le=20)] = 5
+
+    @field_validator("allowed")
+    @classmethod
+    def _is_readable(cls, entries: list[str]) -> list[str]:
+        from services.web.addresses import Allowed
+
+        Allowed.of(entries)
+        return entries
+
+
 class IngestionConfig(Section):
     max_file_mib: Annotated[float, Field(gt=0)] = 64
     parse_timeout_s: Annotated[float, Field(gt=0)] = 60
@@ -93,6 +113,9 @@ class IngestionConfig(Section):
     parallel_parsers: Annotated[int, Field(ge=1)] = 1
     chunk_tokens: Annotated[int, Field(ge=16, le=512)] = 200
     chunk_overlap_tokens: Annotated[int, Field(ge=0)] = 32
+    web: WebConfig = WebConfig()
+    git_schemes: list[Literal["https", "ssh", "file"]] = ["https"]
+    """How `windfarm sync` may read git repositories."""
 
 
 class StoreConfig(Section):
@@ -118,8 +141,9 @@ class RetrievalConfig(Section):
     """How the meaning leg and the words leg are joined; dbsf was never below the better leg in any measured set."""
     dense_weight: Annotated[float, Field(ge=0, le=1)] = 0.7
     """Weight of the meaning leg; the words leg has the rest."""
-    evidence_threshold: Annotated[float, Field(ge=-1, le=1)] = 0.83
-    """Cosine of question and best passage below which the answer is that the documents do not say."""
+    evidence_threshold: Annotated[float, Field(ge=-1, le=1.2)] = 0.855
+    """Evidence score (cosine of question and best passage, plus what common words are worth) below which the answer is
+    that the documents do not say. `windfarm tune` fits one to a collection."""
 
 
 class ChatConfig(Section):

@@ -194,6 +194,8 @@ class Collection(Base):
     """Name of its index in the vector store; embedding anew fills another index and then changes this name."""
     embedding_model: Mapped[str]
     embedding_dimension: Mapped[int]
+    tuning: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """What `windfarm tune` found on the collection's own questions; see `services.tuning`."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     deleted_at: Mapped[datetime | None]
 
@@ -219,6 +221,10 @@ class Document(Base):
     owner_id: Mapped[str] = mapped_column(ForeignKey("users.id"), index=True)
     active_version_id: Mapped[str | None]
     """No foreign key: documents and versions would refer to each other. The reconciler proves it instead."""
+    source: Mapped[str | None] = mapped_column(String(1024))
+    """The folder, repository or website that a synchronisation keeps in step with; none: brought by hand."""
+    origin: Mapped[str | None] = mapped_column(Text)
+    """Where this very file came from, such as its URL."""
     has_own_readers: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
     """Otherwise its readers are those of the collection."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
@@ -264,8 +270,10 @@ class Version(Base):
 
 
 class Job(Base):
-    """Work on a collection that survives a restart: `ingest` a file that waits at `blob_path`, `reembed` all of it, or
-    `repair` the vectors of one document from its stored text."""
+    """Work on a collection that survives a restart: `ingest` a file that waits at `blob_path`, fetch the `url` in
+    `origin`, `reembed` all of it, or `repair` the vectors of one document from its stored text.
+
+    `state` is queued, parsing, embedding, done, failed or cancelled; a paused job keeps its place and begins anew."""
 
     __tablename__ = "jobs"
 
@@ -284,6 +292,20 @@ class Job(Base):
     error_code: Mapped[str | None]
     error_message: Mapped[str | None] = mapped_column(Text)
     warnings: Mapped[list[Any]] = mapped_column(default=list)
+    batch: Mapped[str | None] = mapped_column(index=True)
+    """Jobs that were submitted together, such as all files of one `windfarm ingest`."""
+    is_paused: Mapped[bool] = mapped_column(default=False)
+    num_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    num_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
+    """Tokens of all passages together; known when the file has been cut."""
+    source: Mapped[str | None] = mapped_column(String(1024))
+    origin: Mapped[str | None] = mapped_column(Text)
+    parse_as: Mapped[str | None] = mapped_column(String(1024))
+    """A name with the ending of the file's type, where its own name has none (a web page)."""
+    duplicate_of: Mapped[str | None] = mapped_column(String(1024))
+    """Name of another document of the collection that has the same content."""
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     updated_at: Mapped[datetime] = mapped_column(default=utc_now, onupdate=utc_now)
 

@@ -30,6 +30,7 @@ from services.gateway_app import GatewayApp
 from services.generation import ChatStory, Generation
 from services.host_check import HostCheck
 from services.inference_routes import InferenceRoutes
+from services.job_routes import JobRoutes
 from services.key_limits import KeyLimits
 from services.knowledge_calls import RemoteSearcher
 from services.knowledge_routes import KnowledgeRoutes
@@ -137,6 +138,7 @@ class Endpoint:
                 uploads,
                 config.max_body_mib,
             ).routes(),
+            *JobRoutes(around.store).routes(),
             *DocumentRoutes(around.store).routes(),
             *FeedbackRoutes(FeedbackBook(around.database)).routes(),
             *FileRoutes(files, vector_stores, uploads, config.max_body_mib).routes(),

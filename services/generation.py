@@ -260,7 +260,9 @@ class Generation:
         if conversation is None:
             return
         record = answer.record
-        steps = record.steps + ([{"event": "evidence", "evidence": record.evidence}] if record.evidence else [])
+        steps = list(record.steps)
+        if record.evidence:
+            steps.append({"event": "evidence", "evidence": record.evidence, "unsupported": record.unsupported})
         await asyncio.to_thread(
             self._conversations.add_message,
             answer.call.actor,

@@ -10,17 +10,22 @@ from sqlalchemy.exc import OperationalError
 
 from rag.errors import EmbedderUnavailable, EmbeddingMismatch, ParseError, StoreError
 from services.errors import ApiError, conflict, invalid
+from services.web.errors import FetchError
 
 
 class Cancelled(Exception):
-    """The job's collection or document was deleted while it ran."""
+    """The job was cancelled, or its collection or document deleted, while it ran."""
+
+
+class Paused(Exception):
+    """The job was paused before it began."""
 
 
 def reason_of(error: Exception) -> tuple[str, str]:
     """Stable code and message of what ended a job."""
     cause = error.orig if isinstance(error, OperationalError) else error
     text = str(cause)
-    if isinstance(error, ParseError):
+    if isinstance(error, ParseError | FetchError):
         return error.code, text
     if (
         (isinstance(cause, OSError) and cause.errno == errno.ENOSPC)
@@ -46,6 +51,8 @@ def as_api_errors() -> Iterator[None]:
         yield
     except ParseError as error:
         raise invalid(str(error), param="file", code=error.code) from error
+    except FetchError as error:
+        raise invalid(str(error), param="url", code=error.code) from error
     except EmbeddingMismatch as error:
         raise conflict(str(error), code="embedding_mismatch", param="collection") from error
     except OperationalError as error:

@@ -49,6 +49,8 @@ class Replacement:
     version: Version
     document_name: str
     owner_id: str
+    source: str | None = None
+    origin: str | None = None
 
 
 class Journal:
@@ -70,6 +72,7 @@ class Journal:
             "delete_document": self._finish_document_deletion,
             "delete_collection": self._finish_collection_deletion,
             "drop_index": self._finish_index_drop,
+            "discard_version": self._finish_discard,
         }
 
     @contextmanager
@@ -91,6 +94,7 @@ class Journal:
         """Make a staged version the active one and remove what it replaces. False where its collection or job was
         deleted or cancelled meanwhile: nothing has changed then."""
         with self.turn:
+            self.replay()  # What the store could not carry out before may decide which version this one replaces.
             with self._database.write() as session:
                 if not _is_wanted(session, change):
                     return False
@@ -104,6 +108,7 @@ class Journal:
                     )
                     session.add(document)
                     session.flush()
+                document.source, document.origin = change.source, change.origin
                 session.add(change.version)
                 payload = {
                     "index_id": change.index_id,
@@ -119,6 +124,7 @@ class Journal:
     def delete_document(self, document: Document, collection: Collection, actor: str) -> str:
         """Remove a document with all that was made of it. Returns the id of the receipt that says what went."""
         with self.turn:
+            self.replay()
             stored = self._store.measure(collection.index_id, document_id=document.id)
             with self._visible.exclusive(), self._database.write() as session:
                 row = session.get(Document, document.id)
@@ -141,6 +147,7 @@ class Journal:
     def delete_collection(self, collection: Collection, actor: str) -> str:
         """The same for a collection. Its index goes as a whole, so its words are not counted."""
         with self.turn:
+            self.replay()
             num_points = self._store.count(collection.index_id)
             with self._visible.exclusive(), self._database.write() as session:
                 row = session.get(Collection, collection.id)
@@ -165,6 +172,13 @@ class Journal:
         """Let the store follow a change of a document's readers; part of the caller's transaction. `replay` does it."""
         payload = {"index_id": index_id, "document_id": document.id}
         session.add(JournalEntry(operation="label_document", payload=payload))
+
+    def note_discard(self, operation: str, index_id: str, version_id: str | None = None) -> None:
+        """What is to be removed when the store is back: a version that nobody decided on (`discard_version`), or an
+        index that no collection uses (`drop_index`)."""
+        payload = {"index_id": index_id, "version_id": version_id}
+        with self._database.write() as session:
+            session.add(JournalEntry(operation=operation, payload=payload))
 
     def switch_index(self, session: Session, collection: Collection, index_id: str) -> None:
         """Let a collection use another, complete index; part of the caller's transaction. `replay` drops the old."""
@@ -254,6 +268,11 @@ class Journal:
             with self._database.read() as session:
                 self._originals.remove(session.scalars(select(Version.id).where(of_versions)).all())
 
+    def _finish_discard(self, payload: Payload) -> None:
+        self._store.delete_version(payload["index_id"], payload["version_id"])
+        with self._database.write() as session:
+            _close(session, payload)
+
     def _finish_index_drop(self, payload: Payload) -> None:
         self._store.delete_collection(payload["index_id"])
         with self._database.write() as session:
@@ -325,7 +344,7 @@ def _forget_jobs(session: Session, collection_id: str, filename: str | None = No
     unfinished = session.scalars(select(Job).where(*concerned)).all()
     for job in unfinished:
         # The worker may be at it, and still has to find the row; nothing in it may lead back to the document.
-        job.state, job.document_id, job.version_id = "cancelled", None, None
+        job.state, job.document_id, job.version_id, job.ended_at = "cancelled", None, None, utc_now()
     uploads = tuple(job.blob_path for job in unfinished if job.blob_path is not None)
     return len(ended) + len(unfinished), uploads
 
@@ -333,7 +352,7 @@ def _forget_jobs(session: Session, collection_id: str, filename: str | None = No
 def _end_job(session: Session, job_id: str, document_id: str, version_id: str, num_chunks: int) -> None:
     job = session.get(Job, job_id)
     if job is not None:
-        job.state, job.progress = "done", 1.0
+        job.state, job.progress, job.ended_at = "done", 1.0, utc_now()
         job.document_id, job.version_id, job.num_chunks = document_id, version_id, num_chunks
 
 

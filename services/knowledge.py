@@ -12,6 +12,7 @@ import unicodedata
 import zlib
 from collections.abc import Collection as AnyCollection
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Select, func, or_, select
@@ -108,7 +109,8 @@ class Knowledge:
             rows = session.execute(
                 _readable_documents(reader).where(Document.collection_id == collection.id).order_by(Document.name)
             ).all()
-            return [document_json(document, version, collection.name) for document, version in rows]
+            shows_source = manages(reader, collection)
+            return [document_json(*row, collection.name, shows_source=shows_source) for row in rows]
 
     def document(self, document_id: str, actor: str) -> dict[str, Any]:
         """Metadata, text and pages of a document's active version."""
@@ -142,6 +144,35 @@ class Knowledge:
             newest = select(Job).where(Job.collection_id == collection.id)
             newest = newest.order_by(Job.created_at.desc(), Job.id.desc()).limit(_MAX_JOBS_LISTED)
             return [job_json(job, collection.name) for job in session.scalars(newest)]
+
+    def keep_tuning(self, name: str, tuning: dict[str, Any] | None, actor: str) -> dict[str, Any]:
+        """Store what was found; none: back to the configuration. 403 for those who may only read."""
+        with self._database.write() as session:
+            reader = reader_of(session, actor)
+            collection = find_collection(session, reader, name)
+            require_manager(reader, collection)
+            collection.tuning = tuning
+        return self.describe_collection(name, actor)
+
+    def readable_texts(self, name: str, actor: str) -> list[tuple[str, str]]:
+        """(document id, text) of every document of a collection that the actor may read, by name."""
+        with self._database.read() as session:
+            reader = reader_of(session, actor)
+            collection = find_collection(session, reader, name)
+            wanted = _readable_documents(reader).where(Document.collection_id == collection.id).order_by(Document.name)
+            return [(document.id, stored_document(version).text) for document, version in session.execute(wanted)]
+
+    def check_quotes(self, quotes: Sequence[tuple[str, int, int, str]], actor: str) -> list[bool]:
+        """Whether each (version, start, end, quote) stands letter by letter in the stored, active version of a document
+        that the actor may read."""
+        versions = {version_id for version_id, *_ in quotes}
+        with self._database.read() as session:
+            readable = _readable_documents(reader_of(session, actor)).where(Version.id.in_(versions))
+            texts = {version.id: stored_document(version).text for _, version in session.execute(readable)}
+        return [
+            bool(quote) and version_id in texts and texts[version_id][start:end] == quote
+            for version_id, start, end, quote in quotes
+        ]
 
     def readable_versions(self, version_ids: AnyCollection[str], actor: str) -> set[str]:
         """Those of the versions that are their document's active one right now, and that the actor may read."""
@@ -226,17 +257,24 @@ def collection_json(collection: Collection, num_documents: int, num_chunks: int,
         "embedding_dimension": collection.embedding_dimension,
         "num_documents": num_documents,
         "num_chunks": num_chunks,
+        "tuning": collection.tuning,
         "can_change": manages(reader, collection),
         "created_at": int(collection.created_at.timestamp()),
     }
 
 
-def document_json(document: Document, version: Version, collection: str) -> dict[str, Any]:
+def document_json(
+    document: Document, version: Version, collection: str, *, shows_source: bool = False
+) -> dict[str, Any]:
+    """Where a file lay on somebody's machine is of those alone who may change the collection; addresses are of all."""
+    is_web = (document.origin or "").startswith(("http://", "https://"))
     return {
         "id": document.id,
         "object": "document",
         "collection": collection,
         "name": document.name,
+        "source": document.source if shows_source else None,
+        "origin": document.origin if shows_source or is_web else None,
         "version_id": version.id,
         "title": version.title,
         "language": version.language,
@@ -261,6 +299,13 @@ def job_json(job: Job, collection: str) -> dict[str, Any]:
         "filename": job.filename,
         "state": job.state,
         "progress": job.progress,
+        "paused": job.is_paused,
+        "batch": job.batch,
+        "source": job.source,
+        "origin": job.origin,
+        "duplicate_of": job.duplicate_of,
+        "num_bytes": job.num_bytes,
+        "num_tokens": job.num_tokens,
         "document_id": job.document_id,
         "version_id": job.version_id,
         "num_chunks": job.num_chunks,
@@ -269,7 +314,13 @@ def job_json(job: Job, collection: str) -> dict[str, Any]:
         "warnings": list(job.warnings),
         "created_at": int(job.created_at.timestamp()),
         "updated_at": int(job.updated_at.timestamp()),
+        "started_at": _seconds(job.started_at),
+        "ended_at": _seconds(job.ended_at),
     }
+
+
+def _seconds(moment: datetime | None) -> int | None:
+    return None if moment is None else int(moment.timestamp())
 
 
 def _checked_name(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rag.types import Citation
 from services.calls import Calls
 from services.chat_types import SearchResult
 from services.config import RetrievalConfig
@@ -32,6 +33,24 @@ class RemoteSearcher:
             dense_weight=settings.dense_weight,
         )
         return found
+
+    async def tune(self, collection: str, questions: Sequence[tuple[str, list[str]]] | None, actor: str) -> Any:
+        settings = self._retrieval
+        return await self._store.call(
+            "tune",
+            collection,
+            questions,
+            actor,
+            candidates=settings.candidates,
+            fusion=settings.fusion,
+            dense_weight=settings.dense_weight,
+            top_k=settings.top_k,
+        )
+
+    async def check_quotes(self, citations: Sequence[Citation], *, actor: str | None) -> Sequence[bool]:
+        quotes = [(each.version_id, each.start, each.end, each.quote) for each in citations]
+        hold: list[bool] = await self._store.call("check_quotes", quotes, actor)
+        return hold
 
 
 class RemoteSentenceEmbedder:

@@ -1,4 +1,4 @@
-"""Routes of the knowledge base: collections, documents, jobs, search. The store does the work; here it is addressed."""
+"""Routes of the knowledge base: collections, documents, search. The store does the work; here it is addressed."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from pydantic import Field
 
 from rag.types import Passage
 from services.calls import Calls
-from services.errors import not_found
+from services.errors import invalid, not_found
 from services.event_stream import until_client_leaves
 from services.knowledge import ACTIVE_JOB_STATES
 from services.knowledge_calls import RemoteSearcher
 from services.routing import Answer, Call, Route, flag, json_answer, list_answer
+from services.tuning import MAX_QUESTIONS
 from services.uploads import receive_upload
 from services.validation import RequestBody
 
 _MAX_MIB = 1.0
+_ABOUT = {"batch": 200, "source": 1000, "origin": 4000, "parse_as": 1000}
+"""Most characters of each."""
 
 
 class NewCollection(RequestBody):
@@ -25,9 +28,26 @@ class NewCollection(RequestBody):
     description: Annotated[str, Field(max_length=2000)] = ""
 
 
+class NewUrl(RequestBody):
+    url: Annotated[str, Field(min_length=1, max_length=4000)]
+    batch: Annotated[str, Field(max_length=200)] | None = None
+    source: Annotated[str, Field(max_length=1000)] | None = None
+
+
 class SearchBody(RequestBody):
     query: Annotated[str, Field(min_length=1, max_length=20_000)]
     top_k: Annotated[int, Field(ge=1, le=100)] | None = None
+
+
+class TuningQuestion(RequestBody):
+    text: Annotated[str, Field(min_length=1, max_length=2000)]
+    documents: Annotated[list[str], Field(max_length=1000)] = []
+    """Ids of the documents that answer it; none: nothing in the collection does."""
+
+
+class TuningBody(RequestBody):
+    questions: Annotated[list[TuningQuestion], Field(min_length=1, max_length=MAX_QUESTIONS)] | None = None
+    """None: made from the collection itself."""
 
 
 class KnowledgeRoutes:
@@ -48,12 +68,13 @@ class KnowledgeRoutes:
             Route("DELETE", collection, self.delete_collection),
             Route("GET", f"{collection}/documents", self.list_documents),
             Route("POST", f"{collection}/documents", self.upload),
+            Route("POST", f"{collection}/urls", self.add_url),
             Route("GET", f"{collection}/documents/{{id}}", self.get_document),
             Route("DELETE", f"{collection}/documents/{{id}}", self.delete_document),
-            Route("GET", f"{collection}/jobs", self.list_jobs),
             Route("POST", f"{collection}/search", self.search),
             Route("POST", f"{collection}/reembed", self.reembed),
-            Route("GET", "/v1/jobs/{id}", self.get_job),
+            Route("POST", f"{collection}/tune", self.tune),
+            Route("DELETE", f"{collection}/tune", self.forget_tuning),
         ]
 
     async def list_collections(self, call: Call) -> Answer:
@@ -74,17 +95,26 @@ class KnowledgeRoutes:
         return list_answer(await self._store.call("list_documents", call.parameters["name"], call.actor.user_id))
 
     async def upload(self, call: Call) -> Answer:
-        """202 with a job that runs; with `?wait=true` the finished job."""
+        """202 with a job that runs; with `?wait=true` the job when it has ended or is paused. `?batch=`, `?source=` and
+        `?origin=` are kept with it; `?parse_as=page.html` says the type of a file whose name does not."""
         wait = flag(call, "wait")
+        about = _about(call)
         content_type = call.headers.get("content-type", "")
         async with receive_upload(call.receive, content_type, self._uploads, self._max_file_mib) as upload:
             job = await self._store.call(
-                "submit_document", call.parameters["name"], upload.filename, upload.path, call.actor.user_id
+                "submit_document", call.parameters["name"], upload.filename, upload.path, call.actor.user_id, **about
             )
         if not wait:
             return json_answer({"job": job}, 202)
         ended = until_client_leaves(call.receive, self._until_ended(job, call.actor.user_id))
         return json_answer({"job": await ended})
+
+    async def add_url(self, call: Call) -> Answer:
+        """202 with a job that fetches the URL; the store's guarded client decides what may be fetched."""
+        new = await call.parse(NewUrl, _MAX_MIB)
+        about = {"batch": new.batch, "source": new.source}
+        job = await self._store.call("submit_url", call.parameters["name"], new.url, call.actor.user_id, **about)
+        return json_answer({"job": job}, 202)
 
     async def get_document(self, call: Call) -> Answer:
         document = await self._store.call("document", call.parameters["id"], call.actor.user_id)
@@ -99,12 +129,6 @@ class KnowledgeRoutes:
         name, document_id = call.parameters["name"], call.parameters["id"]
         return json_answer(await self._store.call("delete_document", name, document_id, call.actor.user_id))
 
-    async def list_jobs(self, call: Call) -> Answer:
-        return list_answer(await self._store.call("jobs", call.parameters["name"], call.actor.user_id))
-
-    async def get_job(self, call: Call) -> Answer:
-        return json_answer(await self._store.call("job", call.parameters["id"], call.actor.user_id))
-
     async def search(self, call: Call) -> Answer:
         wanted = await call.parse(SearchBody, _MAX_MIB)
         name = call.parameters["name"]
@@ -115,11 +139,28 @@ class KnowledgeRoutes:
         job = await self._store.call("reembed", call.parameters["name"], call.actor.user_id)
         return json_answer({"job": job}, 202)
 
+    async def tune(self, call: Call) -> Answer:
+        wanted = await call.parse(TuningBody, _MAX_MIB)
+        questions = None if wanted.questions is None else [(each.text, each.documents) for each in wanted.questions]
+        return json_answer(await self._searcher.tune(call.parameters["name"], questions, call.actor.user_id))
+
+    async def forget_tuning(self, call: Call) -> Answer:
+        return json_answer(await self._store.call("forget_tuning", call.parameters["name"], call.actor.user_id))
+
     async def _until_ended(self, job: dict[str, Any], actor: str) -> dict[str, Any]:
         """One call waits for less than calls may take; long jobs need several."""
-        while job["state"] in ACTIVE_JOB_STATES:
+        while job["state"] in ACTIVE_JOB_STATES and not job.get("paused"):
             job = await self._store.call("wait_for_job", job["id"], actor)
         return job
+
+
+def _about(call: Call) -> dict[str, str]:
+    """What a client says of a file beside its content."""
+    about = {name: call.query[name] for name in _ABOUT if call.query.get(name)}
+    for name, value in about.items():
+        if len(value) > _ABOUT[name] or "\x00" in value:
+            raise invalid(f"'{name}' is longer than {_ABOUT[name]} characters or holds a NUL.", param=name)
+    return about
 
 
 def _passage(passage: Passage, collection: str) -> dict[str, Any]:

@@ -7,26 +7,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Sequence
 
 from rag.chunking import TokenSpans, chunk_document
-from rag.errors import EmbedderUnavailable
+from rag.errors import EmbedderUnavailable, StoreUnavailable
 from rag.types import Embedder, ParsedDocument, StoredChunk, TextChunk, Vectors
 from rag.vector_store import VectorStore, point_id
 from services.config import IngestionConfig
 from services.database import Collection, Database, Job, Version
+from services.ingest_progress import LiveJobs
 from services.ingestion_errors import Cancelled
 from services.journal import Journal
+from services.knowledge import ACTIVE_JOB_STATES
+from services.threads import to_its_end
 
 _log = logging.getLogger(__name__)
 
 _EMBED_BATCH = 32
 _RETRY_S = 2.0
-_EMBEDDER_PATIENCE_S = 300.0
-"""How long a job waits for an embedding replica that restarts."""
 
 
 class PassageWriter:
-    """`progress` holds the part of each running job that is done, from 0 to 1."""
+    """`live` is told how far jobs are and what they wait for; `require_space` raises where the disk is nearly full."""
 
     def __init__(
         self,
@@ -36,6 +38,8 @@ class PassageWriter:
         embedder: Embedder,
         token_spans: TokenSpans,
         config: IngestionConfig,
+        live: LiveJobs,
+        require_space: Callable[[], None],
     ) -> None:
         self._database = database
         self._store = store
@@ -43,7 +47,11 @@ class PassageWriter:
         self._embedder = embedder
         self._token_spans = token_spans
         self._config = config
-        self.progress: dict[str, float] = {}
+        self._live = live
+        self._require_space = require_space
+
+    async def cut(self, parsed: ParsedDocument) -> list[TextChunk]:
+        return await asyncio.to_thread(cut_into_chunks, parsed, self._token_spans, self._config)
 
     async def store_passages(
         self,
@@ -55,35 +63,58 @@ class PassageWriter:
         progress: tuple[float, float],
     ) -> int:
         """Cut, embed and write a version's passages, hidden. Returns how many there are."""
-        chunks = await asyncio.to_thread(cut_into_chunks, parsed, self._token_spans, self._config)
+        chunks = await self.cut(parsed)
+        await self.store_chunks(job, index_id, version, chunks, document_name, progress)
+        return len(chunks)
+
+    async def store_chunks(
+        self,
+        job: Job,
+        index_id: str,
+        version: Version,
+        chunks: Sequence[TextChunk],
+        document_name: str,
+        progress: tuple[float, float],
+    ) -> None:
+        """Embed and write passages that were cut before, hidden. Waits for an embedding model that is away."""
         first, last = progress
         num_stored = 0
         for start in range(0, len(chunks), _EMBED_BATCH):
             batch = chunks[start : start + _EMBED_BATCH]
-            vectors = await self._embed([embedded_text(chunk) for chunk in batch])
+            vectors = await self._embed(job, [embedded_text(chunk) for chunk in batch])
             stored = [stored_chunk(chunk, index_id, version, document_name) for chunk in batch]
-            await asyncio.to_thread(self._write_hidden, job, index_id, stored, vectors)
+            await to_its_end(self._write_hidden, job, index_id, stored, vectors)
             num_stored += len(batch)
-            self.progress[job.id] = min(last, first + (last - first) * num_stored / len(chunks))
-        return len(chunks)
+            self._live.advance(job.id, min(last, first + (last - first) * num_stored / len(chunks)))
+            share = (last - first) * len(batch) / len(chunks)
+            self._live.meter.add(tokens=sum(chunk.num_tokens for chunk in batch), num_bytes=share * job.num_bytes)
 
-    async def _embed(self, texts: list[str]) -> Vectors:
-        """Vectors of passages; waits for an embedding replica that restarts."""
-        async with asyncio.timeout(_EMBEDDER_PATIENCE_S):
-            while True:
-                try:
-                    return await self._embedder.embed_passages(texts)
-                except EmbedderUnavailable as error:
-                    _log.warning("Waiting for the embedding model: %s", error)
-                    await asyncio.sleep(_RETRY_S)
+    async def _embed(self, job: Job, texts: list[str]) -> Vectors:
+        """Vectors of passages. An embedding model that is away comes back or somebody cancels the job: what was
+        computed so far is kept, and the job says what it waits for."""
+        while True:
+            try:
+                return await self._embedder.embed_passages(texts)
+            except EmbedderUnavailable as error:
+                _log.warning("Waiting for the embedding model: %s", error)
+                self._live.waits(
+                    job.id, f"The embedding model does not answer: {error} It goes on when the model is back."
+                )
+                await asyncio.sleep(_RETRY_S)
 
     def _write_hidden(self, job: Job, index_id: str, chunks: list[StoredChunk], vectors: Vectors) -> None:
+        self._require_space()
         # The turn keeps a deletion from slipping between the question and the writing.
         with self._journal.turn:
             with self._database.read() as session:
                 row = session.get(Job, job.id)
                 collection = session.get(Collection, job.collection_id)
-                if row is None or row.state == "cancelled" or collection is None or collection.deleted_at is not None:
+                if (
+                    row is None
+                    or row.state not in ACTIVE_JOB_STATES
+                    or collection is None
+                    or collection.deleted_at is not None
+                ):
                     raise Cancelled
             self._store.upsert(index_id, chunks, vectors, active=False)
 
@@ -94,7 +125,11 @@ class PassageWriter:
             with self._database.read() as session:
                 if session.get(Version, version_id) is not None:
                     return False
-            self._store.delete_version(index_id, version_id)
+            try:
+                self._store.delete_version(index_id, version_id)
+            except StoreUnavailable as error:
+                _log.warning("Passages that nobody needs are removed when the store is back: %s", error)
+                self._journal.note_discard("discard_version", index_id, version_id)
             return True
 
 

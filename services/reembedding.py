@@ -6,15 +6,17 @@ import asyncio
 
 from sqlalchemy import select
 
+from rag.errors import StoreUnavailable
 from rag.types import Embedder
 from rag.vector_store import VectorStore
-from services.database import Collection, Database, Document, Job, Version, new_id
+from services.database import Collection, Database, Document, Job, Version, new_id, utc_now
 from services.ingestion_errors import Cancelled
 from services.job_rows import JobRows
 from services.journal import Journal
-from services.knowledge import stored_document
+from services.knowledge import ACTIVE_JOB_STATES, stored_document
 from services.passage_writer import PassageWriter
 from services.rights import labels_of
+from services.threads import to_its_end
 
 
 class Reembedding:
@@ -49,13 +51,14 @@ class Reembedding:
                 num_chunks[version.id] = await self._writer.store_passages(
                     job, index_id, version, parsed, document.name, progress
                 )
-            await asyncio.to_thread(self._switch, job, collection.id, index_id, num_chunks)
+            await to_its_end(self._switch, job, collection.id, index_id, num_chunks)
         except BaseException:
             await asyncio.shield(asyncio.to_thread(self._discard_index, index_id))
             raise
 
     def _switch(self, job: Job, collection_id: str, index_id: str, num_chunks: dict[str, int]) -> None:
         with self._journal.turn:
+            self._require_wanted(job)
             active = {version.id: document for document, version in self._rows.active_documents(collection_id)}
             for version_id in num_chunks:
                 if version_id in active:
@@ -73,9 +76,15 @@ class Reembedding:
                 for version_id in active:
                     session.get_one(Version, version_id).num_chunks = num_chunks[version_id]
                 row = session.get_one(Job, job.id)
-                row.state, row.progress = "done", 1.0
+                row.state, row.progress, row.ended_at = "done", 1.0, utc_now()
                 row.num_chunks = sum(num_chunks[version_id] for version_id in active)
             self._journal.replay()
+
+    def _require_wanted(self, job: Job) -> None:
+        with self._database.read() as session:
+            row = session.get(Job, job.id)
+            if row is None or row.state not in ACTIVE_JOB_STATES:
+                raise Cancelled
 
     def _show(self, index_id: str, document: Document, version_id: str) -> None:
         with self._database.read() as session:
@@ -87,18 +96,21 @@ class Reembedding:
             with self._database.read() as session:
                 if session.scalars(select(Collection).where(Collection.index_id == index_id)).first() is not None:
                     return
-            self._store.delete_collection(index_id)
+            try:
+                self._store.delete_collection(index_id)
+            except StoreUnavailable:
+                self._journal.note_discard("drop_index", index_id)
 
     async def repair(self, job: Job, collection: Collection) -> None:
         """Write the passages of one document's active version again, from its stored text."""
         await self._rows.set_state(job, "embedding")
         document, version = await asyncio.to_thread(self._rows.document_of_job, job)
         parsed = await asyncio.to_thread(stored_document, version)
-        await asyncio.to_thread(self._store.delete_version, collection.index_id, version.id)
+        await to_its_end(self._store.delete_version, collection.index_id, version.id)
         num_chunks = await self._writer.store_passages(
             job, collection.index_id, version, parsed, document.name, (0.0, 1.0)
         )
-        await asyncio.to_thread(self._end_repair, job, collection.index_id, version.id, num_chunks)
+        await to_its_end(self._end_repair, job, collection.index_id, version.id, num_chunks)
 
     def _end_repair(self, job: Job, index_id: str, version_id: str, num_chunks: int) -> None:
         with self._journal.turn, self._database.write() as session:
@@ -110,4 +122,4 @@ class Reembedding:
             self._store.activate_version(index_id, version_id, labels=labels)
             version.num_chunks = num_chunks
             row = session.get_one(Job, job.id)
-            row.state, row.progress, row.num_chunks = "done", 1.0, num_chunks
+            row.state, row.progress, row.num_chunks, row.ended_at = "done", 1.0, num_chunks, utc_now()

@@ -25,6 +25,7 @@ from rag.types import Vectors
 from rag.vector_store import ScoredChunk, VectorStore
 from services.database import Collection
 from services.knowledge import Knowledge
+from services.tuning import is_valid
 
 # The last two come out of the replica itself; Serve restarts one whose engine is dead.
 _GONE = (
@@ -119,6 +120,8 @@ class SearchableCollections:
         self._check_embedding = check_embedding
         self._documents = documents
         self.names_by_index: dict[str, str] = {}
+        self.thresholds: dict[str, float] = {}
+        """Of tuned collections, by the id that their passages carry."""
 
     def search(
         self, collection_ids: Sequence[str], *, vector: npt.NDArray[Any] | None, text: str | None, limit: int
@@ -129,6 +132,11 @@ class SearchableCollections:
             for collection in collections:
                 self._check_embedding(collection)
             self.names_by_index = {collection.index_id: collection.name for collection in collections}
+            self.thresholds = {
+                collection.index_id: float(collection.tuning["evidence_threshold"])
+                for collection in collections
+                if collection.tuning is not None and is_valid(collection.tuning, collection.embedding_model)
+            }
             found = search_as(
                 reader, self._store, grants, vector=vector, text=text, limit=limit, document_ids=self._documents
             )

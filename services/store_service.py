@@ -22,13 +22,14 @@ from rag.errors import EmbedderUnavailable, EmbeddingMismatch, StoreMissing
 from rag.fusion import FusionMethod
 from rag.page_rendering import PageRenderer
 from rag.parsing import ParseLimits
+from rag.ranking import RetrievalSettings
 from rag.read_write_lock import ReadWriteLock
 from rag.types import Embedder
-from rag.vector_store import VectorStore, open_vector_store
+from rag.vector_store import ScoredChunk, VectorStore, open_vector_store
 from services.blobs import Blobs
 from services.chat_types import SearchResult
 from services.config import Environment, IngestionConfig, StoreConfig
-from services.database import Collection, Database, Document, Version
+from services.database import Collection, Database, Document, Version, utc_now
 from services.document_view import DocumentViews, Span
 from services.errors import ApiError, conflict, invalid, unavailable
 from services.ingestion import IngestionService
@@ -40,7 +41,10 @@ from services.receipts import Deletions
 from services.reconciler import ReconcileReport, reconcile
 from services.retrieval import SearchableCollections
 from services.schema import upgrade
+from services.self_questions import MAX_QUESTIONS as SELF_MADE
+from services.self_questions import as_far_questions, make_questions
 from services.sharing import ReaderChange, Sharing
+from services.tuning import Source, TuningQuestion, tune, tuned_fusion, tuning_json
 
 _log = logging.getLogger(__name__)
 
@@ -159,10 +163,18 @@ class StoreService:
     async def delete_collection(self, name: str, actor: str) -> dict[str, Any]:
         return await self._ingestion.delete_collection(name, actor)
 
-    async def submit_document(self, collection: str, filename: str, source: Path | bytes, actor: str) -> dict[str, Any]:
-        """The job of a file. A path inside the data folder is taken over, any other copied."""
+    async def submit_document(
+        self, collection: str, filename: str, content: Path | bytes, actor: str, **about: str | None
+    ) -> dict[str, Any]:
+        """The job of a file. A path inside the data folder is taken over, any other copied. `about`: batch, source and
+        origin of the file."""
         await self._embedder_is_there()
-        return await self._ingestion.submit(collection, filename, source, actor)
+        return await self._ingestion.submit(collection, filename, content, actor, **about)
+
+    async def submit_url(self, collection: str, url: str, actor: str, **about: str | None) -> dict[str, Any]:
+        """The job that fetches a URL. `about`: batch and source."""
+        await self._embedder_is_there()
+        return await self._ingestion.submit_url(collection, url, actor, **about)
 
     async def list_documents(self, collection: str, actor: str) -> list[dict[str, Any]]:
         return await asyncio.to_thread(self._knowledge.list_documents, collection, actor)
@@ -216,6 +228,15 @@ class StoreService:
     async def jobs(self, collection: str, actor: str) -> list[dict[str, Any]]:
         return await self._ingestion.jobs(collection, actor)
 
+    async def find_jobs(self, actor: str, **chosen: Any) -> dict[str, Any]:
+        return await self._ingestion.find_jobs(actor, **chosen)
+
+    async def change_job(self, job_id: str, action: str, actor: str) -> dict[str, Any]:
+        return await self._ingestion.change_job(job_id, action, actor)
+
+    async def change_jobs(self, collection: str, batch: str | None, action: str, actor: str) -> int:
+        return await self._ingestion.change_jobs(collection, batch, action, actor)
+
     async def wait_for_job(self, job_id: str, actor: str, timeout_s: float = 100.0) -> dict[str, Any]:
         return await self._ingestion.wait_for_job(job_id, actor, timeout_s)
 
@@ -234,21 +255,15 @@ class StoreService:
     ) -> SearchResult:
         """The best passages for a question, with the names of the collections whose ids they carry. `documents`: only
         passages of these."""
-        from rag.retriever import RetrievalSettings, retrieve
+        from rag.retriever import retrieve
 
         names = list(dict.fromkeys(collections))
         if not 1 <= len(names) <= _MAX_COLLECTIONS_PER_SEARCH:
             raise invalid(f"Name 1 to {_MAX_COLLECTIONS_PER_SEARCH} collections.", param="collections")
         await self._embedder_is_there()
-        await asyncio.to_thread(self._check_readable, names, actor)
-        readable = SearchableCollections(
-            self._knowledge,
-            self._parts.vectors,
-            self._parts.visible,
-            actor,
-            self._ingestion.require_embedding,
-            documents,
-        )
+        own_fusion = await asyncio.to_thread(self._check_readable, names, actor)
+        readable = self._readable(actor, documents)
+        fusion, dense_weight = own_fusion or (fusion, dense_weight)
         settings = RetrievalSettings(top_k, candidates, fusion, dense_weight)
         try:
             passages = await retrieve(query, names, embedder=self._embedder, store=readable, settings=settings)
@@ -258,12 +273,92 @@ class StoreService:
             # The model changed since the last question; now that it is known, each collection says what it needs.
             await asyncio.to_thread(self._check_readable, names, actor)
             raise unavailable(str(error), code="embedding_changed") from error
-        return SearchResult(passages, readable.names_by_index)
+        return SearchResult(passages, readable.names_by_index, readable.thresholds)
 
-    def _check_readable(self, names: Sequence[str], actor: str) -> None:
-        """Before any work: unknown collections and other embedding models."""
-        for name in names:
-            self._ingestion.require_embedding(self._knowledge.collection(name, actor))
+    async def tune(
+        self,
+        name: str,
+        questions: Sequence[tuple[str, Sequence[str]]] | None,
+        actor: str,
+        candidates: int = 50,
+        fusion: FusionMethod = "minmax",
+        dense_weight: float = 0.5,
+        top_k: int = 3,
+    ) -> dict[str, Any]:
+        """Fit threshold and fusion to (question, ids of documents that answer it), or to questions made from the
+        collection where there are none, and keep what was found. The other settings are those in force without it."""
+        await self._know_present_model()
+        collection = await asyncio.to_thread(self._knowledge.managed_collection, name, actor)
+        self._ingestion.require_embedding(collection)
+        settings = RetrievalSettings(top_k, candidates, fusion, dense_weight)
+        source: Source = "collection" if questions is None else "questions"
+        asked = await asyncio.to_thread(self._questions_for, name, questions, actor)
+        readable = self._readable(actor)
+
+        async def find(question: str) -> Sequence[ScoredChunk]:
+            vector = (await self._embedder.embed_queries([question]))[0]
+            return await asyncio.to_thread(readable.search, [name], vector=vector, text=question, limit=candidates)
+
+        try:
+            tuned = await tune(asked, find, settings, source=source)
+        except ValueError as error:
+            raise invalid(f"{name} cannot be tuned: {error}", code="too_few_questions", param="questions") from error
+        except (EmbedderUnavailable, EmbeddingMismatch) as error:
+            raise _no_embedder() from error
+        found = tuning_json(
+            tuned, settings, source=source, embedding_model=collection.embedding_model, made_at=utc_now()
+        )
+        return await asyncio.to_thread(self._knowledge.keep_tuning, name, found, actor)
+
+    async def forget_tuning(self, name: str, actor: str) -> dict[str, Any]:
+        """Back to the settings of the configuration."""
+        return await asyncio.to_thread(self._knowledge.keep_tuning, name, None, actor)
+
+    def _questions_for(
+        self, name: str, given: Sequence[tuple[str, Sequence[str]]] | None, actor: str
+    ) -> list[TuningQuestion]:
+        """Given ones, or made ones: of this collection, and far ones of the others that the actor may read."""
+        if given is not None:
+            known = {identity for identity, _ in self._knowledge.readable_texts(name, actor)}
+            for text, documents in given:
+                if unknown := set(documents) - known:
+                    raise invalid(
+                        f"{name} has no document {min(unknown)!r}, which the question {text[:60]!r} names.",
+                        param="questions",
+                        code="unknown_document",
+                    )
+            return [TuningQuestion(text, frozenset(documents)) for text, documents in given]
+        own = make_questions(self._knowledge.readable_texts(name, actor))
+        others = [
+            each["id"] for each in self._knowledge.list_collections(actor) if name not in (each["name"], each["id"])
+        ]
+        far = [
+            question for other in others for question in make_questions(self._knowledge.readable_texts(other, actor))
+        ]
+        return own + as_far_questions(far[:: max(1, len(far) // SELF_MADE)][:SELF_MADE])
+
+    def _readable(self, actor: str, documents: Sequence[str] | None = None) -> SearchableCollections:
+        return SearchableCollections(
+            self._knowledge,
+            self._parts.vectors,
+            self._parts.visible,
+            actor,
+            self._ingestion.require_embedding,
+            documents,
+        )
+
+    async def check_quotes(self, quotes: Sequence[tuple[str, int, int, str]], actor: str) -> list[bool]:
+        """Whether each (version, start, end, quote) stands so in a stored document that the actor may read."""
+        return await asyncio.to_thread(self._knowledge.check_quotes, quotes, actor)
+
+    def _check_readable(self, names: Sequence[str], actor: str) -> tuple[FusionMethod, float] | None:
+        """Before any work: unknown collections and other embedding models. Returns the fusion that all of these
+        collections were tuned to, if it is the same for all."""
+        collections = [self._knowledge.collection(name, actor) for name in names]
+        for collection in collections:
+            self._ingestion.require_embedding(collection)
+        chosen = {tuned_fusion(collection.tuning, collection.embedding_model) for collection in collections}
+        return chosen.pop() if len(chosen) == 1 else None
 
     async def describe(self) -> dict[str, Any]:
         return {

@@ -35,7 +35,7 @@ def windfarm_events(extension: Json) -> list[ChatEvent]:
         case "retrieval":
             passages = extension.get("passages")
             found = len(passages) if isinstance(passages, list) else int(extension.get("num_passages") or 0)
-            return [Retrieved(found)]
+            return [Retrieved(found, _rewritten(extension))]
         case "tool_call":
             name, arguments = _call_of(extension)
             return [ToolCalled(str(extension.get("id") or ""), name, arguments)]
@@ -44,7 +44,8 @@ def windfarm_events(extension: Json) -> list[ChatEvent]:
             return [ToolAnswered(str(extension.get("id") or ""), name, _result_of(extension), _failed(extension))]
         case "citations":
             citations = tuple(_citation(entry) for entry in extension.get("citations") or ())
-            return [Cited(citations, extension.get("answer"), extension.get("evidence"))]
+            places = _places(extension)
+            return [Cited(citations, extension.get("answer"), extension.get("evidence"), places)]
         case "context":
             return [ContextTrimmed(_trimmed(extension))]
     return []  # an event of a newer server: what the page does not know, it does not show
@@ -60,7 +61,21 @@ def collection(entry: Json) -> Collection:
         name=str(entry["name"]),
         description=str(entry.get("description") or ""),
         num_documents=_count(entry, "num_documents"),
+        refusals=_refusals(entry.get("tuning")),
     )
+
+
+def _refusals(tuning: Any) -> str:
+    errors = tuning.get("errors") if isinstance(tuning, dict) else None
+    if not isinstance(errors, dict):
+        return ""
+    kinds = (
+        ("wrong_refusals", "refuses {} of questions that it answers"),
+        ("wrong_answers_far", "answers {} of questions on other topics"),
+        ("wrong_answers_near", "answers {} of questions whose document is missing"),
+    )
+    said = [text.format(f"{100 * errors[name]:.0f} %") for name, text in kinds if errors.get(name) is not None]
+    return f"Measured on {tuning.get('num_judged')} questions: {', '.join(said)}." if said else ""
 
 
 def document(entry: Json) -> Document:
@@ -126,7 +141,8 @@ def conversation(entry: Json) -> Conversation:
 def _message(entry: Json) -> Message:
     steps = [step for step in entry.get("steps") or () if isinstance(step, dict)]
     trimmed = [_trimmed(step) for step in steps if step.get("event") == "context"]
-    evidence = [step.get("evidence") for step in steps if step.get("evidence")]
+    evidence = [step for step in steps if step.get("evidence")]
+    queries = [_rewritten(step) for step in steps if step.get("event") == "retrieval"]
     return Message(
         role=str(entry.get("role") or "assistant"),
         content=str(entry.get("content") or ""),
@@ -134,7 +150,9 @@ def _message(entry: Json) -> Message:
         citations=tuple(_citation(citation) for citation in entry.get("citations") or ()),
         steps=_tool_steps(steps),
         trimmed=trimmed[-1] if trimmed else None,
-        evidence=entry.get("evidence") or (evidence[-1] if evidence else None),
+        evidence=entry.get("evidence") or (evidence[-1].get("evidence") if evidence else None),
+        unsupported=_places(evidence[-1]) if evidence else (),
+        query=queries[-1] if queries else "",
         state=str(entry.get("state") or "complete"),
     )
 
@@ -169,6 +187,15 @@ def _citation(entry: Json) -> Citation:
         score=float(score) if score is not None else None,
         version_id=str(entry.get("version_id") or ""),
     )
+
+
+def _places(entry: Json) -> tuple[tuple[int, int], ...]:
+    return tuple((int(start), int(end)) for start, end in entry.get("unsupported") or ())
+
+
+def _rewritten(event: Json) -> str:
+    """What was searched for, where the server made it from several turns."""
+    return str(event.get("query") or "") if event.get("rewritten") else ""
 
 
 def _call_of(event: Json) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ui.markup import code_block, link_marks, plain_markdown, safe_markdown
+from ui.markup import code_block, link_marks, mark_places, plain_markdown, safe_markdown
 from ui.records import Message, ToolStep, Trimmed
 
 Bubble = dict[str, Any]
@@ -35,6 +35,8 @@ def _message(message: Message) -> list[Bubble]:
     drawn = [_step(step) for step in message.steps]
     if message.trimmed:
         drawn.append(_trimmed(message.trimmed))
+    if message.query:
+        drawn.append(_folded("Searched for more than the last question", safe_markdown(message.query)))
     if message.evidence == "none":
         drawn.append(_no_evidence())
     if message.content:
@@ -50,7 +52,8 @@ def _message(message: Message) -> list[Bubble]:
 
 def _answer(message: Message) -> str:
     numbers = {citation.number for citation in message.citations}
-    return link_marks(safe_markdown(message.content), message.id or "live", numbers)
+    text = mark_places(message.content, message.unsupported) if message.citations else message.content
+    return link_marks(safe_markdown(text), message.id or "live", numbers)
 
 
 def _step(step: ToolStep) -> Bubble:

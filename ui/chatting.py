@@ -18,7 +18,7 @@ import gradio as gr
 from ui.api_client import ApiClient, ApiError
 from ui.bubbles import Bubble, bubbles, error_bubble
 from ui.notices import warn
-from ui.panels import source_list
+from ui.panels import source_list, unsupported_list
 from ui.records import (
     ChatEvent,
     Cited,
@@ -56,7 +56,8 @@ class Draft:
             case TextAdded(text):
                 self.doing = None
                 self.message = replace(self.message, content=self.message.content + text)
-            case Retrieved(num_passages):
+            case Retrieved(num_passages, query):
+                self.message = replace(self.message, query=query)
                 found = f"{num_passages} passage{'' if num_passages == 1 else 's'}"
                 self.doing = f"Reading {found}" if num_passages else None
             case ToolCalled(_, name, arguments):
@@ -66,9 +67,11 @@ class Draft:
                 self.message = replace(self.message, steps=_answered(self.message.steps, name, result, is_error))
             case ContextTrimmed(trimmed):
                 self.message = replace(self.message, trimmed=trimmed)
-            case Cited(citations, answer, evidence):
+            case Cited(citations, answer, evidence, unsupported):
                 content = self.message.content if answer is None else answer
-                self.message = replace(self.message, content=content, citations=citations, evidence=evidence)
+                self.message = replace(
+                    self.message, content=content, citations=citations, evidence=evidence, unsupported=unsupported
+                )
 
     def bubbles(self) -> list[Bubble]:
         return bubbles([self.message], doing=self.doing)
@@ -186,7 +189,13 @@ async def _answer(
 def newest_sources(conversation: Conversation) -> str:
     """The sources of the last answer."""
     last = next((message for message in reversed(conversation.messages) if message.role == "assistant"), None)
-    return source_list(last.citations, last.id) if last else source_list((), "")
+    return answer_sources(last) if last else source_list((), "")
+
+
+def answer_sources(message: Message, opened: int | None = None, view: str = "") -> str:
+    """The sources of an answer, one of them opened, and what of the answer has none."""
+    said = [message.content[start:end] for start, end in message.unsupported]
+    return source_list(message.citations, message.id, opened, view) + unsupported_list(said)
 
 
 async def _open(client: ApiClient, conversation_id: str, question: str) -> Conversation:

@@ -208,7 +208,9 @@ async def documents_or_nothing(client: ApiClient, collection: str | None) -> str
     if not collection:
         return ""
     try:
-        return document_list(collection, await client.documents(collection))
+        documents = await client.documents(collection)
+        refusals = next((each.refusals for each in await client.collections() if each.name == collection), "")
     except ApiError as error:
         warn(error.message)
         return ""
+    return document_list(collection, documents, refusals)

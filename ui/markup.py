@@ -20,6 +20,7 @@ _CODE = re.compile(
 _DIAGRAM = re.compile(r"^([ \t]{0,3}(?:`{3,}|~{3,})[ \t]*)mermaid", re.IGNORECASE)
 _IMAGE = re.compile(r"!(?=\[)")
 _SPECIAL = re.compile(r"([!-/:-@\[-`{-~])")
+_UNCONFIRMED = " *(not confirmed)*"
 _MARK = re.compile(r"\[(\d{1,3})\](?!\()")
 
 
@@ -46,6 +47,14 @@ def link_marks(text: str, message_id: str, numbers: Collection[int]) -> str:
         return f"[\\[{number}\\]](#cite-{message_id}-{number})" if number in numbers else match[0]
 
     return _outside_code(text, lambda part: _MARK.sub(link, part))
+
+
+def mark_places(text: str, places: Collection[tuple[int, int]]) -> str:
+    """The Markdown with a note behind each place (start, end) that no source confirms; blanks at its end stay there."""
+    for _, end in sorted(places, reverse=True):
+        end = len(text[:end].rstrip())
+        text = f"{text[:end]}{_UNCONFIRMED}{text[end:]}"
+    return text
 
 
 def code_block(text: str) -> str:

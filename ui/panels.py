@@ -100,6 +100,17 @@ def source_list(citations: Sequence[Citation], message_id: str, opened: int | No
     return f'<ol class="wf-sources" data-message="{escape(message_id)}">{cards}</ol>'
 
 
+def unsupported_list(sentences: Sequence[str]) -> str:
+    """Sentences of an answer that no passage says; nothing where there are none."""
+    if not sentences:
+        return ""
+    items = "".join(f"<li>{escape(_shortened(sentence))}</li>" for sentence in sentences)
+    return (
+        '<div class="wf-unsupported"><p class="wf-note">Not confirmed by your documents:</p>'
+        f'<ul aria-label="Sentences without a source">{items}</ul></div>'
+    )
+
+
 def _source(citation: Citation, is_open: bool, view: str) -> str:
     facts = [f"Page {citation.page}"] if citation.page is not None else []
     facts += [f"Score {citation.score:.2f}"] if citation.score is not None else []
@@ -155,7 +166,8 @@ def passage_unavailable(citation: Citation, reason: str) -> str:
     )
 
 
-def document_list(collection: str, documents: Sequence[Document]) -> str:
+def document_list(collection: str, documents: Sequence[Document], refusals: str = "") -> str:
+    """The documents; `refusals` says how often the collection refuses wrongly, where that was measured."""
     if not documents:
         return f'<p class="wf-empty">“{escape(collection)}” holds no documents yet.</p>'
     items = "".join(
@@ -164,7 +176,8 @@ def document_list(collection: str, documents: Sequence[Document]) -> str:
         f"{icon_button('delete', f'Delete: {document.name}', 'delete')}</li>"
         for document in documents
     )
-    return f'<ul class="wf-documents" aria-label="Documents">{items}</ul>'
+    note = f'<p class="wf-note">{escape(refusals)}</p>' if refusals else ""
+    return f'{note}<ul class="wf-documents" aria-label="Documents">{items}</ul>'
 
 
 def upload_list(uploads: Sequence[Upload]) -> str:

@@ -24,6 +24,8 @@ class Collection:
     name: str
     description: str = ""
     num_documents: int | None = None
+    refusals: str = ""
+    """How often it refuses and answers wrongly, as measured; empty where it was not tuned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,10 @@ class Message:
     steps: tuple[ToolStep, ...] = ()
     trimmed: Trimmed | None = None
     evidence: str | None = None
+    unsupported: tuple[tuple[int, int], ...] = ()
+    """Places of `content` that state something which no passage says."""
+    query: str = ""
+    """What was searched for, where that is not the question itself."""
     state: str = "complete"
     """`complete`, `stopped` (by its reader) or `failed`."""
 
@@ -148,9 +154,10 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Retrieved:
-    """The knowledge base was searched."""
+    """The knowledge base was searched for `query`."""
 
     num_passages: int
+    query: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +192,7 @@ class Cited:
     citations: tuple[Citation, ...]
     answer: str | None
     evidence: str | None
+    unsupported: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from typing import Any
 import gradio as gr
 
 from ui.api_client import ApiClient, ApiError
-from ui.chatting import Connect
+from ui.chatting import Connect, answer_sources
 from ui.notices import warn
-from ui.panels import passage_unavailable, passage_view, source_list
+from ui.panels import passage_unavailable, passage_view
 from ui.records import Citation
 
 
@@ -28,8 +28,8 @@ def make_show_source(connect: Connect) -> Callable[..., Awaitable[Any]]:
             return gr.skip()
         citation = next((citation for citation in message.citations if citation.number == number), None)
         if citation is None:
-            return source_list(message.citations, message_id)
-        return source_list(message.citations, message_id, number, await _view(client, citation))
+            return answer_sources(message)
+        return answer_sources(message, number, await _view(client, citation))
 
     return show
 

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import typer
 
-from services.cli import evaluation, experts, feedback, keys, knowledge, machine, planning, running, talking
+from services.cli import (
+    evaluation,
+    experts,
+    feedback,
+    jobs,
+    keys,
+    knowledge,
+    machine,
+    planning,
+    running,
+    sync,
+    talking,
+    tuning,
+)
 
 app = typer.Typer(
     name="windfarm",
@@ -28,11 +41,14 @@ for _command in (
     talking.ask,
     talking.chat,
     knowledge.ingest,
+    sync.sync,
     knowledge.search,
     knowledge.collections,
     knowledge.documents,
     knowledge.reembed,
+    tuning.tune,
 ):
     app.command()(_command)
 app.add_typer(evaluation.app)
+app.add_typer(jobs.app)
 app.add_typer(feedback.app)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -19,8 +21,7 @@ if TYPE_CHECKING:
 
 FINAL = ("done", "failed", "cancelled")
 AHEAD = 8
-POLL_S = 0.15
-FOLDER_MARK = " › "
+POLL_S, SPEED_POLL_S = 0.15, 1.0
 CollectionArgument = Annotated[str, typer.Argument(help="Name of a collection.")]
 
 
@@ -36,25 +37,31 @@ class FileResult:
 
 
 def ingest(
-    paths: Annotated[list[Path], typer.Argument(help="Files, or folders that are walked.")],
+    paths: Annotated[list[str], typer.Argument(help="Files, folders that are walked, or http(s) addresses.")],
     collection: Annotated[str, typer.Option("--collection", "-c", help="Where to put them; made when missing.")],
     home: HomeOption = None,
     api: ApiOption = None,
     key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Read files into a collection. A file that cannot be read stops no other; exit code 1 when one failed."""
+    """Read files and web pages into a collection. One that cannot be read stops no other; exit code 1 when one failed.
+
+    Web pages are fetched by windfarm itself, from public addresses and those listed under ingestion.web.allowed.
+    """
     from services.cli.client import open_client
     from services.cli.ingest_display import IngestDisplay
 
-    files = find_files(paths)
-    with open_client(home, api, key) as client, IngestDisplay(len(files)) as display:
+    urls = [path for path in paths if path.lower().startswith(("http://", "https://"))]
+    files: list[tuple[Path | str, str]] = [*find_files([Path(path) for path in paths if path not in urls])]
+    files += [(url, url) for url in urls]
+    batch = f"ingest_{secrets.token_hex(8)}"
+    with open_client(home, api, key) as client, IngestDisplay(len(files), _size_of(files)) as display:
         client.create_collection(collection)
-        results = list(_ingest_all(client, collection, files, display))
+        results = list(_ingest_all(client, collection, files, display, batch))
     failed = [result for result in results if result.state == "failed"]
     if as_json:
         counts = {state: sum(r.state == state for r in results) for state in ("added", "unchanged", "failed")}
-        put_json({"collection": collection, **counts, "files": [asdict(result) for result in results]})
+        put_json({"collection": collection, "batch": batch, **counts, "files": [asdict(result) for result in results]})
     else:
         _print_summary(collection, results, failed)
     if failed or not results:
@@ -81,38 +88,52 @@ def find_files(paths: list[Path]) -> list[tuple[Path, str]]:
     return [(file, name) for name, file in found.items()]
 
 
+def _size_of(files: list[tuple[Path | str, str]]) -> int:
+    """Bytes of all files together; addresses, and files that are gone meanwhile, count nothing."""
+    num_bytes = 0
+    for file, _ in files:
+        with contextlib.suppress(OSError):
+            num_bytes += file.stat().st_size if isinstance(file, Path) else 0
+    return num_bytes
+
+
 def _files_of(path: Path) -> Iterator[tuple[Path, str]]:
+    from rag.filenames import name_of_path
+
     if not path.is_dir():
         yield path, path.name
         return
     for file in sorted(path.rglob("*")):
         relative = file.relative_to(path)
         if file.is_file() and not any(part.startswith(".") for part in relative.parts):
-            yield file, FOLDER_MARK.join(relative.parts)
+            yield file, name_of_path(relative.parts)
 
 
 def _ingest_all(
-    client: ApiClient, collection: str, files: list[tuple[Path, str]], display: IngestDisplay
+    client: ApiClient, collection: str, files: list[tuple[Path | str, str]], display: IngestDisplay, batch: str
 ) -> Iterator[FileResult]:
     """Some files are sent ahead, so that the server always has work; results come in the order of the files."""
     waiting: list[tuple[str, dict[str, Any] | FileResult]] = []
     remaining = iter(files)
     while True:
         while len(waiting) < AHEAD and (following := next(remaining, None)) is not None:
-            waiting.append((following[1], _send(client, collection, *following)))
+            waiting.append((following[1], _send(client, collection, *following, batch)))
         if not waiting:
             return
         name, job = waiting.pop(0)
-        result = job if isinstance(job, FileResult) else _finish(client, name, job, display)
-        display.finished(name, result.state, result.reason)
+        result = job if isinstance(job, FileResult) else _finish(client, name, job, display, batch)
+        num_bytes = 0 if isinstance(job, FileResult) else job.get("num_bytes") or 0
+        display.finished(name, result.state, result.reason, num_bytes)
         yield result
 
 
-def _send(client: ApiClient, collection: str, path: Path, name: str) -> dict[str, Any] | FileResult:
+def _send(client: ApiClient, collection: str, path: Path | str, name: str, batch: str) -> dict[str, Any] | FileResult:
     from services.api_client import ApiFailed
 
     try:
-        return client.upload(collection, path, name)
+        if isinstance(path, str):
+            return client.add_url(collection, path, batch)
+        return client.upload(collection, path, name, batch=batch)
     except OSError as error:
         return FileResult(name, "failed", reason=f"{error.strerror}: {path}")
     except ApiFailed as error:
@@ -121,9 +142,16 @@ def _send(client: ApiClient, collection: str, path: Path, name: str) -> dict[str
         return FileResult(name, "failed", reason=str(error))
 
 
-def _finish(client: ApiClient, name: str, job: dict[str, Any], display: IngestDisplay) -> FileResult:
+def _finish(
+    client: ApiClient, name: str, job: dict[str, Any], display: IngestDisplay, batch: str | None = None
+) -> FileResult:
+    speed_at = 0.0
     while job["state"] not in FINAL:
-        display.progress(name, job["state"], job.get("progress") or 0.0)
+        state = "paused" if job.get("paused") else job["state"]
+        display.progress(name, state, job.get("progress") or 0.0, job.get("waiting_for"))
+        if batch is not None and display.is_shown and time.monotonic() >= speed_at:
+            display.speed(client.jobs(batch=batch, limit=0)["summary"])
+            speed_at = time.monotonic() + SPEED_POLL_S
         time.sleep(POLL_S)
         job = client.job(job["id"])
     warnings = tuple(job.get("warnings") or ())

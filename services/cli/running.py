@@ -141,10 +141,12 @@ def apply(
 
 
 def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Applications, replicas and nodes; what is pending and why."""
+    """Applications, replicas and nodes; what is pending and why; collections and how often they refuse wrongly."""
     from services import supervisor
+    from services.cli.status_view import collections_of
 
     answer = supervisor.status(home_of(home))
+    answer["collections"] = collections_of(home) if answer["is_ready"] else []
     if as_json:
         put_json(answer)
     else:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from services.cli.output import say
+from services.cli.tuning import error_text
 from services.resources import GIB
+from services.setup_errors import ConfigError
 
 
 def render(status: Mapping[str, Any]) -> None:
@@ -26,8 +30,32 @@ def render(status: Mapping[str, Any]) -> None:
             for restart in value["restarts"]:
                 console.print(f"{app}: {_restart(restart)}", highlight=False)
     console.print(_nodes(status["nodes"], status["free"]))
+    if collections := status.get("collections"):
+        console.print(_collections(collections))
     for item in status["pending"]:
         console.print(f"pending: {item['application']}/{item['deployment']} ({item['replicas']}): {item['reason']}")
+
+
+def collections_of(home: Path | None) -> list[dict[str, Any]]:
+    """What the endpoint knows of them; none where nobody can be asked: what runs is to be shown all the same."""
+    from services.api_client import ApiFailed
+    from services.cli.client import open_client
+
+    try:
+        with open_client(home, None, None) as client:
+            return client.collections()
+    except (ApiFailed, ConfigError) as error:
+        say(f"Note: collections are not shown: {error}")
+        return []
+
+
+def _collections(collections: list[Mapping[str, Any]]) -> Table:
+    table = Table("collection", "documents", "passages", "refusals", box=None)
+    for item in collections:
+        tuning = item.get("tuning")
+        refusals = f"threshold {tuning['evidence_threshold']:.3f}: {error_text(tuning)}" if tuning else "not tuned"
+        table.add_row(item["name"], str(item["num_documents"]), str(item["num_chunks"]), refusals)
+    return table
 
 
 def _applications(applications: Mapping[str, Any]) -> Table:

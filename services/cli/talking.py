@@ -41,7 +41,14 @@ def ask(
         answer = _Answer(print_text=not as_json)
         answer.read(client.chat(body))
     if as_json:
-        put_json({"answer": answer.text, "citations": answer.citations, "evidence": answer.evidence})
+        put_json(
+            {
+                "answer": answer.text,
+                "citations": answer.citations,
+                "evidence": answer.evidence,
+                "unsupported": answer.unsupported,
+            }
+        )
     else:
         answer.print_sources()
 
@@ -103,6 +110,7 @@ class _Answer:
         self.text = ""
         self.citations: list[dict[str, Any]] = []
         self.evidence: str | None = None
+        self.unsupported: list[str] = []
         self._print = print_text
 
     def read(self, chunks: Iterator[Mapping[str, Any]]) -> None:
@@ -118,6 +126,8 @@ class _Answer:
             page = f", page {citation['page']}" if citation.get("page") else ""
             quote = " ".join(str(citation.get("text", "")).split())
             put(f"[{citation['number']}] {citation['document']}{page}: {quote[:160]}")
+        for sentence in self.unsupported:
+            put(f"Not confirmed by the documents: {' '.join(sentence.split())[:160]}")
 
     def _take_text(self, text: str) -> None:
         self.text += text
@@ -132,6 +142,9 @@ class _Answer:
                 self.evidence = event.get("evidence")
                 if event.get("answer") is not None:
                     self._replace(str(event["answer"]))
+                self.unsupported = [self.text[start:end] for start, end in event.get("unsupported", ())]
+            case "retrieval" if event.get("rewritten"):
+                say(f"(searched for: {event.get('query')})")
             case "tool_call":
                 say(f"(tool {event.get('name')})")
             case "context":

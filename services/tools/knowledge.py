@@ -24,7 +24,8 @@ async def _run(arguments: KnowledgeArguments, context: ToolContext) -> str:
         context.collections, arguments.query, top_k=arguments.top_k, actor=context.actor
     )
     context.collection_names.update(found.collection_names)
-    if not judge_evidence(arguments.query, found.passages, context.evidence_threshold).is_found:
+    own = {} if context.is_threshold_asked else found.thresholds
+    if not judge_evidence(arguments.query, found.passages, context.evidence_threshold, own).is_found:
         return "The documents say nothing about this. Tell the user so."
     return "\n\n".join(f"[{_number(passage, context)}] {passage.chunk.text}" for passage in found.passages)
 

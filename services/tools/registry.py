@@ -43,6 +43,8 @@ class ToolContext:
     collections: tuple[str, ...] = ()
     actor: str | None = None
     evidence_threshold: float = DEFAULT_THRESHOLD
+    is_threshold_asked: bool = False
+    """The request named the threshold; it wins over those of tuned collections."""
     passages: list[Passage] = field(default_factory=list)
     collection_names: dict[str, str] = field(default_factory=dict)
     now: Callable[[], datetime] = now_utc

@@ -94,7 +94,7 @@ def test_an_unknown_name_is_not_cited() -> None:
 def test_sentences_without_support_stay_uncited_among_supported_ones() -> None:
     cited = cite("I am glad to help. Trains are booked in second class. Elephants like mangos.", PASSAGES)
     assert cited.text == "I am glad to help. Trains are booked in second class [2]. Elephants like mangos."
-    assert cited.num_uncited == 2
+    assert len(cited.unsupported) == 2
 
 
 def test_a_short_answer_is_judged_with_its_question() -> None:

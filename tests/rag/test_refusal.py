@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from rag.refusal import DEFAULT_THRESHOLD, judge_evidence, no_evidence_answer, shared_words
+from rag.refusal import DEFAULT_THRESHOLD, judge_evidence, no_evidence_answer, score_evidence, shared_words
 from rag.types import Passage, StoredChunk
 
 
@@ -21,7 +21,7 @@ def test_no_passages_are_no_evidence() -> None:
 
 
 def test_common_words_make_up_for_a_little_distance() -> None:
-    cosine = DEFAULT_THRESHOLD - 0.01
+    cosine = DEFAULT_THRESHOLD - 0.03
     assert judge_evidence("How long does parental leave last?", [passage(cosine)]).is_found
     assert not judge_evidence("How high is the tower in Pisa?", [passage(cosine)]).is_found
 
@@ -31,9 +31,24 @@ def test_common_words_alone_are_not_enough() -> None:
 
 
 def test_a_question_in_another_language_gets_an_allowance() -> None:
-    cosine = DEFAULT_THRESHOLD - 0.025
+    cosine = DEFAULT_THRESHOLD - 0.05
     assert judge_evidence("Wie lange dauert die Elternzeit?", [passage(cosine)]).is_found
     assert not judge_evidence("Wie lange dauert die Elternzeit?", [passage(cosine, language="de")]).is_found
+
+
+def test_a_tuned_collection_has_its_own_threshold() -> None:
+    found = [passage(0.8)]
+    assert not judge_evidence("Who mows the lawn?", found).is_found
+    assert judge_evidence("Who mows the lawn?", found, own_thresholds={"col": 0.78}).is_found
+    assert not judge_evidence("Who mows the lawn?", [passage(0.9)], own_thresholds={"col": 0.95}).is_found
+    assert judge_evidence("Who mows the lawn?", [passage(0.9)], own_thresholds={"another": 0.95}).is_found
+
+
+def test_the_score_is_the_highest_threshold_that_still_finds() -> None:
+    found, question = [passage(0.8), passage(0.77)], "How long does parental leave last?"
+    score = score_evidence(question, found)
+    assert judge_evidence(question, found, score).is_found
+    assert not judge_evidence(question, found, score + 1e-6).is_found
 
 
 def test_the_threshold_can_be_chosen() -> None:

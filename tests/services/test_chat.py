@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cluster.engine import SamplingParams
-from rag.types import Passage, StoredChunk
+from rag.types import Citation, Passage, StoredChunk
 from services.chat import Chat
 from services.chat_types import (
     ChatEvent,
@@ -40,6 +40,8 @@ class Shelf:
         self._cosines = cosines or {}
         self._cosine = cosine
         self.queries: list[str] = []
+        self.gone: set[str] = set()
+        """Versions that were deleted after the search."""
 
     async def search(
         self, collections: Sequence[str], query: str, *, top_k: int | None, actor: str | None
@@ -55,6 +57,10 @@ class Shelf:
         for passage in passages:
             passage.leg_scores["dense"] = cosine
         return SearchResult(passages, {"col": "Handbook"})
+
+    async def check_quotes(self, citations: Sequence[Citation], *, actor: str | None) -> list[bool]:
+        stored = {f"v{n}": "." * 100 + text for n, text in enumerate(self._texts) if f"v{n}" not in self.gone}
+        return [stored.get(each.version_id, "")[each.start : each.end] == each.quote for each in citations]
 
 
 KNOWLEDGE = KnowledgeOptions(("Handbook",))
@@ -141,7 +147,7 @@ async def test_without_evidence_the_model_is_not_asked(shelf: Shelf) -> None:
 
 
 async def test_the_threshold_of_the_request_wins() -> None:
-    strict = KnowledgeOptions(("Handbook",), threshold=0.95)
+    strict = KnowledgeOptions(("Handbook",), threshold=0.99)
     events = await tell(ScriptedModel("x"), Shelf(LEAVE), knowledge=strict)
     assert only(events, RetrievalDone).evidence == "none"
 
@@ -298,3 +304,29 @@ async def test_meaning_chooses_the_quote_among_sentences_with_the_same_words() -
     both = "Parental leave is counted in weeks of work. It lasts for twelve of them at home."
     events = await tell(ScriptedModel("Cows fly."), Shelf(both), told, embedder=Embedder())
     assert only(events, CitationsReady).citations[0].citation.quote == "It lasts for twelve of them at home."
+
+
+async def test_a_sentence_that_no_passage_says_is_marked_with_its_place() -> None:
+    model = ScriptedModel("Parental leave lasts twelve weeks. Elephants like ripe mangos.")
+    events = await tell(model, Shelf(LEAVE))
+    ready, text = only(events, CitationsReady), only(events, Finished).text
+    assert [text[start:end] for start, end in ready.unsupported] == ["Elephants like ripe mangos."]
+
+
+async def test_a_quote_that_left_its_document_meanwhile_is_not_cited() -> None:
+    shelf = Shelf(LEAVE)
+    shelf.gone.add("v0")
+    events = await tell(ScriptedModel("Parental leave lasts twelve weeks [1]."), shelf)
+    ready, text = only(events, CitationsReady), only(events, Finished).text
+    assert ready.citations == ()
+    assert text == "Parental leave lasts twelve weeks."
+    assert ready.unsupported == ((0, len(text)),)
+
+
+async def test_documents_that_contradict_each_other_are_both_cited() -> None:
+    old = "Parental leave lasts ten weeks and is fully paid."
+    events = await tell(ScriptedModel("Parental leave lasts twelve weeks and is fully paid."), Shelf(LEAVE, old))
+    ready = only(events, CitationsReady)
+    assert [each.citation.quote for each in ready.citations] == [LEAVE, old]
+    assert only(events, Finished).text.endswith(f"Another document says otherwise: “{old}” [2]")
+    assert f"“{old}” [2]" in text_of(events), "what the server adds is streamed too"

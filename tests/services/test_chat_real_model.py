@@ -21,7 +21,7 @@ from rag.chunking import chunk_document
 from rag.language import detect_language
 from rag.retriever import RetrievalSettings, retrieve
 from rag.tokens import load_token_spans
-from rag.types import ParsedDocument, StoredChunk
+from rag.types import Citation, ParsedDocument, StoredChunk
 from rag.vector_store import VectorStore, open_vector_store
 from services.chat import Chat
 from services.chat_types import (
@@ -84,6 +84,10 @@ class Handbook:
         store = seen(self._store, "col")
         passages = await retrieve(query, ["col"], embedder=self._embedder, store=store, settings=settings)
         return SearchResult(passages, {"col": "handbook"})
+
+    async def check_quotes(self, citations: Sequence[Citation], *, actor: str | None) -> list[bool]:
+        pages = {f"v-{page}": (HANDBOOK / page).read_text("utf-8") for page in PAGES}
+        return [pages[each.version_id][each.start : each.end] == each.quote for each in citations]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

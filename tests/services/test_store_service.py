@@ -275,3 +275,24 @@ async def test_a_search_in_no_or_an_unknown_collection_is_refused(tmp_path: Path
             await service.create_collection("rules", "", OWNER)
         with pytest.raises(ApiError, match="cannot name a collection"):
             await service.create_collection("../x", "", OWNER)
+
+
+async def test_a_quote_holds_letter_by_letter_for_those_who_may_read_it_and_while_it_is_there(tmp_path: Path) -> None:
+    async with opened(tmp_path) as service:
+        await service.create_collection("handbook", "", OWNER)
+        identity = await ingest(service, "handbook", "leave.md", "Parental leave lasts twelve weeks.")
+        (passage,) = (await service.search(["handbook"], "parental leave", 1, OWNER)).passages
+        chunk = passage.chunk
+        right = (chunk.version_id, chunk.start, chunk.end, chunk.text)
+        wrong = (chunk.version_id, chunk.start, chunk.end, chunk.text.replace("twelve", "Twelve"))
+        moved = (chunk.version_id, chunk.start + 1, chunk.end + 1, chunk.text)
+        empty, unknown = (chunk.version_id, 0, 0, ""), ("ver_x", 0, 5, "Paren")
+        quotes = [right, wrong, moved, empty, unknown]
+        assert await service.check_quotes(quotes, OWNER) == [True, False, False, False, False]
+        with service._parts.database.write() as session:
+            session.add(User(id="user_other", name="other", role="member"))
+        assert await service.check_quotes([right], "user_other") == [False]
+        await ingest(service, "handbook", "leave.md", "Parental leave lasts ten weeks.")
+        assert await service.check_quotes([right], OWNER) == [False], "the document says something else now"
+        await service.delete_document("handbook", identity, OWNER)
+        assert await service.check_quotes([right], OWNER) == [False]

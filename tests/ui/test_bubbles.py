@@ -64,3 +64,19 @@ def test_no_part_of_a_message_can_carry_tags() -> None:
 def test_a_tool_cannot_name_itself_as_an_image() -> None:
     drawn = bubbles([Message("assistant", "", steps=(ToolStep("![x](http://foreign.example/a.png)", "{}", "x"),))])
     assert drawn[0]["metadata"]["title"].startswith(r"Tool: \!\[x\]\(")
+
+
+def test_a_sentence_without_a_source_says_so_where_it_stands() -> None:
+    content = "Leave lasts twelve weeks [1]. Cows fly.\n\nIt is paid [1]."
+    start = content.index("Cows")
+    message = Message(
+        "assistant", content, "msg_1", citations=(CITATION,), evidence="found", unsupported=((start, start + 9),)
+    )
+    drawn = bubbles([message])[-1]["content"]
+    assert "Cows fly. *(not confirmed)*\n\nIt is paid" in drawn
+    assert drawn.count("not confirmed") == 1
+
+
+def test_what_was_searched_for_is_shown_where_it_is_not_the_question() -> None:
+    drawn = bubbles([Message("assistant", "Ten weeks.", query="How long is leave in Italy?")])
+    assert "How long is leave in Italy?" in drawn[0]["content"]

@@ -8,6 +8,7 @@ from ui.panels import (
     document_list,
     passage_view,
     source_list,
+    unsupported_list,
     upload_list,
     upload_of,
 )
@@ -86,3 +87,13 @@ def test_an_unchanged_file_is_told_as_already_there() -> None:
 def test_a_running_upload_has_a_progress_bar_for_screen_readers() -> None:
     html = upload_list([Upload("a.pdf", "embedding", 0.42)])
     assert 'role="progressbar" aria-valuenow="42"' in html
+
+
+def test_sentences_without_a_source_are_listed_and_escaped() -> None:
+    html = unsupported_list([EVIL, "Cows fly."])
+    assert "Not confirmed by your documents" in html and "Cows fly." in html and "<script" not in html
+    assert unsupported_list([]) == ""
+
+
+def test_measured_refusals_of_a_collection_stand_above_its_documents() -> None:
+    assert "refuses 4 %" in document_list("memos", [Document("d", "a.pdf")], "It refuses 4 % of them.")
