@@ -128,6 +128,7 @@ class ModelPool:
             on_close=lambda: self.picker.leave(replica.replica_id),
             look_s=min(_LOOK_S, self._config.stall_s / 2),
             why_leave=partial(self._why_leave, model, replica, journey),
+            has_tokens="delivered" in body,
         )
 
     def _note_loss(self, stream: FrameStream, lost: ReplicaLost) -> None:
@@ -169,14 +170,17 @@ class ModelPool:
     ) -> tuple[aiohttp.ClientResponse, ReplicaEndpoint]:
         """The beginning of the answer, and whose it is: it counts there until it leaves."""
         data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-        candidates = [replica for replica in self._candidates(model) if replica.replica_id not in journey.left]
+        found, tried = self._candidates(model), set(journey.left)
         refusal = unavailable(
             f"No replica of the model '{model}' can be reached; it may be restarting. Try again in a moment.",
             code="model_unreachable",
         )
-        while candidates and journey.num_lost <= self._config.max_moves:
+        while journey.num_lost <= self._config.max_moves:
+            candidates = [replica for replica in found if replica.replica_id not in tried]
+            if not candidates:
+                break
             replica = self.picker.pick(candidates, prompt)
-            candidates.remove(replica)
+            tried.add(replica.replica_id)
             self.picker.enter(replica.replica_id, prompt)
             response = None
             try:
@@ -185,6 +189,7 @@ class ModelPool:
                 self._replicas.report_failure(replica.replica_id)
                 if not isinstance(error, _NOT_CONNECTED):
                     journey.note_loss(replica.replica_id)
+                found = self._replicas.replicas(model)  # others may have come meanwhile
                 continue
             finally:
                 if response is None or response.status != 200:

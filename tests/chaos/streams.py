@@ -33,6 +33,8 @@ from tests.services.harness import Running, running_endpoint
 NUM_STREAMS = 64
 NUM_TOKENS = 200
 NUM_REPLICAS = 4
+NUM_FAULTS = 12
+"""At most; on a slow machine an answer would otherwise be moved for ever."""
 STALL_S = 0.6
 CONFIG = PlatformConfig(streams=StreamsConfig(stall_s=STALL_S, max_moves=20, move_wait_s=30))
 STATES = {"llm-tiny": ApplicationState("llm-tiny", "DEPLOYING")}
@@ -103,7 +105,7 @@ async def num_moves(running: Running) -> int:
 
 async def disturb(fleet: Fleet, draw: random.Random, faults: Counter[str]) -> None:
     """One fault after the other; each lost replica is replaced a moment later."""
-    while True:
+    for _ in range(NUM_FAULTS):
         await asyncio.sleep(draw.uniform(0.05, 0.5))
         fault = draw.choice(FAULTS)
         faults[fault] += 1
