@@ -51,7 +51,9 @@ class FrameStream:
         *,
         look_s: float,
         why_leave: WhyLeave,
+        has_tokens: bool = False,
     ) -> None:
+        """`has_tokens`: the answer has some already, from another replica."""
         self.replica = replica
         self.end: dict[str, Any] | None = None
         """`finish_reason` and `usage`; set when, and only when, the stream is complete."""
@@ -64,7 +66,7 @@ class FrameStream:
         self._why_leave = why_leave
         self._silent_since: float | None = None
         """Since when a token is awaited; none while nobody reads."""
-        self._has_tokens = False
+        self._has_tokens = has_tokens
         self._timer = self._loop.call_later(look_s, self._look)
 
     async def read(self) -> list[Frame]:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -25,8 +23,8 @@ from services.discovery import ReplicaEndpoint
 from services.errors import ApiError, not_found, unavailable
 from services.frame_stream import ENGINE_DEAD, FrameStream, ReplicaLost
 from services.frames import Frame, FrameKind
-from services.prompt_prefix import Fingerprint, fingerprint, size_of
-from services.replica_choice import Candidate, ReplicaChoice
+from services.prompt_prefix import Fingerprint
+from services.replica_picker import ReplicaPicker
 from services.token_meter import TokenMeter
 
 INTERNAL_HEADER = "x-windfarm-internal"
@@ -36,10 +34,6 @@ _IDLE_CONNECTION_S = 30
 _SILENCE_S = 60
 # Between two looks at whether a silent replica is still there.
 _LOOK_S = 1.0
-# Hashing this many characters takes less of the loop's time than a thread's answer does (make bench-routing).
-_HASHED_HERE = 16_384
-_SHUNNED_S = 30.0
-_REMEMBERED_REPLICAS = 64
 # The request has not reached the replica, so it cannot have been what ended it.
 _NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
@@ -94,10 +88,7 @@ class ModelPool:
         self._states = states
         self._config = config or StreamsConfig()
         self._on_moved = on_moved
-        self._in_flight: Counter[str] = Counter()
-        self._choice = ReplicaChoice()
-        self._shunned: dict[str, float] = {}
-        """Replicas that hung, and until when others go first."""
+        self.picker = ReplicaPicker(replicas.is_alive)
 
     def info(self, model: str) -> Mapping[str, Any]:
         """What the model's replicas say of it. Raises 404 or 503 where there is none."""
@@ -116,7 +107,8 @@ class ModelPool:
         async def open_stream(body: Mapping[str, Any], journey: Journey) -> FrameStream:
             return await self._open(model, body, journey, prompt)
 
-        journey, prompt = Journey(), await self._fingerprint(model, body)
+        journey = Journey()
+        prompt = await self.picker.fingerprint(body, len(self._replicas.replicas(model)))
         first = await open_stream(body, journey)
         return ContinuedStream(
             first,
@@ -128,29 +120,22 @@ class ModelPool:
             on_moved=lambda: self._on_moved(model),
         )
 
-    async def _fingerprint(self, model: str, body: Mapping[str, Any]) -> Fingerprint:
-        """Nothing where there is no choice. Long prompts are hashed beside the event loop."""
-        if len(self._replicas.replicas(model)) < 2:
-            return ()
-        if size_of(body) <= _HASHED_HERE:
-            return fingerprint(body)
-        return await asyncio.to_thread(fingerprint, body)
-
     async def _open(self, model: str, body: Mapping[str, Any], journey: Journey, prompt: Fingerprint) -> FrameStream:
         response, replica = await self._post(model, "/generate", body, journey, prompt)
         return FrameStream(
             response,
             replica,
-            on_close=lambda: self._leave(replica.replica_id),
+            on_close=lambda: self.picker.leave(replica.replica_id),
             look_s=min(_LOOK_S, self._config.stall_s / 2),
             why_leave=partial(self._why_leave, model, replica, journey),
+            has_tokens="delivered" in body,
         )
 
     def _note_loss(self, stream: FrameStream, lost: ReplicaLost) -> None:
         replica_id = stream.replica.replica_id
         self._replicas.report_failure(replica_id)
-        if lost.hangs:  # it goes on to announce itself
-            self._shunned[replica_id] = time.monotonic() + _SHUNNED_S
+        if lost.hangs:
+            self.picker.shun(replica_id)
 
     def _why_leave(
         self, model: str, replica: ReplicaEndpoint, journey: Journey, silent_s: float, has_tokens: bool
@@ -178,22 +163,25 @@ class ModelPool:
             async with response:
                 return int((await response.json())["num_tokens"])
         finally:
-            self._leave(replica.replica_id)
+            self.picker.leave(replica.replica_id)
 
     async def _post(
         self, model: str, path: str, body: Mapping[str, Any], journey: Journey, prompt: Fingerprint = ()
     ) -> tuple[aiohttp.ClientResponse, ReplicaEndpoint]:
-        """The beginning of the answer, and whose it is: it counts there until `_leave`."""
+        """The beginning of the answer, and whose it is: it counts there until it leaves."""
         data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-        candidates = [replica for replica in self._candidates(model) if replica.replica_id not in journey.left]
+        found, tried = self._candidates(model), set(journey.left)
         refusal = unavailable(
             f"No replica of the model '{model}' can be reached; it may be restarting. Try again in a moment.",
             code="model_unreachable",
         )
-        while candidates and journey.num_lost <= self._config.max_moves:
-            replica = self._pick(candidates, prompt)
-            candidates.remove(replica)
-            self._enter(replica.replica_id, prompt)
+        while journey.num_lost <= self._config.max_moves:
+            candidates = [replica for replica in found if replica.replica_id not in tried]
+            if not candidates:
+                break
+            replica = self.picker.pick(candidates, prompt)
+            tried.add(replica.replica_id)
+            self.picker.enter(replica.replica_id, prompt)
             response = None
             try:
                 response = await self._ask(replica, path, data, partial(self._is_gone, model, replica, journey))
@@ -201,10 +189,11 @@ class ModelPool:
                 self._replicas.report_failure(replica.replica_id)
                 if not isinstance(error, _NOT_CONNECTED):
                     journey.note_loss(replica.replica_id)
+                found = self._replicas.replicas(model)  # others may have come meanwhile
                 continue
             finally:
                 if response is None or response.status != 200:
-                    self._leave(replica.replica_id)
+                    self.picker.leave(replica.replica_id)
             if response.status == 200:
                 return response, replica
             refusal = await _refusal(response)
@@ -234,32 +223,6 @@ class ModelPool:
         if model in configured:
             raise unavailable(self._states.why_not_ready(model), code="model_not_ready", retry_after_s=5)
         raise unknown_model(model, configured)
-
-    def _pick(self, candidates: list[ReplicaEndpoint], prompt: Fingerprint) -> ReplicaEndpoint:
-        now = time.monotonic()
-        well = [replica for replica in candidates if self._shunned.get(replica.replica_id, 0.0) < now] or candidates
-        by_id = {replica.replica_id: replica for replica in well}
-        choices = [
-            Candidate(replica_id, self._load(replica), max(1, int(replica.info.get("max_concurrency", 1))))
-            for replica_id, replica in by_id.items()
-        ]
-        return by_id[self._choice.choose(choices, prompt).replica_id]
-
-    def _load(self, replica: ReplicaEndpoint) -> int:
-        # The beat counts everybody's requests but is up to a second old; our own count is exact.
-        return max(self._in_flight[replica.replica_id], replica.running + replica.queued)
-
-    def _enter(self, replica_id: str, prompt: Fingerprint) -> None:
-        self._in_flight[replica_id] += 1
-        if prompt:
-            self._choice.note(replica_id, prompt)
-            if self._choice.num_replicas > _REMEMBERED_REPLICAS:
-                self._choice.forget(lambda other: not self._replicas.is_alive(other))
-
-    def _leave(self, replica_id: str) -> None:
-        self._in_flight[replica_id] -= 1
-        if self._in_flight[replica_id] <= 0:
-            del self._in_flight[replica_id]
 
 
 class _Watch:

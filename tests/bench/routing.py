@@ -56,7 +56,7 @@ async def main() -> None:
     async with replicas_of("llamacpp", NUM_REPLICAS, num_slots=2) as (_, pool):
         for number, (rung, repeat) in enumerate(itertools.product(options.rungs, range(options.repeats))):
             for name in ("prefix", "round_robin") if repeat % 2 == 0 else ("round_robin", "prefix"):
-                pool._choice = ReplicaChoice(random.Random(number)) if name == "prefix" else RoundRobin()
+                pool.picker.choice = ReplicaChoice(random.Random(number)) if name == "prefix" else RoundRobin()
                 # Documents of its own, so that neither finds what the other has computed.
                 step = await climb(pool, rung, options.turns, seed=f"{name}{number}")
                 ladder = result.setdefault(f"clients_{rung}", {})

@@ -207,7 +207,10 @@ async def main() -> None:
         for number in range(options.trials):
             verdicts.append(verdict := await run_trial(replicas, pool))
             worst = max(verdict.distances, default=0.0)
-            print(f"trial {number + 1}: {verdict.num_moved} moved, worst distance {worst:.4f}, {verdict.faults}")
+            print(
+                f"trial {number + 1}: {verdict.num_moved} moved, worst distance {worst:.4f}, {verdict.faults}",
+                flush=True,
+            )
     gaps = sorted(gap for verdict in verdicts for gap in verdict.gaps_s)
     num_moved = sum(verdict.num_moved for verdict in verdicts)
     result = {

@@ -173,7 +173,7 @@ class HashAnswer:
         is_head = 0 < self._last_id < _FIRST_WHOLE and self._last_id % 2 == 1
         if is_head and number % 8:
             return self._last_id + 1
-        if number % 97 == 0 and not self._sampling.ignore_eos:
+        if number % 997 == 0 and not self._sampling.ignore_eos:
             return END
         return 1 + number // 8 % (len(VOCABULARY) - 1)
 

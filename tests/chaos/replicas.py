@@ -14,6 +14,7 @@ from tests.services.harness import SECRET, Running
 
 FAULTS = ("kill", "die", "hang", "drain")
 _DRAIN_S = 0.1
+_HANGS_S = 3.0
 
 
 class Replica:
@@ -56,8 +57,10 @@ class Replica:
         await self.service.stop(drain_s=0)
 
     async def _hang(self) -> None:
-        """It goes on to announce itself, and its connections stay open."""
+        """It goes on to announce itself, and its connections stay open, until its health check has failed."""
         self.engine.hang()
+        await asyncio.sleep(_HANGS_S)
+        await self._kill()
 
     async def _drain(self) -> None:
         await self.service.stop(drain_s=_DRAIN_S)

@@ -17,10 +17,23 @@ from services.model_status import ApplicationState
 from tests.chaos.hash_engine import HashEngine, whole_answer
 from tests.chaos.replicas import FAULTS, Fleet, Replica
 from tests.chaos.streams import Said, read_events
-from tests.services.harness import HELLO, Running, error_of, events_of, running_endpoint, wait_until
+from tests.services.harness import Running, error_of, events_of, running_endpoint, wait_until
 
 STATES = {"llm-tiny": ApplicationState("llm-tiny", "DEPLOYING")}
-NUM_TOKENS = 100
+NUM_TOKENS, LONG = 100, 400
+
+
+def _asks_for_a_long_answer(messages: list[dict[str, str]]) -> bool:
+    request = GenerationRequest("", messages=messages, sampling=SamplingParams(max_tokens=LONG))
+    return whole_answer(request)[2].finish_reason == "length"
+
+
+QUESTION = next(
+    messages
+    for number in range(1000)
+    if _asks_for_a_long_answer(messages := [{"role": "user", "content": f"Question {number}"}])
+)
+"""Its answer goes on to the limit: there is time for a fault."""
 
 
 @asynccontextmanager
@@ -42,12 +55,12 @@ async def fleet_of(
 
 def body_of(**fields: Any) -> dict[str, Any]:
     sampling = {"max_tokens": NUM_TOKENS, "temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
-    return {"model": "tiny", "messages": HELLO} | sampling | fields
+    return {"model": "tiny", "messages": QUESTION} | sampling | fields
 
 
 def expected(**sampling: Any) -> Said:
     text, _, last = whole_answer(
-        GenerationRequest("", messages=HELLO, sampling=SamplingParams(**({"max_tokens": NUM_TOKENS} | sampling)))
+        GenerationRequest("", messages=QUESTION, sampling=SamplingParams(**({"max_tokens": NUM_TOKENS} | sampling)))
     )
     assert last.usage is not None
     usage = {"prompt_tokens": last.usage.num_prompt_tokens, "completion_tokens": last.usage.num_completion_tokens}
@@ -125,9 +138,7 @@ async def test_a_stream_waits_for_a_replica_that_restarts_and_is_kept_alive_mean
 
 async def test_a_request_that_ends_replicas_ends_only_as_many_as_it_may(tmp_path: Path) -> None:
     async with fleet_of(tmp_path, size=5, max_moves=2, pace_s=0.02) as (running, fleet):
-        asked = asyncio.create_task(
-            running.http.post("/v1/chat/completions", json=body_of(max_tokens=400, logit_bias={}))
-        )
+        asked = asyncio.create_task(running.http.post("/v1/chat/completions", json=body_of(max_tokens=LONG)))
         for num_lost in range(1, 4):
             await wait_until(lambda: asked.done() or any(replica.engine.num_tokens for replica in fleet.alive))
             assert not asked.done(), num_lost

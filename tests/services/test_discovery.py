@@ -53,8 +53,10 @@ async def test_a_replica_is_found_while_it_beats_and_dead_five_seconds_after() -
 
     clock.now = 4.9
     assert directory.replicas("tiny")
+    assert directory.is_alive("r1")
     clock.now = 5.0
     assert not directory.replicas("tiny")
+    assert not directory.is_alive("r1")
 
     await beacon.set_state("ready")
     await directory.refresh()
@@ -88,6 +90,7 @@ async def test_a_replica_reported_as_failed_is_left_out_until_its_next_beat() ->
     directory.report_failure("r1")
     await directory.refresh()
     assert directory.replicas("tiny") == []
+    assert directory.is_alive("r1"), "a failed connection alone does not make those who wait there leave"
     await beacon.set_state("ready")
     await directory.refresh()
     assert len(directory.replicas("tiny")) == 1

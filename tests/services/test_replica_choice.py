@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from services.discovery import ReplicaEndpoint
 from services.prompt_prefix import BLOCK_BYTES, MAX_BLOCKS, fingerprint, size_of
 from services.replica_choice import BLOCKS_PER_REPLICA, Candidate, ReplicaChoice
+from services.replica_picker import ReplicaPicker
 
 SYSTEM = {"role": "system", "content": "You are the help desk of a shipyard. " * 40}
 
@@ -91,6 +93,37 @@ def test_what_was_sent_long_ago_and_where_nobody_is_any_more_is_forgotten() -> N
     assert choice.num_cached_bytes("a", first) == 0
     choice.forget(lambda replica_id: replica_id == "a")
     assert choice._seen == {}
+
+
+def replica(replica_id: str, *, running: int = 0) -> ReplicaEndpoint:
+    return ReplicaEndpoint(
+        replica_id, "llm-tiny", "http://127.0.0.1:1", 1, running=running, info={"max_concurrency": 4}
+    )
+
+
+async def test_prompts_are_hashed_only_where_there_is_a_choice_and_long_ones_alike() -> None:
+    picker = ReplicaPicker(lambda _: True)
+    for text in ("short " * 100, "long " * 10_000):
+        body = {"prompt_text": text}
+        assert await picker.fingerprint(body, 1) == ()
+        assert await picker.fingerprint(body, 2) == fingerprint(body)
+
+
+def test_a_replica_that_hung_is_a_last_resort() -> None:
+    picker, both = ReplicaPicker(lambda _: True), [replica("a"), replica("b", running=3)]
+    picker.shun("a")
+    assert {picker.pick(both, ()).replica_id for _ in range(20)} == {"b"}
+    assert picker.pick(both[:1], ()).replica_id == "a"
+
+
+def test_requests_on_their_way_count_before_the_replica_tells_of_them() -> None:
+    picker, both = ReplicaPicker(lambda _: True), [replica("a"), replica("b", running=1)]
+    for _ in range(2):
+        picker.enter("a", ())
+    assert picker.pick(both, ()).replica_id == "b"
+    picker.leave("a")
+    picker.leave("a")
+    assert picker.pick(both, ()).replica_id == "a"
 
 
 # A ladder: replicas that compute prompts and answers, requests that come faster and faster.
