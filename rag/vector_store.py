@@ -138,11 +138,12 @@ def open_vector_store(
     path: Path | None = None,
     *,
     url: str | None = None,
+    nodes: Sequence[str] = (),
     api_key: str | None = None,
     create: bool = True,
     lock_timeout_s: float = 0.0,
 ) -> VectorStore:
-    """The embedded store at `path`, or the server at `url`.
+    """The embedded store at `path`, or the server at `url`; `nodes` are the URLs of its replicas, if it has several.
 
     With `create=False` a missing folder raises `StoreMissing`. A folder that another process owns is waited for up to
     `lock_timeout_s`, then `StoreLocked` is raised.
@@ -150,7 +151,7 @@ def open_vector_store(
     if url is not None:
         from rag.vector_store_server import ServerVectorStore
 
-        return ServerVectorStore.connect(url, api_key=api_key)
+        return ServerVectorStore.connect(url, nodes=nodes, api_key=api_key)
     if path is None:
         raise StoreError("A vector store needs a folder or the URL of a Qdrant server; give one of them.")
     from rag.vector_store_edge import EdgeVectorStore

@@ -1,13 +1,17 @@
 """The vector store on a Qdrant server: one server collection per collection of ours, named `windfarm_<id>`.
 
 The swap of two versions is one batch request; the server applies it in order, but a search that runs in between may
-see both. `QdrantClient(":memory:")` obeys the same contract and is what the tests use.
+see both. Where a cluster keeps several copies of a collection, a deletion is ordered by the leader of each shard and
+waits until it is applied; then it looks at each node that the configuration names, and ends when none of them has any
+of it. `QdrantClient(":memory:")` obeys the same contract and is what the tests use.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,20 +44,26 @@ from rag.vector_store import (
 PREFIX = "windfarm_"
 _BATCH = 256
 _PAGE = 4096
+_GONE_WITHIN_S = 2.0
+_GONE_POLL_S = 0.02
+
+_log = logging.getLogger(__name__)
 
 
 class ServerVectorStore:
     """See `VectorStore`."""
 
-    def __init__(self, client: QdrantClient) -> None:
+    def __init__(self, client: QdrantClient, nodes: Sequence[QdrantClient] = ()) -> None:
         self._client = client
+        self._nodes = tuple(nodes) or (client,)
         self._dimensions: dict[str, int] = {}
         self._create_lock = threading.Lock()
 
     @classmethod
-    def connect(cls, url: str, *, api_key: str | None = None) -> ServerVectorStore:
+    def connect(cls, url: str, *, nodes: Sequence[str] = (), api_key: str | None = None) -> ServerVectorStore:
         # The client's version check only warns; a server that does not answer must be an error at once.
-        store = cls(QdrantClient(url=url, api_key=api_key, check_compatibility=False))
+        clients = [QdrantClient(url=each, api_key=api_key, check_compatibility=False) for each in (url, *nodes)]
+        store = cls(clients[0], clients[1:])
         store.list_collections()
         return store
 
@@ -110,13 +120,35 @@ class ServerVectorStore:
 
     def _delete_where(self, collection_id: str, wanted: models.Filter) -> None:
         if self._exists(collection_id):
+            name = _name(collection_id)
             with _as_store_error("delete chunks"):
-                self._client.delete(_name(collection_id), models.FilterSelector(filter=wanted), wait=True)
+                self._client.delete(
+                    name, models.FilterSelector(filter=wanted), wait=True, ordering=models.WriteOrdering.STRONG
+                )
+            self._until_gone(lambda node: _num_points(node, name, wanted))
 
     def delete_collection(self, collection_id: str) -> None:
         with self._create_lock, _as_store_error("delete a collection"):
             self._dimensions.pop(collection_id, None)
             self._client.delete_collection(_name(collection_id))
+        self._until_gone(lambda node: int(node.collection_exists(_name(collection_id))))
+
+    def _until_gone(self, count_left: Callable[[QdrantClient], int]) -> None:
+        """Wait until no node has anything left; `StoreError` where one still does after two seconds. A node that does
+        not answer shows nothing to anybody, and takes over the state of the others before it is asked again."""
+        deadline = time.monotonic() + _GONE_WITHIN_S
+        waiting = list(self._nodes)
+        while waiting:
+            waiting = [node for node in waiting if _left_on(node, count_left) > 0]
+            if not waiting:
+                return
+            if time.monotonic() > deadline:
+                raise StoreError(
+                    f"{len(waiting)} of {len(self._nodes)} nodes of the Qdrant cluster still hold what was deleted "
+                    f"{_GONE_WITHIN_S:g} seconds ago. Nobody can read it; windfarm deletes it again at its next start. "
+                    "Look at the cluster's replicas (`/collections/NAME/cluster`)."
+                )
+            time.sleep(_GONE_POLL_S)
 
     def list_collections(self) -> list[str]:
         with _as_store_error("list collections"):
@@ -250,7 +282,8 @@ class ServerVectorStore:
         return False
 
     def close(self) -> None:
-        self._client.close()
+        for client in {self._client, *self._nodes}:
+            client.close()
 
     def _exists(self, collection_id: str) -> bool:
         with _as_store_error("look for a collection"):
@@ -290,6 +323,22 @@ class ServerVectorStore:
         if not isinstance(vectors, dict) or DENSE not in vectors:
             raise StoreError(f"The server's collection {name!r} was not made by windfarm; it has no vector {DENSE!r}.")
         return vectors[DENSE].size
+
+
+def _num_points(node: QdrantClient, name: str, wanted: models.Filter) -> int:
+    return node.count(name, count_filter=wanted, exact=True).count if node.collection_exists(name) else 0
+
+
+def _left_on(node: QdrantClient, count_left: Callable[[QdrantClient], int]) -> int:
+    """1 where a node answers with an error: then nobody knows."""
+    try:
+        return count_left(node)
+    except (ResponseHandlingException, OSError) as error:
+        _log.warning("A node of the Qdrant cluster does not answer, so it was not asked for what is deleted: %s", error)
+        return 0
+    except ApiException as error:
+        _log.warning("A node of the Qdrant cluster could not say whether a deletion reached it: %s", error)
+        return 1
 
 
 def _name(collection_id: str) -> str:

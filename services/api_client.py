@@ -179,6 +179,10 @@ class ApiClient:
     def forget_tuning(self, collection: str) -> dict[str, Any]:
         return self._call("DELETE", f"/v1/collections/{quote(collection, safe='')}/tune")
 
+    def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Any route of the API, for commands that need no more than it."""
+        return self._call(method, path) if body is None else self._call(method, path, json=body)
+
     def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         try:
             response = self._http.request(method, path, **options)

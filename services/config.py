@@ -86,6 +86,8 @@ class QdrantConfig(Section):
     url: str | None = None
     """A Qdrant server; none: the embedded engine in the data folder."""
     api_key_env: str | None = None
+    nodes: list[str] = Field(default_factory=list)
+    """URLs of the nodes of a Qdrant cluster: a deletion waits until none of them has any of it."""
 
 
 class WebConfig(Section):

@@ -51,6 +51,7 @@ class DocumentViews:
             "document_id": document_id,
             "version_id": document["version_id"],
             "collection": document["collection"],
+            "collection_id": document["collection_id"],
             "name": document["name"],
             "is_current": is_current,
             "kind": "page" if is_drawn else "text",

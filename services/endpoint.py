@@ -42,6 +42,7 @@ from services.model_status import MODEL_APP_PREFIX, ApplicationState
 from services.people import People
 from services.people_routes import PeopleRoutes
 from services.readiness import Readiness
+from services.receipt_routes import ReceiptRoutes
 from services.relay import ModelPool, ModelStates, PooledModel, ReplicaSource, open_session
 from services.reranker import make_reranker
 from services.sharing_routes import SharingRoutes
@@ -147,6 +148,7 @@ class Endpoint:
             *VectorStoreRoutes(vector_stores, around.store, config.retrieval).routes(),
             *McpRoutes(around.store, searcher, version("windfarm")).routes(),
             *SharingRoutes(around.store).routes(),
+            *ReceiptRoutes(around.store).routes(),
             *PeopleRoutes(People(around.database), accounts).routes(),
             *StatusRoutes(
                 self._readiness,

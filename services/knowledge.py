@@ -13,9 +13,10 @@ import zlib
 from collections.abc import Collection as AnyCollection
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Select, func, or_, select
+from sqlalchemy import BindParameter, Select, bindparam, func, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -23,7 +24,7 @@ from rag.access import CollectionGrant, Reader
 from rag.types import PageSpan, ParsedDocument
 from services.database import Collection, Database, Document, Job, User, Version, new_id
 from services.errors import ApiError, conflict, forbidden, invalid, not_found
-from services.rights import grants_of, is_readable, is_visible, manages, reader_of
+from services.rights import Scope, grants_of, is_readable, is_visible, manages, reader_of, scope_of, values_of
 
 _NAME = re.compile(r"[^\W_][\w .\-]{0,63}")
 _MAX_DESCRIPTION = 2000
@@ -70,8 +71,7 @@ class Knowledge:
     def list_collections(self, actor: str) -> list[dict[str, Any]]:
         with self._database.read() as session:
             reader = reader_of(session, actor)
-            visible = select(Collection).where(is_visible(reader)).order_by(Collection.name, Collection.created_at)
-            collections = session.scalars(visible).all()
+            collections = session.scalars(_visible_collections(scope_of(reader)), values_of(reader)).all()
             sizes = _sizes(session, [collection.id for collection in collections], reader)
             return [collection_json(each, *sizes.get(each.id, (0, 0)), reader) for each in collections]
 
@@ -106,9 +106,7 @@ class Knowledge:
         with self._database.read() as session:
             reader = reader_of(session, actor)
             collection = find_collection(session, reader, name)
-            rows = session.execute(
-                _readable_documents(reader).where(Document.collection_id == collection.id).order_by(Document.name)
-            ).all()
+            rows = session.execute(_documents_of(scope_of(reader)), values_of(reader, wanted=collection.id)).all()
             shows_source = manages(reader, collection)
             return [document_json(*row, collection.name, shows_source=shows_source) for row in rows]
 
@@ -159,16 +157,18 @@ class Knowledge:
         with self._database.read() as session:
             reader = reader_of(session, actor)
             collection = find_collection(session, reader, name)
-            wanted = _readable_documents(reader).where(Document.collection_id == collection.id).order_by(Document.name)
-            return [(document.id, stored_document(version).text) for document, version in session.execute(wanted)]
+            rows = session.execute(_documents_of(scope_of(reader)), values_of(reader, wanted=collection.id))
+            return [(document.id, stored_document(version).text) for document, version in rows]
 
     def check_quotes(self, quotes: Sequence[tuple[str, int, int, str]], actor: str) -> list[bool]:
         """Whether each (version, start, end, quote) stands letter by letter in the stored, active version of a document
         that the actor may read."""
         versions = {version_id for version_id, *_ in quotes}
         with self._database.read() as session:
-            readable = _readable_documents(reader_of(session, actor)).where(Version.id.in_(versions))
-            texts = {version.id: stored_document(version).text for _, version in session.execute(readable)}
+            reader = reader_of(session, actor)
+            readable = _readable_documents(scope_of(reader)).where(Version.id.in_(versions))
+            found = session.execute(readable, values_of(reader))
+            texts = {version.id: stored_document(version).text for _, version in found}
         return [
             bool(quote) and version_id in texts and texts[version_id][start:end] == quote
             for version_id, start, end, quote in quotes
@@ -177,17 +177,16 @@ class Knowledge:
     def readable_versions(self, version_ids: AnyCollection[str], actor: str) -> set[str]:
         """Those of the versions that are their document's active one right now, and that the actor may read."""
         with self._database.read() as session:
-            found = _readable_documents(reader_of(session, actor)).with_only_columns(Version.id)
-            return set(session.scalars(found.where(Version.id.in_(version_ids))))
+            reader = reader_of(session, actor)
+            found = _versions_among(scope_of(reader))
+            return set(session.scalars(found, values_of(reader, version_ids=list(version_ids))))
 
 
 def find_collection(session: Session, reader: Reader, name: str) -> Collection:
     """By name or id, among those of which the reader may read anything. One's own goes before another's of that name;
     where several of others have it, their ids tell them apart."""
     wanted = unicodedata.normalize("NFC", name)
-    visible = select(Collection).where(is_visible(reader))
-    matching = visible.where(or_(Collection.id == wanted, Collection.name == wanted)).order_by(Collection.created_at)
-    found = session.scalars(matching).all()
+    found = session.scalars(_collections_called(scope_of(reader)), values_of(reader, wanted=wanted)).all()
     for is_it in (lambda each: each.id == wanted, lambda each: each.owner_id == reader.user_id):
         if chosen := next((each for each in found if is_it(each)), None):
             return chosen
@@ -200,13 +199,13 @@ def find_collection(session: Session, reader: Reader, name: str) -> Collection:
         )
     if found:
         return found[0]
-    names = session.scalars(visible.with_only_columns(Collection.name)).all()
-    raise unknown_collection(name, names)
+    visible = session.scalars(_visible_collections(scope_of(reader)), values_of(reader))
+    raise unknown_collection(name, [each.name for each in visible])
 
 
 def find_document(session: Session, reader: Reader, document_id: str) -> tuple[Document, Version]:
     """A document that the reader may read, with its active version; 404 for any other."""
-    row = session.execute(_readable_documents(reader).where(Document.id == document_id)).one_or_none()
+    row = session.execute(_document_with_id(scope_of(reader)), values_of(reader, wanted=document_id)).one_or_none()
     if row is None:
         raise unknown_document(document_id)
     return row[0], row[1]
@@ -272,6 +271,7 @@ def document_json(
         "id": document.id,
         "object": "document",
         "collection": collection,
+        "collection_id": document.collection_id,
         "name": document.name,
         "source": document.source if shows_source else None,
         "origin": document.origin if shows_source or is_web else None,
@@ -335,21 +335,53 @@ def _checked_name(name: str) -> str:
     return cleaned
 
 
-def _readable_documents(reader: Reader) -> Select[Document, Version]:
+@cache
+def _visible_collections(scope: Scope) -> Select[Collection]:
+    return select(Collection).where(is_visible(scope)).order_by(Collection.name, Collection.created_at)
+
+
+@cache
+def _collections_called(scope: Scope) -> Select[Collection]:
+    wanted: BindParameter[Any] = bindparam("wanted")
+    return _visible_collections(scope).where(or_(Collection.id == wanted, Collection.name == wanted))
+
+
+@cache
+def _documents_of(scope: Scope) -> Select[Document, Version]:
+    return _readable_documents(scope).where(Document.collection_id == bindparam("wanted")).order_by(Document.name)
+
+
+@cache
+def _document_with_id(scope: Scope) -> Select[Document, Version]:
+    return _readable_documents(scope).where(Document.id == bindparam("wanted"))
+
+
+@cache
+def _versions_among(scope: Scope) -> Select[str]:
+    wanted: BindParameter[Any] = bindparam("version_ids", expanding=True)
+    return _readable_documents(scope).with_only_columns(Version.id).where(Version.id.in_(wanted))
+
+
+@cache
+def _sizes_of(scope: Scope) -> Select[str, int, int]:
+    return (
+        _readable_documents(scope)
+        .with_only_columns(Document.collection_id, func.count(), func.coalesce(func.sum(Version.num_chunks), 0))
+        .where(Document.collection_id.in_(bindparam("collection_ids", expanding=True)))
+        .group_by(Document.collection_id)
+    )
+
+
+def _readable_documents(scope: Scope) -> Select[Document, Version]:
     return (
         select(Document, Version)
         .join(Version, Version.id == Document.active_version_id)
         .join(Collection, Collection.id == Document.collection_id)
-        .where(is_readable(reader))
+        .where(is_readable(scope))
     )
 
 
 def _sizes(session: Session, collection_ids: Sequence[str], reader: Reader) -> dict[str, tuple[int, int]]:
     """Number of documents and of chunks by collection, of what the reader may read."""
-    rows = session.execute(
-        _readable_documents(reader)
-        .with_only_columns(Document.collection_id, func.count(), func.coalesce(func.sum(Version.num_chunks), 0))
-        .where(Document.collection_id.in_(collection_ids))
-        .group_by(Document.collection_id)
-    )
+    rows = session.execute(_sizes_of(scope_of(reader)), values_of(reader, collection_ids=list(collection_ids)))
     return {collection_id: (num_documents, int(num_chunks)) for collection_id, num_documents, num_chunks in rows}

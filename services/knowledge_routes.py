@@ -118,7 +118,7 @@ class KnowledgeRoutes:
 
     async def get_document(self, call: Call) -> Answer:
         document = await self._store.call("document", call.parameters["id"], call.actor.user_id)
-        if document["collection"] != call.parameters["name"]:
+        if call.parameters["name"] not in (document["collection"], document["collection_id"]):
             raise not_found(
                 f"The document {document['id']} lies in another collection: '{document['collection']}'.",
                 code="unknown_document",

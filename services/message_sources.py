@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection as AnyCollection
 from collections.abc import Iterator
+from functools import cache
+from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import BindParameter, Select, bindparam, delete, select, update
 from sqlalchemy.orm import Session
 
 from services.database import Collection, Document, Message, MessageSource
-from services.rights import is_readable, reader_of
+from services.rights import Scope, is_readable, reader_of, scope_of, values_of
 
 _BATCH = 5000
 WITHDRAWN = (
@@ -37,8 +39,16 @@ def withheld_messages(session: Session, conversation_id: str, actor: str) -> set
 
 def readable_documents(session: Session, document_ids: AnyCollection[str], actor: str) -> set[str]:
     """Those that are there and that the actor may read right now."""
+    reader = reader_of(session, actor)
+    found = _documents_among(scope_of(reader))
+    return set(session.scalars(found, values_of(reader, document_ids=list(document_ids))))
+
+
+@cache
+def _documents_among(scope: Scope) -> Select[str]:
+    wanted: BindParameter[Any] = bindparam("document_ids", expanding=True)
     rows = select(Document.id).join(Collection, Collection.id == Document.collection_id)
-    return set(session.scalars(rows.where(is_readable(reader_of(session, actor)), Document.id.in_(document_ids))))
+    return rows.where(is_readable(scope), Document.id.in_(wanted))
 
 
 def living_documents(session: Session, document_ids: AnyCollection[str]) -> set[str]:

@@ -116,6 +116,8 @@ class PassageWriter:
                     or collection.deleted_at is not None
                 ):
                     raise Cancelled
+                if job.kind != "ingest" and session.get(Version, chunks[0].version_id) is None:
+                    return  # deleted while it was embedded anew
             self._store.upsert(index_id, chunks, vectors, active=False)
 
     def discard_if_staged(self, index_id: str, version_id: str) -> bool:

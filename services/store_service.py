@@ -88,7 +88,9 @@ def open_store(config: StoreConfig, environment: Environment) -> StoreParts:
     url = config.qdrant.url
     if url is None:
         _refuse_lost_folder(database, folder)
-    vectors = open_vector_store(folder, url=url, api_key=_api_key(config), lock_timeout_s=_LOCK_TIMEOUT_S)
+    vectors = open_vector_store(
+        folder, url=url, nodes=config.qdrant.nodes, api_key=_api_key(config), lock_timeout_s=_LOCK_TIMEOUT_S
+    )
     visible = ReadWriteLock()
     blobs = Blobs(environment.home / "blobs", environment.home)
     journal = Journal(database, vectors, visible, blobs.originals)
@@ -191,7 +193,7 @@ class StoreService:
     ) -> dict[str, Any]:
         """See `DocumentViews.view`."""
         view = await self._views.view(document_id, span, actor, width)
-        if view["collection"] != collection:
+        if collection not in (view["collection"], view["collection_id"]):
             raise unknown_document(document_id)
         return view
 
@@ -199,7 +201,8 @@ class StoreService:
         self, collection: str, document_id: str, page: int, span: Span, actor: str, width: int
     ) -> bytes:
         """PNG; see `DocumentViews.page`."""
-        if (await self.document(document_id, actor))["collection"] != collection:
+        document = await self.document(document_id, actor)
+        if collection not in (document["collection"], document["collection_id"]):
             raise unknown_document(document_id)
         return await self._views.page(document_id, page, span, actor, width)
 
@@ -354,7 +357,7 @@ class StoreService:
     def _check_readable(self, names: Sequence[str], actor: str) -> tuple[FusionMethod, float] | None:
         """Before any work: unknown collections and other embedding models. Returns the fusion that all of these
         collections were tuned to, if it is the same for all."""
-        collections = [self._knowledge.collection(name, actor) for name in names]
+        _, collections, _ = self._knowledge.searchable(names, actor)
         for collection in collections:
             self._ingestion.require_embedding(collection)
         chosen = {tuned_fusion(collection.tuning, collection.embedding_model) for collection in collections}

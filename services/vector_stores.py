@@ -35,6 +35,7 @@ from services.errors import ApiError, conflict, not_found
 from services.files import Files
 from services.knowledge import ACTIVE_JOB_STATES
 from services.message_sources import readable_documents
+from services.rights import is_readable, reader_of, scope_of, values_of
 
 Json = dict[str, Any]
 _NOT_IN_NAMES = re.compile(r"[^\w .\-]+")
@@ -77,11 +78,11 @@ class VectorStores:
     async def list_stores(self, actor: Actor) -> list[Json]:
         """Those that the caller may read, the newest last."""
         collections = await self._store.call("list_collections", actor.user_id)
-        return await asyncio.to_thread(self._describe, collections)
+        return await asyncio.to_thread(self._describe, actor, collections)
 
     async def get(self, actor: Actor, store_id: str) -> Json:
         collection = await self._collection(actor, store_id)
-        return (await asyncio.to_thread(self._describe, [collection]))[0]
+        return (await asyncio.to_thread(self._describe, actor, [collection]))[0]
 
     async def update(self, actor: Actor, store_id: str, changes: Json) -> Json:
         """`changes` may hold `name` and `attributes`."""
@@ -212,13 +213,14 @@ class VectorStores:
             for name, value in changes.items():
                 setattr(row, name, value)
 
-    def _describe(self, collections: Sequence[Json]) -> list[Json]:
+    def _describe(self, actor: Actor, collections: Sequence[Json]) -> list[Json]:
+        """Counts and sizes are those of what the caller may read."""
         ids = [collection["id"] for collection in collections]
         with self._database.read() as session:
             wanted = select(VectorStoreInfo).where(VectorStoreInfo.collection_id.in_(ids))
             infos = {row.collection_id: row for row in session.scalars(wanted)}
-            files = _rows(session, ids)
-            sizes = _sizes(session, ids)
+            files = {store_id: _shown(session, actor, rows) for store_id, rows in _rows(session, ids).items()}
+            sizes = _sizes(session, actor, ids)
             # Seconds, as the API has them, would not keep the order of what was made together.
             order = select(Collection.id).where(Collection.id.in_(ids)).order_by(Collection.created_at, Collection.id)
             places = {store_id: place for place, store_id in enumerate(session.scalars(order))}
@@ -231,14 +233,7 @@ class VectorStores:
 
     def _shown_rows(self, actor: Actor, store_id: str) -> list[Json]:
         with self._database.read() as session:
-            rows = _rows(session, [store_id]).get(store_id, [])
-            documents = {row["document_id"] for row in rows if row["document_id"] is not None}
-            readable = readable_documents(session, documents, actor.user_id) if documents else set()
-        return [
-            row
-            for row in rows
-            if (row["document_id"] in readable if row["document_id"] else row["owner_id"] == actor.user_id)
-        ]
+            return _shown(session, actor, _rows(session, [store_id]).get(store_id, []))
 
     async def _file_row(self, actor: Actor, store_id: str, file_id: str) -> Json:
         await self._collection(actor, store_id)
@@ -330,6 +325,17 @@ def _rows(session: Session, store_ids: Sequence[str]) -> dict[str, list[Json]]:
     return rows
 
 
+def _shown(session: Session, actor: Actor, rows: Sequence[Json]) -> list[Json]:
+    """Files of documents that the caller may read, and the caller's own on the way."""
+    documents = {row["document_id"] for row in rows if row["document_id"] is not None}
+    readable = readable_documents(session, documents, actor.user_id) if documents else set()
+    return [
+        row
+        for row in rows
+        if (row["document_id"] in readable if row["document_id"] else row["owner_id"] == actor.user_id)
+    ]
+
+
 def _status(job: Job | None, document: Document | None) -> str | None:
     if job is not None and job.state in ACTIVE_JOB_STATES:
         return "in_progress"
@@ -357,12 +363,15 @@ def _counts(rows: Sequence[Json]) -> Json:
     return counts | {"total": len(rows)}
 
 
-def _sizes(session: Session, store_ids: Sequence[str]) -> dict[str, int]:
+def _sizes(session: Session, actor: Actor, store_ids: Sequence[str]) -> dict[str, int]:
+    reader = reader_of(session, actor.user_id)
     rows = session.execute(
         select(Document.collection_id, func.sum(Version.num_bytes))
         .join(Version, Version.id == Document.active_version_id)
-        .where(Document.collection_id.in_(store_ids), Document.deleted_at.is_(None))
-        .group_by(Document.collection_id)
+        .join(Collection, Collection.id == Document.collection_id)
+        .where(Document.collection_id.in_(store_ids), is_readable(scope_of(reader)))
+        .group_by(Document.collection_id),
+        values_of(reader),
     )
     return {store_id: int(size) for store_id, size in rows}
 

@@ -40,9 +40,11 @@ ACCESS_ONLY = {
     "_SEAL": ("rag/access.py",),
     "search_as": ("rag/access.py", "services/retrieval.py", "services/receipts.py"),
     "StoreAsSeenBy": ("rag/access.py", "services/evaluation_index.py"),
+    "stored_document": ("services/knowledge.py", "services/reembedding.py", "services/receipts.py"),
 }
-"""What reads the vector store -> where it may be used (prefixes of paths). `services.retrieval` asks the database for
-the rights, `services.receipts` counts what a deletion left; an evaluation searches in its own index."""
+"""What reads the vector store, and texts of the database -> where it may be used (prefixes of paths).
+`services.retrieval` asks the database for the rights, `services.receipts` counts what a deletion left, an evaluation
+searches in its own index; texts leave the database through `services.knowledge`, by rights, or to be embedded anew."""
 
 HEAVY = ("torch", "vllm", "transformers", "xllamacpp")
 

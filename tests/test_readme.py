@@ -41,7 +41,7 @@ def test_the_make_target_exists(command: str) -> None:
     assert [word for word in words if "=" not in word and word not in targets] == []
 
 
-GROUPS = ("eval", "feedback", "jobs", "kb")
+GROUPS = ("eval", "feedback", "group", "jobs", "kb", "user")
 """Commands whose second word is a command as well."""
 
 

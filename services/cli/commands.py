@@ -12,8 +12,10 @@ from services.cli import (
     keys,
     knowledge,
     machine,
+    people,
     planning,
     running,
+    sharing,
     sync,
     talking,
     tuning,
@@ -47,8 +49,13 @@ for _command in (
     knowledge.documents,
     knowledge.reembed,
     tuning.tune,
+    sharing.share,
+    sharing.delete,
+    sharing.receipts,
 ):
     app.command()(_command)
 app.add_typer(evaluation.app)
 app.add_typer(jobs.app)
 app.add_typer(feedback.app)
+app.add_typer(people.users)
+app.add_typer(people.groups)

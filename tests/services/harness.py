@@ -28,6 +28,7 @@ from services.database import Collection, Database, Document
 from services.discovery import BeatStore, Directory
 from services.endpoint import Endpoint, Surroundings
 from services.errors import unavailable
+from services.gateway_app import GatewayApp
 from services.limit_book import LimitBook
 from services.listener import start_listener
 from services.model_service import ModelService
@@ -176,8 +177,11 @@ async def plain_story(request: ChatRequest, model: ModelClient) -> AsyncIterator
 class Running:
     """A started endpoint with everything a test looks at."""
 
-    def __init__(self, url: str, key: str, database: Database, directory: Directory, beats: BeatStore) -> None:
+    def __init__(
+        self, url: str, key: str, database: Database, directory: Directory, beats: BeatStore, app: GatewayApp
+    ) -> None:
         self.url = url
+        self.app = app
         self.key = key
         self.database = database
         self.accounts = Accounts(database)
@@ -220,7 +224,8 @@ async def running_endpoint(
     documents: Sequence[str] = (),
 ) -> AsyncIterator[Running]:
     """`proves`: also run the proof behind `/ready`, which sends a request of its own to the model. `documents`: ids of
-    some that the owner may read; answers that rest on others are not shown."""
+    some that the owner may read; answers that rest on others are not shown. `store`: who answers in the place of
+    `StoreCalls`."""
     url = f"sqlite:///{home}/windfarm.db"
     upgrade(url)
     database = Database(url)
@@ -253,7 +258,7 @@ async def running_endpoint(
         listener = await start_listener(endpoint.app, websockets=True)
         stack.push_async_callback(endpoint.stop)
         stack.push_async_callback(listener.stop)
-        running = Running(listener.url, owner.key, database, directory, beats)
+        running = Running(listener.url, owner.key, database, directory, beats, endpoint.app)
         running.store = scripted_store
         running.limiter = running_limiter
         stack.push_async_callback(_stop_all, running)

@@ -42,6 +42,9 @@ class HashEmbedder:
         self.gate.set()
 
     async def embed_queries(self, texts: Sequence[str]) -> Vectors:
+        return self.vectors(texts)
+
+    def vectors(self, texts: Sequence[str]) -> Vectors:
         return np.stack([self._vector(text) for text in texts])
 
     async def embed_passages(self, texts: Sequence[str]) -> Vectors:

@@ -38,6 +38,7 @@ def test_every_thing_that_windfarm_keeps_has_its_table(tmp_path: Path) -> None:
         tables = set(inspect(connection).get_table_names())
     assert tables >= {"users", "groups", "group_members", "api_keys", "conversations", "messages"}
     assert tables >= {"collections", "documents", "versions", "jobs", "journal"}
+    assert tables >= {"collection_readers", "document_readers", "message_sources", "deletion_receipts"}
 
 
 def test_a_second_upgrade_changes_nothing(tmp_path: Path) -> None:
@@ -46,6 +47,41 @@ def test_a_second_upgrade_changes_nothing(tmp_path: Path) -> None:
     upgrade(_sqlite(tmp_path))
     with create_engine(_sqlite(tmp_path)).connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM users")) == 1
+
+
+def test_an_older_windfarm_keeps_its_people_documents_and_answers(tmp_path: Path) -> None:
+    """Nobody gets a right by the step, and what its answers rest on is read out of their citations and steps."""
+    url = _sqlite(tmp_path)
+    with make_engine(url).connect() as connection:
+        command.upgrade(_config(connection), "0002")
+        when = "'2026-01-01'"
+        steps = '[{"event": "retrieval", "passages": [{"document_id": "doc_2"}]}, {"event": "y"}]'
+        rows = {
+            "users (id, name, role, created_at)": f"'user_1', 'ada', 'owner', {when}",
+            "collections (id, name, description, owner_id, index_id, embedding_model, embedding_dimension, "
+            "created_at)": f"'col_1', 'box', '', 'user_1', 'col_1', 'm', 4, {when}",
+            "documents (id, collection_id, name, owner_id, created_at)": f"'doc_1', 'col_1', 'a', 'user_1', {when}",
+            "conversations (id, user_id, title, collections, created_at, updated_at)": "'conv_1', 'user_1', 't', '[]', "
+            f"{when}, {when}",
+            "messages (id, conversation_id, position, role, content, citations, steps, state, created_at)": "'msg_1', "
+            f"""'conv_1', 0, 'assistant', 'x', '[{{"document_id": "doc_1"}}]', '{steps}', 'complete', {when}""",
+        }
+        for into, values in rows.items():
+            connection.execute(text(f"INSERT INTO {into} VALUES ({values})"))
+        connection.commit()
+    upgrade(url)
+    with create_engine(url).connect() as connection:
+        for table in ("users", "collections"):
+            assert connection.scalar(text(f"SELECT tenant FROM {table}")) == "default"
+        assert connection.scalar(text("SELECT has_own_readers FROM documents")) == 0
+        assert connection.scalar(text("SELECT count(*) FROM collection_readers")) == 0
+        sources = connection.execute(text("SELECT message_id, document_id FROM message_sources ORDER BY document_id"))
+        assert [tuple(row) for row in sources] == [("msg_1", "doc_1"), ("msg_1", "doc_2")]
+    with make_engine(url).connect() as connection:
+        command.downgrade(_config(connection), "0002")
+        connection.commit()
+    upgrade(url)
+    assert differences(url) == []
 
 
 def test_keys_of_an_older_windfarm_get_the_defaults(tmp_path: Path) -> None:
