@@ -44,6 +44,7 @@ from services.people_routes import PeopleRoutes
 from services.readiness import Readiness
 from services.receipt_routes import ReceiptRoutes
 from services.relay import ModelPool, ModelStates, PooledModel, ReplicaSource, open_session
+from services.reranker import make_reranker
 from services.sharing_routes import SharingRoutes
 from services.status_routes import StatusRoutes
 from services.transfer_routes import TransferRoutes
@@ -120,7 +121,8 @@ class Endpoint:
         metrics.watch_queues(queues.sizes)
         generation = Generation(config.chat, self._pool, queues, around.story, conversations, metrics)
         uploads = around.home / UPLOADS_FOLDER
-        searcher = RemoteSearcher(around.store, config.retrieval)
+        reranker = make_reranker(config.retrieval, around.embedding)
+        searcher = RemoteSearcher(around.store, config.retrieval, reranker)
         files = Files(around.database, around.home / FILES_FOLDER)
         vector_stores = VectorStores(around.database, around.store, files)
         accounts = Accounts(around.database)
