@@ -38,6 +38,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 pytest.skip(f"needs {part}: {reason}")
 
 
+@pytest.fixture(autouse=True)
+def _same_data_folder() -> Generator[None, None, None]:
+    """`--home` of a command that a test runs in this process sets the data folder for all that follows."""
+    before = os.environ.get("WINDFARM_HOME")
+    yield
+    if before is None:
+        os.environ.pop("WINDFARM_HOME", None)
+    else:
+        os.environ["WINDFARM_HOME"] = before
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield

@@ -250,6 +250,7 @@ class Company:
             await self.make_box()
         for _ in range(size.papers):
             self.make_paper()
+            await asyncio.sleep(0)  # nothing here waits for anything else, and replicas have to announce themselves
         for _ in range(size.changes):
             await self.change(only_rights=True)
 

@@ -67,6 +67,6 @@ def test_the_environments_vector_server_is_used_and_named_where_it_does_not_answ
         internal_secret="secret",
         qdrant_url="http://127.0.0.1:9",
     )
-    with pytest.raises(StoreError, match=r"Qdrant server could not .* Connection refused"):
+    with pytest.raises(StoreError, match=r"Qdrant server does not answer .* Connection refused"):
         open_store(StoreConfig(), environment)
     assert not (tmp_path / "qdrant").exists()

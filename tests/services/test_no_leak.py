@@ -477,6 +477,7 @@ async def run_tries(firm: Company, observed: Observed, num_tries: int) -> None:
         name = firm.random.choice(list(firm.people))
         (kind,) = firm.random.choices(kinds, weights)
         told = await kind(firm, name)
+        await asyncio.sleep(0)
         observed.num_tries[kind.__name__] += 1
         observed.num_shown[kind.__name__] += len(marks(told))
         observed.leaks += [f"{kind.__name__} told {name} of {number}" for number in firm.leaks(name, told)]

@@ -45,5 +45,5 @@ async def sparse_rankings(judged: JudgedSet) -> list[list[str]]:
         yield EmbeddingModel(HashEmbedder(), word_spans, 512)
 
     async with open_index(judged, SETTINGS, open_model, lambda step, done, total: None) as index:
-        search = _LegSearch(index, "sparse", RetrievalSettings(top_k=100, candidates=100))
+        search = _LegSearch(index, "sparse", RetrievalSettings(top_k=100, candidates=100), reranking=None)
         return [rank_documents(await search.passages_of(query.text)) for query in judged.queries]
