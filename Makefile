@@ -10,7 +10,7 @@ BIN := .venv/bin
 SETUP := $(PYTHON) -m infra.setup
 ARGS ?=
 
-.PHONY: help setup setup-dev up down test test-kills test-ranks test-unit lint format bench-laptop bench-experts bench-retrieval bench-routing bench-overhead lock screenshots manifests manifests-check map clean
+.PHONY: help setup setup-dev up down test test-kills test-leaks test-ranks test-unit lint format bench-laptop bench-experts bench-retrieval bench-routing bench-overhead lock screenshots manifests manifests-check map clean
 
 help: ## List all targets
 	@echo "windfarm: make up starts everything and prints the address of the page."
@@ -35,7 +35,10 @@ test: lint ## All checks and tests: what CI runs
 test-kills: setup-dev ## 20 kills at random moments of an ingest of 200 files (minutes; `test` has the short form)
 	@WINDFARM_TEST_KILLS=20 WINDFARM_TEST_KILL_FILES=200 $(BIN)/python -m pytest tests/services/test_ingestion_kills.py $(ARGS)
 
-test-ranks: setup-dev ## Mixtures in several ranks: gangs, exactness, lost ranks (many minutes, not part of `test`)
+test-leaks: setup-dev ## 10,000 random tries to read what one may not (a minute; `test` has the short form)
+	@WINDFARM_TEST_TRIES=10000 $(BIN)/python -m pytest tests/services/test_no_leak.py $(ARGS)
+
+test-ranks: setup-dev ## vLLM in many processes: gangs, exactness, lost ranks, killed starters (many minutes, not part of `test`)
 	@$(BIN)/python -m pytest -m ranks $(ARGS)
 
 test-unit: setup-dev ## Only the tests that start nothing: seconds

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -43,7 +44,8 @@ from tests.services.leaking import (
     text_of,
 )
 
-NUM_TRIES = 10_000
+NUM_TRIES = int(os.environ.get("WINDFARM_TEST_TRIES", "2500"))
+"""`make test-leaks` makes 10,000."""
 TRIES_PER_CHANGE = 40
 RETRIEVAL = RetrievalConfig(evidence_threshold=-1.0, top_k=3)
 
@@ -483,16 +485,14 @@ async def run_tries(firm: Company, observed: Observed, num_tries: int) -> None:
         observed.leaks += [f"{kind.__name__} told {name} of {number}" for number in firm.leaks(name, told)]
 
 
-async def test_ten_thousand_tries_show_nothing_that_may_not_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_random_tries_show_nothing_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with company(tmp_path, monkeypatch, seed=1, size=LARGE) as (firm, observed):
         await run_tries(firm, observed, NUM_TRIES)
         assert observed.leaks == [] and observed.store_leaks == []
         assert sum(observed.num_tries.values()) == NUM_TRIES
         # It was no test of silence.
-        assert all(observed.num_shown[kind.__name__] > 50 for kind in SHOW_TEXT), observed.num_shown
-        assert len(firm.gone) > 20 and firm.num_changes > NUM_TRIES / TRIES_PER_CHANGE
+        assert all(observed.num_shown[kind.__name__] > NUM_TRIES / 200 for kind in SHOW_TEXT), observed.num_shown
+        assert len(firm.gone) > NUM_TRIES / 500 and firm.num_changes > NUM_TRIES / TRIES_PER_CHANGE
 
 
 async def test_without_the_filter_the_store_gives_away_what_may_not_be_read(

@@ -243,29 +243,6 @@ def _endless() -> GenerationRequest:
     return text_prompt(COUNTING, max_tokens=MAX_CONTEXT - 50, logit_bias={0: -100.0, 2: -100.0})
 
 
-@pytest.mark.requires("vllm")
-async def test_a_dead_engine_process_ends_streams_and_raises_in_health_and_stopping_leaves_nothing(
-    vllm: Engine,
-) -> None:
-    """The last one: the engine of the tests above ends here."""
-    started = [child for child in psutil.Process().children(recursive=True) if child.name().startswith("VLLM::")]
-    core = next(child for child in started if child.name() == "VLLM::EngineCore")
-    await vllm.check_health()
-    stream = vllm.generate(chat("Tell a story.", max_tokens=300, ignore_eos=True))
-    await anext(stream)
-    core.kill()
-    with pytest.raises(EngineDead):
-        async for _ in stream:
-            pass
-    with pytest.raises(EngineDead):
-        await vllm.check_health()
-    await vllm.stop()
-    await vllm.stop()
-    assert [process.pid for process in started if process.is_running()] == []
-    with pytest.raises(EngineDead):
-        await anext(vllm.generate(chat("Hello.")))
-
-
 async def _until_load(engine: Engine, num_running: int, num_queued: int) -> None:
     async with asyncio.timeout(30):
         while engine.load != (num_running, num_queued):  # noqa: ASYNC110  # plain numbers
@@ -364,3 +341,26 @@ async def test_tokens_that_break_the_grammar_cannot_be_continued(engine: Engine)
     request = chat("Pick a colour.", max_tokens=40, json_schema=SCHEMA)
     with pytest.raises((InvalidRequest, EngineFailed)):
         await collect(engine, dataclasses.replace(request, delivered=Delivered(token_ids, 0)))
+
+
+@pytest.mark.requires("vllm")
+async def test_a_dead_engine_process_ends_streams_and_raises_in_health_and_stopping_leaves_nothing(
+    vllm: Engine,
+) -> None:
+    """The last one: the engine of the tests above ends here."""
+    started = [child for child in psutil.Process().children(recursive=True) if child.name().startswith("VLLM::")]
+    core = next(child for child in started if child.name() == "VLLM::EngineCore")
+    await vllm.check_health()
+    stream = vllm.generate(chat("Tell a story.", max_tokens=300, ignore_eos=True))
+    await anext(stream)
+    core.kill()
+    with pytest.raises(EngineDead):
+        async for _ in stream:
+            pass
+    with pytest.raises(EngineDead):
+        await vllm.check_health()
+    await vllm.stop()
+    await vllm.stop()
+    assert [process.pid for process in started if process.is_running()] == []
+    with pytest.raises(EngineDead):
+        await anext(vllm.generate(chat("Hello.")))

@@ -30,6 +30,7 @@ STARTER = """
 """
 
 
+@pytest.mark.ranks
 def test_a_killed_starter_takes_its_engine_processes_along(tmp_path) -> None:
     script = tmp_path / "starter.py"
     script.write_text(textwrap.dedent(STARTER))
