@@ -1,5 +1,6 @@
-"""10,000 random (person, question, route) tries at the real endpoint, while people join and leave, rights come and go
-and documents are deleted: nothing is told of a document that the person may not read. See `leaking` for what is real.
+"""Random (person, question, route) tries at the real endpoint (10,000 with `make test-leaks`), while people join and
+leave, rights come and go and documents are deleted: nothing is told of a document that the person may not read. See
+`leaking` for what is real.
 
 Two things keep the rights: the filter of the search, and the look into the database at what was found. Each is taken
 out in a test of its own, which must then find what the other alone keeps or lets through.
