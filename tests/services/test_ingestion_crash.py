@@ -14,7 +14,7 @@ from tests.services.ingest_until_killed import DELETED_NAME, NAMES, content
 from tests.services.ingesting import OWNER, Running, running
 
 ROOT = Path(__file__).parents[2]
-NUM_KILLS = 6
+NUM_KILLS = 4
 SEED = 20
 
 
