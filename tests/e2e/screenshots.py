@@ -53,7 +53,7 @@ def ask_the_handbook(person: Visitor, product: Product) -> None:
 
 def open_citation(person: Visitor) -> None:
     person.page.locator('#wf-chat a[href^="#cite-msg"]').first.click()
-    expect(person.page.locator(".wf-source.is-open .wf-page img")).to_be_visible()
+    expect(person.page.locator(".wf-source.is-open mark")).to_be_visible()
 
 
 def main() -> None:
