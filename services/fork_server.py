@@ -130,6 +130,9 @@ def _answer(connection: socket.socket, listener: socket.socket) -> None:
         request = json.loads(read_exactly(connection, length))
         if (job := request["environment"].get(JOB_VARIABLE, ONLY_JOB)) != ONLY_JOB:
             raise ValueError(f"job {job} is not ours")
+        if select.select([connection], [], [], 0)[0]:
+            # It has waited too long and started the worker by itself; there must not be two of them.
+            raise EOFError("who asked has gone")
         pid = os.fork()
         if pid == 0:
             listener.close()
@@ -145,7 +148,7 @@ def _become_worker(request: dict[str, Any], descriptors: Sequence[int]) -> None:
     """Take over what the asking process was given by the raylet, and run Ray's worker program. Does not return."""
     code = 1
     try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
+        for number in (signal.SIGTERM, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for target, descriptor in zip((1, 2), descriptors, strict=True):

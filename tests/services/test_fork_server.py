@@ -115,6 +115,22 @@ def test_what_is_no_request_leaves_the_server_as_it_was(tmp_path: Path) -> None:
         assert told["parent"] == server_pid
 
 
+def test_who_has_gone_meanwhile_gets_no_worker(tmp_path: Path) -> None:
+    """It has started the worker by itself by then, and a raylet that finds two of one name cannot tell them apart."""
+    worker = program(tmp_path, PROGRAM + "open(f'ran-{os.getpid()}', 'w').close()")
+    with server(tmp_path / "s") as (_, server_pid):
+        os.kill(server_pid, signal.SIGSTOP)
+        with socket.socket(socket.AF_UNIX) as other:
+            other.connect(str(tmp_path / "s"))
+            request = {"command": [str(worker)], "environment": dict(os.environ), "folder": str(tmp_path), "limits": {}}
+            message = json.dumps(request).encode()
+            socket.send_fds(other, [len(message).to_bytes(4, "big")], [1, 2])
+            other.sendall(message)
+        os.kill(server_pid, signal.SIGCONT)
+        start_worker(tmp_path / "s", str(worker), cwd=tmp_path)
+    assert len(list(tmp_path.glob("ran-*"))) == 1
+
+
 def test_the_server_ends_with_the_process_that_it_was_forked_from(tmp_path: Path) -> None:
     with server(tmp_path / "s") as (owner, server_pid):
         process = find_process(server_pid)
