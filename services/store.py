@@ -9,7 +9,8 @@ from services.environment import read_environment
 from services.ray_adapter import close_replica_ports
 from services.replica_log import log_into_replica_file
 from services.retrieval import HandleEmbedder
-from services.store_service import StoreService, open_store
+from services.store_opening import open_store
+from services.store_service import StoreService
 
 _EMBED_APP, _EMBED_DEPLOYMENT = "embed", "Embedding"
 

@@ -1,7 +1,6 @@
 """Everything behind the store's handle, without Ray: collections, documents, jobs, search, on one data folder.
 
-Opening migrates the database, waits for the vector store's folder (a predecessor may still hold it), refuses an empty
-folder where the database knows passages, and brings both to agreement. `actor` is a user id everywhere.
+`actor` is a user id everywhere.
 """
 
 from __future__ import annotations
@@ -9,50 +8,41 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
-import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from sqlalchemy import select
-
 from rag.chunking import TokenSpans
-from rag.errors import EmbedderUnavailable, EmbeddingMismatch, StoreMissing
+from rag.errors import EmbedderUnavailable, EmbeddingMismatch
 from rag.fusion import FusionMethod
 from rag.page_rendering import PageRenderer
 from rag.parsing import ParseLimits
 from rag.ranking import RetrievalSettings
-from rag.read_write_lock import ReadWriteLock
 from rag.types import Embedder
-from rag.vector_store import ScoredChunk, ServerSettings, VectorStore, open_vector_store
-from services.backup import Backups, sweep_temporary
-from services.blobs import Blobs
+from rag.vector_store import ScoredChunk
+from services.backup import Backups
 from services.chat_types import SearchResult
-from services.config import Environment, IngestionConfig, StoreConfig
-from services.database import Collection, Database, Document, Version, utc_now
+from services.config import IngestionConfig
+from services.database import utc_now
 from services.document_view import DocumentViews, Span
 from services.errors import ApiError, conflict, invalid, unavailable
 from services.ingestion import IngestionService
-from services.journal import Journal
 from services.knowledge import Knowledge, unknown_document
 from services.knowledge_transfer import KnowledgeTransfer, RunningModel
 from services.parser_pool import ParserPool
 from services.passage_writer import chunk_size_problem
 from services.receipts import Deletions
-from services.reconciler import ReconcileReport, reconcile
 from services.retrieval import SearchableCollections
-from services.schema import upgrade
 from services.self_questions import MAX_QUESTIONS as SELF_MADE
 from services.self_questions import as_far_questions, make_questions
 from services.sharing import ReaderChange, Sharing
+from services.store_opening import StoreParts
 from services.transfers import Transfers
 from services.tuning import Source, TuningQuestion, tune, tuned_fusion, tuning_json
 
 _log = logging.getLogger(__name__)
 
-REBUILD_FILE = "REBUILD"
-_LOCK_TIMEOUT_S = 60.0
 _EMBEDDER_WAIT_S = 60.0
 _MAX_COLLECTIONS_PER_SEARCH = 32
 
@@ -67,48 +57,6 @@ class ConnectedEmbedder(Embedder, Protocol):
 
     @property
     def token_spans(self) -> TokenSpans: ...
-
-
-@dataclass(frozen=True, slots=True)
-class StoreParts:
-    """What belongs to one opened data folder."""
-
-    config: StoreConfig
-    database: Database
-    vectors: VectorStore
-    visible: ReadWriteLock
-    journal: Journal
-    blobs: Blobs
-    report: ReconcileReport
-    home: Path
-
-
-def open_store(config: StoreConfig, environment: Environment) -> StoreParts:
-    """Blocks. Raises `StartRefused`, `StoreLocked` or `StoreMissing` with the next step."""
-    upgrade(environment.database_url)
-    database = Database(environment.database_url)
-    folder = environment.home / "qdrant"
-    config = _with_server(config, environment)
-    url = config.qdrant.url
-    if url is None:
-        _refuse_lost_folder(database, folder)
-    settings = ServerSettings(config.qdrant.shards, config.qdrant.replication_factor, config.qdrant.quantization)
-    vectors = open_vector_store(
-        folder,
-        url=url,
-        nodes=config.qdrant.nodes,
-        api_key=_api_key(config),
-        lock_timeout_s=_LOCK_TIMEOUT_S,
-        settings=settings,
-    )
-    visible = ReadWriteLock()
-    blobs = Blobs(environment.home / "blobs", environment.home)
-    journal = Journal(database, vectors, visible, blobs.originals)
-    report = reconcile(database, vectors, journal, blobs, owns_all=url is None)
-    Deletions(database, vectors, journal, blobs).finish_interrupted()
-    sweep_temporary(environment.home)
-    _log.info("Database and vector store agree: %s", asdict(report))
-    return StoreParts(config, database, vectors, visible, journal, blobs, report, environment.home)
 
 
 class StoreService:
@@ -483,45 +431,3 @@ def _limits(config: IngestionConfig) -> ParseLimits:
 def _check_chunk_size(config: IngestionConfig, embedder: ConnectedEmbedder) -> None:
     if problem := chunk_size_problem(config, embedder.model_name, embedder.max_tokens):
         raise conflict(problem, code="chunk_tokens_too_large")
-
-
-def _refuse_lost_folder(database: Database, folder: Path) -> None:
-    """A vanished vector store must not look like an empty knowledge base."""
-    with_passages = (
-        select(Collection.name)
-        .join(Document, Document.collection_id == Collection.id)
-        .join(Version, Version.id == Document.active_version_id)
-        .where(Collection.deleted_at.is_(None), Document.deleted_at.is_(None), Version.num_chunks > 0)
-        .limit(1)
-    )
-    with database.read() as session:
-        name = session.scalars(with_passages).first()
-    rebuild = folder / REBUILD_FILE
-    if name is None or (folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir())):
-        rebuild.unlink(missing_ok=True)
-        return
-    if rebuild.exists():
-        return
-    raise StoreMissing(
-        f"The vector store in {folder} is gone, but the database knows documents (such as those of the collection "
-        f"{name!r}). Restore that folder from a backup. To make all vectors anew from the stored texts instead, create "
-        f"an empty file {rebuild} and start again."
-    )
-
-
-def _with_server(config: StoreConfig, environment: Environment) -> StoreConfig:
-    """The environment's Qdrant server wins over the file's."""
-    if environment.qdrant_url is None:
-        return config
-    qdrant = config.qdrant.model_copy(update={"url": environment.qdrant_url})
-    return config.model_copy(update={"qdrant": qdrant})
-
-
-def _api_key(config: StoreConfig) -> str | None:
-    name = config.qdrant.api_key_env
-    if name is None:
-        return None
-    key = os.environ.get(name)
-    if not key:
-        raise invalid(f"qdrant.api_key_env names the variable {name}, which is not set. Set it before `windfarm up`.")
-    return key

@@ -12,10 +12,8 @@ import asyncio
 import json
 import os
 import secrets
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Container, Mapping
+from collections.abc import AsyncIterator, Container, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ from cluster.engine import (
 )
 from cluster.engines.admission import Admission
 from cluster.engines.health_probe import HealthProbe
+from cluster.engines.llamacpp_mailbox import Call, End, Mailbox, wake
 from cluster.engines.openmp import SpinGovernor, is_spinning_governed, prepare_governed_spinning
 from cluster.engines.request_checks import answer_limit, check_request, check_token_ids
 from cluster.engines.resumption import catch_up, decode_pieces, delivered_of, remaining_sampling
@@ -58,9 +57,6 @@ from cluster.gguf_metadata import GgufMetadata, read_gguf_metadata
 PROMPT_BATCH = 512
 PROMPT_CACHE_MIB = 256
 DEFAULT_CONTEXT = 4096
-# After a delivery the event loop is left alone for this long. llama.cpp computes on all cores and its threads wait for
-# each other, so every wake-up of another thread stops the computation; first and last words never wait.
-DELIVERY_PAUSE_S = 0.03
 
 _OWNED_OPTIONS = {"model", "port", "hostnames", "api_keys", "n_ctx", "n_parallel", "model_alias", "endpoint_metrics"}
 
@@ -81,7 +77,7 @@ class LlamaCppEngine:
         self._params = self._parameters()
         self._server: Any = None
         self._http: aiohttp.ClientSession | None = None
-        self._mailbox: _Mailbox | None = None
+        self._mailbox: Mailbox | None = None
         self._workers: ThreadPoolExecutor | None = None
         self._probe = HealthProbe("llama.cpp", self._ask)
         self._spinning: SpinGovernor | None = None
@@ -102,7 +98,7 @@ class LlamaCppEngine:
         return self._admission.num_running, self._admission.num_queued
 
     async def start(self) -> None:
-        self._mailbox = _Mailbox(asyncio.get_running_loop())
+        self._mailbox = Mailbox(asyncio.get_running_loop())
         if is_spinning_governed():
             self._spinning = SpinGovernor(self._params.cpuparams.n_threads)
         # One thread per slot, and one for health.
@@ -205,16 +201,16 @@ class LlamaCppEngine:
                 "The answer is bound to a grammar, and llama.cpp cannot bring a grammar to the middle of an answer."
             )
 
-    def _submit(self, body: dict[str, Any]) -> _Call:
+    def _submit(self, body: dict[str, Any]) -> Call:
         """Run one generation in a worker thread; its slot is given back when the thread has left the engine."""
         if self._server is None or self._mailbox is None or self._workers is None:
             self._admission.release()
             raise EngineDead("llama.cpp is not running.")
-        call = _Call(self._mailbox, self._note_token)
+        call = Call(self._mailbox, self._note_token)
         self._mailbox.open(call)
         loop = asyncio.get_running_loop()
         future: Future[None] = self._workers.submit(call.run, self._server.handle_completions, body)
-        future.add_done_callback(lambda _: _soon(loop, self._admission.release))
+        future.add_done_callback(lambda _: wake(loop, self._admission.release))
         return call
 
     def _note_token(self) -> None:
@@ -268,108 +264,6 @@ class LlamaCppEngine:
         return params
 
 
-@dataclass(slots=True)
-class _End:
-    """The engine left; `error` when it failed."""
-
-    error: ClusterError | None = None
-
-
-class _Call:
-    """One blocking call into llama.cpp, in a thread, with its items collected for the event loop."""
-
-    def __init__(self, mailbox: _Mailbox, note_token: Callable[[], None]) -> None:
-        self._mailbox = mailbox
-        self._note_token = note_token
-        self._is_cancelled = False
-        self._has_begun = False
-        self._items: list[Any] = []
-        self._has_items = asyncio.Event()
-
-    def run(self, handle: Callable[..., Any], body: dict[str, Any]) -> None:
-        """In the thread: returns when llama.cpp is done with the request."""
-        end = _End()
-        if not self._is_cancelled:
-            try:
-                handle(body, self._on_item)
-            except (RuntimeError, ValueError) as error:
-                end.error = EngineFailed(f"llama.cpp failed: {error}")
-        self._mailbox.post(self, end, is_urgent=True)
-
-    def _on_item(self, item: Any) -> bool:
-        """In the thread, for each token; true ends the generation."""
-        self._note_token()
-        if not self._is_cancelled:
-            is_first, self._has_begun = not self._has_begun, self._has_begun or "choices" in item
-            self._mailbox.post(self, item, is_urgent=is_first or _is_last(item))
-        return self._is_cancelled
-
-    def cancel(self) -> None:
-        self._is_cancelled = True
-        self._mailbox.forget(self)
-
-    def deliver(self, item: Any) -> None:
-        """In the event loop."""
-        self._items.append(item)
-        self._has_items.set()
-
-    async def next_items(self) -> list[Any]:
-        """All that came since the last call, at least one item."""
-        await self._has_items.wait()
-        self._has_items.clear()
-        items, self._items = self._items, []
-        return items
-
-
-class _Mailbox:
-    """Brings items of all calls from their threads into the event loop, many with one wake-up."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._posted: deque[tuple[_Call, Any]] = deque()
-        self._will_look = False
-        self._is_urgent = False
-        self._open_calls: set[_Call] = set()
-
-    def post(self, call: _Call, item: Any, *, is_urgent: bool) -> None:
-        """In any thread. Urgent items, and all posted before them, are not held back by the pause."""
-        self._posted.append((call, item))
-        if is_urgent and not self._is_urgent:
-            self._is_urgent = True
-            _soon(self._loop, self._deliver)
-        elif not self._will_look:
-            self._will_look = True
-            _soon(self._loop, self._deliver_and_pause)
-
-    def forget(self, call: _Call) -> None:
-        self._open_calls.discard(call)
-
-    def open(self, call: _Call) -> None:
-        self._open_calls.add(call)
-
-    def close(self, reason: str) -> None:
-        """End all open calls with an error."""
-        for call in list(self._open_calls):
-            call.deliver(_End(EngineDead(reason)))
-            call.cancel()
-
-    def _deliver_and_pause(self) -> None:
-        if self._posted:
-            self._deliver()
-            self._loop.call_later(DELIVERY_PAUSE_S, self._deliver_and_pause)
-            return
-        self._will_look = False
-        # An item posted before that line saw no need to wake the loop.
-        self._deliver()
-
-    def _deliver(self) -> None:
-        # Cleared first: an urgent item posted from now on wakes the loop again, so none is ever left behind.
-        self._is_urgent = False
-        while self._posted:
-            call, item = self._posted.popleft()
-            call.deliver(item)
-
-
 class _ChunkReader:
     """Turns llama.cpp's answers for one request into chunks: token ids, stop strings, usage."""
 
@@ -401,7 +295,7 @@ class _ChunkReader:
         logprobs: list[TokenLogprob] = []
         last: GenerationChunk | None = None
         for item in items:
-            if isinstance(item, _End):
+            if isinstance(item, End):
                 raise item.error or EngineFailed("llama.cpp ended the answer without saying why.")
             if "error" in item:
                 raise _error_from(item["error"])
@@ -466,10 +360,6 @@ def _completion_body(prompt_ids: list[int], sampling: SamplingParams) -> dict[st
     return body
 
 
-def _is_last(item: Mapping[str, Any]) -> bool:
-    return "error" in item or ("choices" in item and item["choices"][0]["finish_reason"] is not None)
-
-
 def _logprobs(answer: Mapping[str, Any] | None, num_alternatives: int | None) -> list[TokenLogprob]:
     if not answer or num_alternatives is None:
         return []
@@ -522,9 +412,3 @@ def _set_option(params: Any, name: str, value: Any) -> None:
         setattr(params, name, value)
     except (TypeError, ValueError, AttributeError) as error:
         raise ClusterError(f"engine_options: {name} cannot be {json.dumps(value, default=str)}: {error}") from error
-
-
-def _soon(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
-    """Call `function` in the loop; nothing is left to do where the loop is closed already."""
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(function)

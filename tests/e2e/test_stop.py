@@ -25,7 +25,7 @@ from services.control import RunState, read_state
 from services.environment import read_environment
 from services.knowledge import Knowledge
 from services.processes import Process, descendants, end_with_parent, find_process, tagged
-from services.store_service import open_store
+from services.store_opening import open_store
 from tests.e2e.by_hand import ByHand, serve_by_hand
 from tests.product import ROOT, WINDFARM, Product, free_port, logs, windfarm
 

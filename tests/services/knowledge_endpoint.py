@@ -15,7 +15,8 @@ import httpx
 from services.accounts import Accounts
 from services.config import IngestionConfig, PlatformConfig, StoreConfig
 from services.database import Database
-from services.store_service import StoreService, open_store
+from services.store_opening import open_store
+from services.store_service import StoreService
 from tests.services.harness import Running, running_endpoint
 from tests.services.test_store_service import RemoteHashEmbedder, environment
 

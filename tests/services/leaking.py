@@ -18,7 +18,8 @@ from typing import Any
 
 from cluster.engine import GenerationChunk, GenerationRequest, Usage
 from services.database import Collection
-from services.store_service import StoreParts, StoreService
+from services.store_opening import StoreParts
+from services.store_service import StoreService
 from tests.services.filling import add_document
 from tests.services.harness import Running
 from tests.services.ingesting import HashEmbedder, word_spans

@@ -11,7 +11,7 @@ from services.discovery import decode_beat
 from services.listener import start_listener
 from services.model_service import ModelService
 from services.page import demand_secret
-from services.store_service import open_store
+from services.store_opening import open_store
 from tests.services.harness import ScriptedEngine
 
 ADDRESS = "127.0.0.2"

@@ -44,7 +44,7 @@ async def source(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Know
 async def on_a_server(home: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[KnowledgeEndpoint]:
     """Another windfarm, whose vectors lie on a Qdrant server (its client in memory)."""
     client = QdrantClient(":memory:")
-    monkeypatch.setattr("services.store_service.open_vector_store", lambda *_, **__: ServerVectorStore(client))
+    monkeypatch.setattr("services.store_opening.open_vector_store", lambda *_, **__: ServerVectorStore(client))
     async with knowledge_endpoint(home) as running:
         yield running
 

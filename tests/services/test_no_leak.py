@@ -9,10 +9,9 @@ out in a test of its own, which must then find what the other alone keeps or let
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -28,21 +27,20 @@ from services.config import ChatConfig, Environment, IngestionConfig, PlatformCo
 from services.knowledge import Knowledge
 from services.knowledge_calls import RemoteSearcher
 from services.routing import Route
-from services.store_service import StoreService, open_store
+from services.store_opening import open_store
+from services.store_service import StoreService
 from tests.services.harness import ScriptedEngine, running_endpoint, words
+from tests.services.leak_tries import NO_TEXT_OF_DOCUMENTS, SHOW_TEXT, TRIES, some_box, some_question
 from tests.services.leaking import (
     LARGE,
     SMALL,
-    TOPICS,
     AtOnce,
-    Box,
     Company,
     DirectCalls,
     EchoModel,
     Embedder,
     Size,
     marks,
-    text_of,
 )
 
 NUM_TRIES = int(os.environ.get("WINDFARM_TEST_TRIES", "2500"))
@@ -108,347 +106,6 @@ def _watch_store(monkeypatch: pytest.MonkeyPatch, firm: Company, observed: Obser
         return found
 
     monkeypatch.setattr(EdgeVectorStore, "search_filtered", watched)
-
-
-# One try of each kind: what is asked, and what beside the marks must be right.
-
-
-def _some_box(firm: Company) -> Box:
-    return firm.random.choice(list(firm.boxes.values()))
-
-
-def _question(firm: Company) -> str:
-    topic = firm.random.choice(TOPICS)
-    papers = list(firm.papers) + list(firm.gone)[-20:]
-    return firm.random.choice((topic, f"Which {topic} number?", f"key{firm.random.choice(papers)} {topic}"))
-
-
-def _is_hidden(firm: Company, name: str, box: Box, status: int, told: str) -> bool:
-    """Whether the answer is that for a collection which does not exist: just for those who see none of it."""
-    sees = firm.sees(name, box)
-    assert (status == 404) == (not sees), (name, box, status, told)
-    if not sees:
-        assert json.loads(told)["error"]["code"] == "unknown_collection"
-    return not sees
-
-
-def _check_counts(firm: Company, name: str, box: Box, shown: dict[str, Any]) -> None:
-    readable = [paper for paper in firm.of(box) if firm.may_read(name, paper.number)]
-    assert shown["num_documents"] == shown["num_chunks"] == len(readable)
-    assert shown["can_change"] == firm.manages(firm.people[name], box)
-
-
-async def list_collections(firm: Company, name: str) -> str:
-    _, told = await firm.ask(name, "GET", "/v1/collections")
-    shown = {each["id"]: each for each in json.loads(told)["data"]}
-    assert shown.keys() == {box.id for box in firm.boxes.values() if firm.sees(name, box)}
-    for box in firm.boxes.values():
-        if box.id in shown:
-            _check_counts(firm, name, box, shown[box.id])
-    return told
-
-
-async def show_collection(firm: Company, name: str) -> str:
-    box = _some_box(firm)
-    status, told = await firm.ask(name, "GET", f"/v1/collections/{firm.random.choice((box.id, box.name))}")
-    if not _is_hidden(firm, name, box, status, told):
-        _check_counts(firm, name, box, json.loads(told))
-    return told
-
-
-async def list_documents(firm: Company, name: str) -> str:
-    box = _some_box(firm)
-    status, told = await firm.ask(name, "GET", f"/v1/collections/{box.id}/documents")
-    if not _is_hidden(firm, name, box, status, told):
-        assert marks(told) == {paper.number for paper in firm.of(box) if firm.may_read(name, paper.number)}
-    return told
-
-
-async def show_document(firm: Company, name: str) -> str:
-    paper = firm.random.choice(list(firm.papers.values()))
-    status, told = await firm.ask(name, "GET", f"/v1/collections/{firm.boxes[paper.box].id}/documents/{paper.id}")
-    assert (status == 200) == firm.may_read(name, paper.number)
-    if status != 200:
-        assert (status, json.loads(told)["error"]["code"]) == (404, "unknown_document")
-    return told
-
-
-async def search(firm: Company, name: str) -> str:
-    box, question = _some_box(firm), _question(firm)
-    body = {"query": question, "top_k": firm.random.choice((1, 5, 50))}
-    status, told = await firm.ask(name, "POST", f"/v1/collections/{box.id}/search", body)
-    if not _is_hidden(firm, name, box, status, told) and body["top_k"] == 50:
-        # What may be read is found as well: rights take away nothing else.
-        assert marks(told) >= {paper.number for paper in firm.of(box) if firm.may_read(name, paper.number)}
-    return told
-
-
-async def _chat(firm: Company, name: str, **fields: Any) -> str:
-    seen = [box.id for box in firm.boxes.values() if firm.sees(name, box)]
-    asked = firm.random.sample(seen, min(len(seen), 2)) or [_some_box(firm).id]
-    if firm.random.random() < 0.1:
-        asked.append(_some_box(firm).id)
-    body = {
-        "model": "tiny",
-        "messages": [{"role": "user", "content": _question(firm)}],
-        "knowledge": {"collections": asked},
-    }
-    status, told = await firm.ask(name, "POST", "/v1/chat/completions", body | fields)
-    boxes = [box for box in firm.boxes.values() if box.id in asked]
-    assert (status == 404) == (not all(firm.sees(name, box) for box in boxes)), told
-    return told
-
-
-async def chat(firm: Company, name: str) -> str:
-    return await _chat(firm, name)
-
-
-async def chat_streamed(firm: Company, name: str) -> str:
-    return await _chat(firm, name, stream=True)
-
-
-async def chat_with_search_tool(firm: Company, name: str) -> str:
-    return await _chat(firm, name, windfarm_tools=["knowledge_search"], tool_choice="auto")
-
-
-async def chat_that_is_kept(firm: Company, name: str) -> str:
-    person = firm.people[name]
-    if not person.conversation or firm.random.random() < 0.2:
-        _, made = await firm.ask(name, "POST", "/v1/conversations", {})
-        person.conversation = json.loads(made)["id"]
-    return await _chat(firm, name, conversation=person.conversation)
-
-
-async def show_conversation(firm: Company, name: str) -> str:
-    """One's own: of what was said, only what may be read now. Another's does not exist."""
-    kept = [person for person in firm.people.values() if person.conversation]
-    if not kept:
-        return ""
-    whose = firm.people[name] if firm.people[name].conversation else firm.random.choice(kept)
-    if firm.random.random() < 0.2:
-        whose = firm.random.choice(kept)
-    status, told = await firm.ask(name, "GET", f"/v1/conversations/{whose.conversation}")
-    assert (status == 200) == (whose.name == name)
-    return told
-
-
-async def list_conversations(firm: Company, name: str) -> str:
-    return (await firm.ask(name, "GET", "/v1/conversations"))[1]
-
-
-async def list_jobs(firm: Company, name: str) -> str:
-    box = _some_box(firm)
-    if firm.random.random() < 0.3:
-        return (await firm.ask(name, "GET", "/v1/jobs"))[1]
-    status, told = await firm.ask(name, "GET", f"/v1/collections/{box.id}/jobs")
-    if not _is_hidden(firm, name, box, status, told) and not firm.manages(firm.people[name], box):
-        assert json.loads(told)["data"] == []
-    return told
-
-
-async def show_readers(firm: Company, name: str) -> str:
-    box = _some_box(firm)
-    status, told = await firm.ask(name, "GET", f"/v1/collections/{box.id}/readers")
-    if not _is_hidden(firm, name, box, status, told):
-        assert status == (200 if firm.manages(firm.people[name], box) else 403)
-    return told
-
-
-async def list_receipts(firm: Company, name: str) -> str:
-    """They name what is gone, to those who managed it, and hold no text."""
-    _, told = await firm.ask(name, "GET", "/v1/receipts")
-    assert "About" not in told
-    assert all(firm.manages(firm.people[name], firm.gone[number]) for number in marks(told))
-    return ""
-
-
-async def forbidden_changes(firm: Company, name: str) -> str:
-    """Whoever may not see a collection learns nothing by trying to change it."""
-    box = _some_box(firm)
-    if firm.manages(firm.people[name], box):
-        return ""
-    paper = firm.random.choice(list(firm.papers.values()))
-    attempts = [
-        ("DELETE", f"/v1/collections/{box.id}", None),
-        ("POST", f"/v1/collections/{box.id}/reembed", None),
-        ("DELETE", f"/v1/collections/{box.id}/tune", None),
-        ("POST", f"/v1/vector_stores/{box.id}", {"name": "mine"}),
-        ("POST", f"/v1/collections/{box.id}/jobs/cancel", None),
-        ("PUT", f"/v1/collections/{box.id}/readers", {"everybody": True}),
-        ("DELETE", f"/v1/collections/{box.id}/documents/{paper.id}", None),
-        ("PUT", f"/v1/collections/{box.id}/documents/{paper.id}/readers", {"inherit": True}),
-    ]
-    status, told = await firm.ask(name, *firm.random.choice(attempts))
-    assert status in ((403, 404) if firm.sees(name, box) else (404,)), told
-    return told
-
-
-async def view_document(firm: Company, name: str) -> str:
-    paper = firm.random.choice(list(firm.papers.values()))
-    path = f"/v1/collections/{firm.boxes[paper.box].id}/documents/{paper.id}/{firm.random.choice(('view', 'pages/1'))}"
-    status, told = await firm.ask(name, "GET", path)
-    # These papers have no drawn pages, which is told only to those who may read them.
-    code = "" if status == 200 else json.loads(told)["error"]["code"]
-    assert (code in ("", "no_such_page", "no_page_image")) == firm.may_read(name, paper.number)
-    return told
-
-
-async def list_vector_stores(firm: Company, name: str) -> str:
-    _, told = await firm.ask(name, "GET", "/v1/vector_stores")
-    shown = {each["id"]: each for each in json.loads(told)["data"]}
-    seen = [box for box in firm.boxes.values() if firm.sees(name, box)]
-    assert shown.keys() == {box.id for box in seen}
-    for box in seen:
-        readable = [paper for paper in firm.of(box) if firm.may_read(name, paper.number)]
-        assert shown[box.id]["file_counts"]["total"] == len(readable)
-        assert shown[box.id]["usage_bytes"] == sum(len(text_of(each.number, each.topic)) for each in readable)
-    return told
-
-
-async def look_into_vector_store(firm: Company, name: str) -> str:
-    box = _some_box(firm)
-    method, path, body = firm.random.choice(
-        [
-            ("GET", "", None),
-            ("GET", "/files", None),
-            ("POST", "/search", {"query": _question(firm), "max_num_results": 50}),
-            ("POST", "/search", {"query": _question(firm), "max_num_results": 5}),
-        ]
-    )
-    status, told = await firm.ask(name, method, f"/v1/vector_stores/{box.id}{path}", body)
-    assert (status == 404) == (not firm.sees(name, box)), told
-    return told
-
-
-async def ask_over_mcp(firm: Company, name: str) -> str:
-    paper = firm.random.choice(list(firm.papers.values()))
-    tool, arguments = firm.random.choice(
-        [
-            ("search", {"query": _question(firm), "limit": 20}),
-            ("search", {"query": _question(firm), "collections": [firm.boxes[paper.box].id]}),
-            ("read", {"document_id": paper.id}),
-            ("list_collections", {}),
-        ]
-    )
-    call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
-    _, told = await firm.ask(name, "POST", "/mcp", call)
-    if tool == "read":
-        assert (paper.number in marks(told)) == firm.may_read(name, paper.number)
-    return told
-
-
-async def carry_files_away(firm: Company, name: str) -> str:
-    """An export is for those who manage the whole collection, a backup for the owner of the installation."""
-    person, box = firm.people[name], _some_box(firm)
-    if firm.random.random() < 0.3 and person.role != "owner":
-        for method, path in (("GET", "/v1/backup"), ("POST", "/v1/restore"), ("POST", "/v1/kb/import")):
-            status, told = await firm.ask(name, method, path)
-            assert status in (400, 403), told
-        return told
-    status, told = await firm.ask(name, "GET", f"/v1/kb/export?collections={box.id}")
-    if firm.manages(person, box):
-        assert status == 200
-        return ""
-    assert status == (403 if firm.sees(name, box) else 404)
-    return told
-
-
-async def give_or_read_feedback(firm: Company, name: str) -> str:
-    person = firm.people[name]
-    if person.conversation and firm.random.random() < 0.5:
-        _, told = await firm.ask(name, "GET", f"/v1/conversations/{person.conversation}")
-        answers = [each["id"] for each in json.loads(told)["messages"] if each["role"] == "assistant"]
-        if answers:
-            body = {"conversation": person.conversation, "message": firm.random.choice(answers), "rating": "up"}
-            status, told = await firm.ask(name, "POST", "/v1/feedback", body)
-            assert status < 300, told
-            return told
-    return (await firm.ask(name, "GET", "/v1/feedback"))[1]
-
-
-Try = Callable[[Company, str], Awaitable[str]]
-TRIES: dict[Try, tuple[int, tuple[str, ...]]] = {
-    list_collections: (4, ("GET /v1/collections",)),
-    show_collection: (6, ("GET /v1/collections/{name}",)),
-    list_documents: (9, ("GET /v1/collections/{name}/documents",)),
-    show_document: (16, ("GET /v1/collections/{name}/documents/{id}",)),
-    search: (15, ("POST /v1/collections/{name}/search",)),
-    chat: (1, ("POST /v1/chat/completions",)),
-    chat_streamed: (1, ("POST /v1/chat/completions",)),
-    chat_with_search_tool: (1, ("POST /v1/chat/completions",)),
-    chat_that_is_kept: (1, ("POST /v1/chat/completions",)),
-    show_conversation: (10, ("GET /v1/conversations/{id}",)),
-    list_conversations: (2, ("GET /v1/conversations",)),
-    list_jobs: (5, ("GET /v1/jobs", "GET /v1/collections/{name}/jobs", "GET /v1/jobs/{id}")),
-    show_readers: (
-        4,
-        ("GET /v1/collections/{name}/readers", "GET /v1/collections/{name}/documents/{id}/readers"),
-    ),
-    list_receipts: (1, ("GET /v1/receipts", "GET /v1/receipts/{id}")),
-    view_document: (
-        5,
-        ("GET /v1/collections/{name}/documents/{id}/view", "GET /v1/collections/{name}/documents/{id}/pages/{page}"),
-    ),
-    list_vector_stores: (1, ("GET /v1/vector_stores",)),
-    look_into_vector_store: (
-        6,
-        ("GET /v1/vector_stores/{id}", "GET /v1/vector_stores/{id}/files", "POST /v1/vector_stores/{id}/search"),
-    ),
-    ask_over_mcp: (5, ("POST /mcp",)),
-    carry_files_away: (
-        1,
-        ("GET /v1/kb/export", "GET /v1/backup", "POST /v1/restore", "POST /v1/kb/import"),
-    ),
-    give_or_read_feedback: (3, ("GET /v1/feedback", "POST /v1/feedback")),
-    forbidden_changes: (3, ("DELETE /v1/collections/{name}",)),
-}
-"""Kind of try -> how often of a hundred, and the routes that it asks."""
-
-SHOW_TEXT = {
-    view_document,
-    look_into_vector_store,
-    ask_over_mcp,
-    give_or_read_feedback,
-    show_document,
-    list_documents,
-    search,
-    chat,
-    chat_streamed,
-    chat_with_search_tool,
-    chat_that_is_kept,
-    show_conversation,
-}
-
-NO_TEXT_OF_DOCUMENTS = {
-    "GET /health", "GET /ready", "GET /metrics", "GET /v1/status", "GET /v1/me", "GET /v1/models",
-    "GET /v1/models/{id}", "GET /v1/cluster/experts", "POST /v1/completions", "POST /v1/embeddings",
-    "GET /v1/users", "POST /v1/users", "GET /v1/users/{user}", "PATCH /v1/users/{user}", "DELETE /v1/users/{user}",
-    "GET /v1/users/{user}/keys", "POST /v1/users/{user}/keys", "DELETE /v1/users/{user}/keys/{key}",
-    "GET /v1/groups", "POST /v1/groups", "GET /v1/groups/{group}", "DELETE /v1/groups/{group}",
-    "PUT /v1/groups/{group}/members/{user}", "DELETE /v1/groups/{group}/members/{user}",
-    # A client's own uploads, of which its own documents are made.
-    "GET /v1/files", "POST /v1/files", "GET /v1/files/{id}", "DELETE /v1/files/{id}", "GET /v1/files/{id}/content",
-    # Changes: they tell of what their caller may manage or wrote.
-    "POST /v1/collections", "POST /v1/collections/{name}/documents", "POST /v1/collections/{name}/reembed",
-    "DELETE /v1/collections/{name}/documents/{id}",
-    "PUT /v1/collections/{name}/readers", "PATCH /v1/collections/{name}/readers",
-    "PUT /v1/collections/{name}/documents/{id}/readers", "PATCH /v1/collections/{name}/documents/{id}/readers",
-    "POST /v1/conversations", "PATCH /v1/conversations/{id}", "DELETE /v1/conversations/{id}",
-    "DELETE /v1/conversations/{id}/messages/{message_id}",
-    "POST /v1/collections/{name}/urls",
-    "POST /v1/jobs/{id}/pause", "POST /v1/jobs/{id}/resume", "POST /v1/jobs/{id}/cancel",
-    "POST /v1/collections/{name}/jobs/pause", "POST /v1/collections/{name}/jobs/resume",
-    "POST /v1/collections/{name}/jobs/cancel",
-    "POST /v1/collections/{name}/tune", "DELETE /v1/collections/{name}/tune",
-    "POST /v1/vector_stores", "POST /v1/vector_stores/{id}", "DELETE /v1/vector_stores/{id}",
-    "DELETE /v1/feedback/{id}", "POST /v1/feedback/{id}/review",
-    # Of files that were added as such, by who manages the collection or uploaded them: tested beside their routes.
-    "POST /v1/vector_stores/{id}/files", "GET /v1/vector_stores/{id}/files/{file_id}",
-    "POST /v1/vector_stores/{id}/files/{file_id}", "DELETE /v1/vector_stores/{id}/files/{file_id}",
-    "GET /v1/vector_stores/{id}/files/{file_id}/content", "POST /v1/vector_stores/{id}/file_batches",
-    "GET /v1/vector_stores/{id}/file_batches/{batch_id}", "GET /v1/vector_stores/{id}/file_batches/{batch_id}/files",
-}  # fmt: skip
-"""A new route belongs here only if no text, name or count of a document can be in its answer; else it needs a try."""
 
 
 async def test_every_route_is_tried_or_shows_nothing_of_documents(
@@ -534,7 +191,7 @@ async def test_a_store_that_was_told_of_no_change_gives_away_what_the_database_k
 async def run_searches(firm: Company, observed: Observed, num_tries: int) -> None:
     """Searches alone, and without the claim that all that may be read is found: the store may lag here."""
     for _ in range(num_tries):
-        name, box = firm.random.choice(list(firm.people)), _some_box(firm)
-        path, body = f"/v1/collections/{box.id}/search", {"query": _question(firm), "top_k": 50}
+        name, box = firm.random.choice(list(firm.people)), some_box(firm)
+        path, body = f"/v1/collections/{box.id}/search", {"query": some_question(firm), "top_k": 50}
         _, told = await firm.ask(name, "POST", path, body)
         observed.leaks += [f"{name} was told of {number}" for number in firm.leaks(name, told)]

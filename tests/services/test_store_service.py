@@ -24,7 +24,8 @@ from services.embedding_result import EmbeddingResult
 from services.errors import ApiError
 from services.retrieval import HandleEmbedder
 from services.schema import upgrade
-from services.store_service import REBUILD_FILE, ConnectedEmbedder, StoreService, open_store
+from services.store_opening import REBUILD_FILE, open_store
+from services.store_service import ConnectedEmbedder, StoreService
 from tests.services.ingesting import OWNER, HashEmbedder, word_spans
 
 CONFIG = StoreConfig(ingestion=IngestionConfig(chunk_tokens=64, chunk_overlap_tokens=8))
@@ -167,7 +168,7 @@ async def test_a_successor_waits_for_the_folder_and_goes_on(tmp_path: Path) -> N
 
 
 async def test_a_folder_that_stays_taken_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.store_service._LOCK_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("services.store_opening._LOCK_TIMEOUT_S", 0.2)
     async with opened(tmp_path):
         with pytest.raises(StoreLocked):
             await asyncio.to_thread(open_store, CONFIG, environment(tmp_path))
