@@ -86,10 +86,24 @@ class Fleet:
         self.alive.append(Replica(service, engine))
         return self.alive[-1]
 
+    @property
+    def answering(self) -> list[Replica]:
+        return [replica for replica in self.alive if replica.engine.load[0]]
+
+    async def answers(self, num_tokens: int) -> None:
+        """Returns when so many more tokens have been sampled and some replica is at it."""
+        until = self._num_tokens + num_tokens
+        while not self.answering or self._num_tokens < until:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
     async def lose(self, replica: Replica, fault: str) -> None:
         self.alive.remove(replica)
         self._ended.append(replica)
         await replica.end(fault)
+
+    @property
+    def _num_tokens(self) -> int:
+        return sum(replica.engine.num_tokens for replica in (*self.alive, *self._ended))
 
     async def close(self) -> None:
         for replica in [*self.alive, *self._ended]:

@@ -104,12 +104,13 @@ async def num_moves(running: Running) -> int:
 
 
 async def disturb(fleet: Fleet, draw: random.Random, faults: Counter[str]) -> None:
-    """One fault after the other; each lost replica is replaced a moment later."""
+    """One fault after the other, each at a replica that is answering; each lost one is replaced a moment later."""
     for _ in range(NUM_FAULTS):
-        await asyncio.sleep(draw.uniform(0.05, 0.5))
+        # By what was answered and not by time: a fast machine's answers would have ended before the first fault.
+        await fleet.answers(draw.randrange(200, 1600))
         fault = draw.choice(FAULTS)
         faults[fault] += 1
-        await fleet.lose(draw.choice(fleet.alive), fault)
+        await fleet.lose(draw.choice(fleet.answering), fault)
         await asyncio.sleep(draw.uniform(0.0, 0.2))
         await fleet.grow()
 
