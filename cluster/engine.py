@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from cluster.expert_load import ExpertLoad
@@ -129,6 +129,19 @@ class ModelInfo:
     """Whether `tools` reach the prompt through the chat template; otherwise the caller must put them there."""
 
 
+class EngineLoad(NamedTuple):
+    """What an engine works on at one moment."""
+
+    num_running: int
+    """Generations that run."""
+    num_queued: int
+    """Requests that wait for a slot."""
+    num_tokens: int = 0
+    """Tokens of prompts and answers that the running ones hold in the KV cache."""
+    max_tokens: int = 0
+    """Tokens that the KV cache holds; 0: not known."""
+
+
 class Engine(Protocol):
     """What runs a model. Every method may raise the errors of this package's `errors` module."""
 
@@ -136,8 +149,8 @@ class Engine(Protocol):
     def info(self) -> ModelInfo: ...
 
     @property
-    def load(self) -> tuple[int, int]:
-        """Generations that run, and requests that wait for a slot."""
+    def load(self) -> EngineLoad:
+        """What it works on now."""
 
     async def start(self) -> None:
         """Load the model; returns when the first token can be asked for."""

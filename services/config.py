@@ -188,6 +188,8 @@ class QueuesConfig(Section):
     """Of each model."""
     max_waiting_flex: Annotated[int, Field(ge=0)] = 256
     """Of each model, of requests with `service_tier: flex`, which wait until no other waits."""
+    wake_wait_s: Annotated[float, Field(gt=0)] = 600
+    """How long a request waits for a model that was scaled to zero, and perhaps for a node, to be started again."""
 
 
 class LimitsConfig(Section):

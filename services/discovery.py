@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol
 
+from cluster.engine import EngineLoad
+
 BEAT_S = 1.0
 DEAD_AFTER_S = 5.0
 FORGET_AFTER_S = 60.0
@@ -39,6 +41,9 @@ class ReplicaEndpoint:
     state: ReplicaState = "ready"
     running: int = 0
     queued: int = 0
+    num_tokens: int = 0
+    """Tokens that running requests hold in the KV cache, of `max_tokens`; 0 and 0: not known."""
+    max_tokens: int = 0
     beat: int = 0
     info: Mapping[str, Any] = field(default_factory=dict)
     gang: str = ""
@@ -99,11 +104,11 @@ class RayBeatStore:
 class Beacon:
     """Announces one replica until it is stopped.
 
-    `load` gives the numbers of running and queued requests at the moment of each beat.
+    `load` tells what runs and waits there at the moment of each beat.
     """
 
     def __init__(
-        self, store: BeatStore, endpoint: ReplicaEndpoint, load: Callable[[], tuple[int, int]] = lambda: (0, 0)
+        self, store: BeatStore, endpoint: ReplicaEndpoint, load: Callable[[], EngineLoad] = lambda: EngineLoad(0, 0)
     ) -> None:
         self._store = store
         self._endpoint = endpoint
@@ -136,8 +141,15 @@ class Beacon:
 
     async def _beat(self) -> None:
         async with self._lock:
-            running, queued = self._load()
-            self._endpoint = replace(self._endpoint, running=running, queued=queued, beat=self._endpoint.beat + 1)
+            load = self._load()
+            self._endpoint = replace(
+                self._endpoint,
+                running=load.num_running,
+                queued=load.num_queued,
+                num_tokens=load.num_tokens,
+                max_tokens=load.max_tokens,
+                beat=self._endpoint.beat + 1,
+            )
             await asyncio.to_thread(self._store.put, self._endpoint.key, encode_beat(self._endpoint))
 
     async def _beat_for_ever(self) -> None:
@@ -215,12 +227,12 @@ class Directory:
     async def refresh(self) -> None:
         """Read the store now."""
         values = await asyncio.to_thread(self._store.read_all, BEATS_PREFIX)
-        forgotten = self._take(values)
+        forgotten = self.take(values)
         for key in forgotten:  # left behind by a killed replica; a live one would write it again within a second
             await asyncio.to_thread(self._store.delete, key)
 
-    def _take(self, values: Mapping[str, bytes]) -> list[str]:
-        """Bring the entries up to date; returns the keys that nobody beats any more."""
+    def take(self, values: Mapping[str, bytes]) -> list[str]:
+        """Bring the entries up to date with what the store has; returns the keys that nobody beats any more."""
         now = self._clock()
         for key in self._entries.keys() - values.keys():
             del self._entries[key]

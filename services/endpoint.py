@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -98,6 +98,8 @@ class Endpoint:
         )
         self._limit_client = LimitClient(around.limiter)
         self._readiness = Readiness(self._dependencies, self._prove)
+        self.on_sleeper: Callable[[], None] = lambda: None
+        """Called when a request begins to wait for a model that has to be started."""
         self.app = self._make_app()
 
     async def start(self) -> None:
@@ -109,6 +111,9 @@ class Endpoint:
         await self._session.close()
         await self._ui_session.close()
 
+    def _note_sleeper(self) -> None:
+        self.on_sleeper()
+
     def _make_app(self) -> GatewayApp:
         around, config = self._around, self._around.config
         observatory = ExpertObservatory(self._session, around.replicas, around.states)
@@ -117,7 +122,8 @@ class Endpoint:
             self._session, around.replicas, around.states, config.streams, on_moved=metrics.stream_moved
         )
         conversations = Conversations(around.database)
-        queues = ModelQueues(config.queues, self._pool.num_slots)
+        queues = ModelQueues(config.queues, self._pool, self._note_sleeper)
+        self.demand = queues.demand
         metrics.watch_queues(queues.sizes)
         generation = Generation(config.chat, self._pool, queues, around.story, conversations, metrics)
         uploads = around.home / UPLOADS_FOLDER
@@ -171,9 +177,13 @@ class Endpoint:
         return GatewayApp(routes, accounts, metrics, hosts, page)
 
     def _dependencies(self) -> Hashable | None:
-        """The replicas that the proof rests on and the state of the other applications."""
-        replicas = self._around.replicas.replicas(self._around.config.default_model)
-        if not replicas:
+        """The replicas that the proof rests on and the state of the other applications. Those of a model that is
+        started for a request come and go, and it answers in both cases."""
+        model = self._around.config.default_model
+        replicas = self._around.replicas.replicas(model)
+        if self._around.states.starts_on_demand(model):
+            replicas = []
+        elif not replicas:
             return None
         others = [
             (state.name, state.status)
@@ -183,7 +193,11 @@ class Endpoint:
         return (tuple(sorted(replica.replica_id for replica in replicas)), tuple(sorted(others)))
 
     async def _prove(self) -> None:
-        await asyncio.gather(self._prove_token(), self._around.embedding.call("embed", ["ready?"], "query"))
+        vector = self._around.embedding.call("embed", ["ready?"], "query")
+        if self._pool.sleeps(self._around.config.default_model):
+            await vector  # nobody waits for the model, so there is no reason to start it
+        else:
+            await asyncio.gather(self._prove_token(), vector)
 
     async def _prove_token(self) -> None:
         request = GenerationRequest(

@@ -67,6 +67,11 @@ class FairQueue:
     def num_waiting(self) -> int:
         return sum(room.num_waiting for room in self._rooms)
 
+    @property
+    def waiting_cost(self) -> float:
+        """What those that wait will be charged when they begin."""
+        return sum(ticket.cost for room in self._rooms for each in room.waiting.values() for ticket in each)
+
     def enter(self, ticket: Ticket, priority: int) -> None:
         """Wait, or begin at once (then `called` hears it before this returns). Raises `RoomFull`."""
         room = self._rooms[priority]

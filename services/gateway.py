@@ -13,6 +13,7 @@ from services.calls import ServeCalls
 from services.chat import make_story
 from services.config import Environment, PlatformConfig
 from services.database import Database
+from services.demand import DemandBeacon
 from services.discovery import Directory, RayBeatStore
 from services.endpoint import Endpoint, Surroundings
 from services.environment import LOOPBACK, public_address, read_environment
@@ -62,6 +63,11 @@ class Gateway:
             )
         )
         await asyncio.gather(self._directory.start(), self._states.start())
+        self._demand = DemandBeacon(
+            RayBeatStore(), serve.get_replica_context().replica_id.unique_id, self._endpoint.demand
+        )
+        self._endpoint.on_sleeper = self._demand.hurry
+        await self._demand.start()
         self._listener = await self._listen(environment, host, port)
         await self._endpoint.start()
 
@@ -83,6 +89,7 @@ class Gateway:
         """Serve awaits this at a graceful shutdown. Parts are missing where the constructor failed."""
         with contextlib.suppress(AttributeError):
             await self._listener.stop(_DRAIN_S)
+            await self._demand.stop()
             await self._endpoint.stop()
             await self._states.stop()
             await self._directory.stop()

@@ -18,7 +18,15 @@ from typing import Any, TypeVar
 
 from cluster.engine import GenerationChunk, GenerationRequest, TokenLogprob, Usage
 from services.chat_rendering import AnswerRecord, ChunkRenderer, Json, whole_answer
-from services.chat_types import ChatEvent, ChatRequest, CitationsReady, KnowledgeOptions, ModelClient, ToolResult
+from services.chat_types import (
+    ChatEvent,
+    ChatRequest,
+    CitationsReady,
+    KnowledgeOptions,
+    ModelClient,
+    TextDelta,
+    ToolResult,
+)
 from services.config import ChatConfig
 from services.continuation import ContinuedStream
 from services.conversations import Conversations, MessageState
@@ -64,8 +72,8 @@ class Generation:
         self._metrics = metrics
 
     def require(self, model: str) -> None:
-        """An unknown or unready model is refused before anything else is done."""
-        self._pool.info(model)
+        """An unknown or unready model is refused before anything else is done; one that sleeps will be started."""
+        self._pool.require(model)
 
     async def chat(self, call: Call, request: ChatCompletionRequest) -> Answer | None:
         call.model = request.model
@@ -108,6 +116,7 @@ class Generation:
                 meter.begin()
             try:
                 async for frames in upstream.batches():
+                    place.note_token()
                     # One write for all that came together: each costs more than the bytes in it.
                     data = b"".join(frame.payload for frame in frames if frame.kind is FrameKind.DATA)
                     if meter is not None:
@@ -160,6 +169,7 @@ class Generation:
             try:
                 async for frame in upstream:
                     if frame.kind is FrameKind.DATA:
+                        place.note_token()
                         chunks.append(parse_chunk(frame))
                         if meter is not None:
                             meter.add(frame.num_token_ids)
@@ -209,6 +219,8 @@ class Generation:
         try:
             async with aclosing(self._story(answer.story_request(), self._model(answer))) as story:  # type: ignore[type-var]
                 async for event in story:
+                    if isinstance(event, TextDelta):
+                        place.note_token()
                     answer.record.add(event)
                     await self._check_sources(answer, event)
                     await show(event)

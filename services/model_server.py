@@ -22,7 +22,6 @@ from services.discovery import RayBeatStore
 from services.environment import read_environment
 from services.gang import GangSeat, Meeting
 from services.gang_member import GangMember
-from services.load_scaling import load_stats
 from services.model_service import ModelService
 from services.ray_adapter import close_replica_ports
 from services.replica_log import log_into_replica_file
@@ -62,10 +61,6 @@ class ModelServer:
 
     async def check_health(self) -> None:
         await self._service.check_health()
-
-    async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Serve asks for it where the deployment has an `autoscaling_config` with a policy that reads it."""
-        return load_stats(self._service.load)
 
     async def __del__(self) -> None:
         """Serve awaits this at a graceful shutdown."""

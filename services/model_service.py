@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from cluster.engine import Engine, GenerationChunk
+from cluster.engine import Engine, EngineLoad, GenerationChunk
 from cluster.errors import EngineDead, InvalidRequest
 from services.discovery import Beacon, BeatStore, ReplicaEndpoint
 from services.error_responses import error_body, error_headers, is_expected, to_api_error
@@ -76,9 +76,9 @@ class ModelService:
         return self._listener.url
 
     @property
-    def load(self) -> tuple[int, int]:
-        """Generations that run and that wait."""
-        return self._engine.load
+    def load(self) -> EngineLoad:
+        """What the engine works on now."""
+        return EngineLoad(*self._engine.load)
 
     async def start(self) -> None:
         """Load the model, listen, and announce that requests are welcome."""
@@ -102,7 +102,7 @@ class ModelService:
             rank=self._seat.rank if self._seat else 0,
             gang_size=self._seat.size if self._seat else 1,
         )
-        self._beacon = Beacon(self._beats, endpoint, lambda: self._engine.load)
+        self._beacon = Beacon(self._beats, endpoint, lambda: self.load)
         await self._beacon.start()
 
     async def stop(self, drain_s: float = DRAIN_S) -> None:

@@ -26,6 +26,7 @@ class DeploymentState:
     message: str = ""
     replicas: Mapping[str, int] = field(default_factory=dict)
     """Number of replicas by state (RUNNING, STARTING, ...)."""
+    scales_to_zero: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,11 @@ class ApplicationState:
     def has_running_replica(self) -> bool:
         """Also true while a new version is being rolled out beside the old one."""
         return any(deployment.replicas.get("RUNNING", 0) for deployment in self.deployments)
+
+    @property
+    def starts_on_demand(self) -> bool:
+        """Whether a request is what starts its first replica, as far as Serve can start it at all."""
+        return self.status != "DEPLOY_FAILED" and any(deployment.scales_to_zero for deployment in self.deployments)
 
     @property
     def reason(self) -> str:
@@ -81,6 +87,11 @@ class ServeStates:
         names = (name for name in self._applications if name.startswith(MODEL_APP_PREFIX))
         return sorted(name.removeprefix(MODEL_APP_PREFIX) for name in names)
 
+    def starts_on_demand(self, model: str) -> bool:
+        """Whether requests may wait for the model although it has no replica."""
+        state = self._applications.get(MODEL_APP_PREFIX + model)
+        return state is not None and state.starts_on_demand
+
     def why_not_ready(self, model: str) -> str:
         return self.why_application_not_ready(MODEL_APP_PREFIX + model, f"The model '{model}'")
 
@@ -113,10 +124,17 @@ def _application(name: str, details: Mapping[str, Any]) -> ApplicationState:
             status=_text(state["status"]),
             message=state["message"],
             replicas=Counter(_text(replica["state"]) for replica in state["replicas"]),
+            scales_to_zero=_min_replicas(state) == 0,
         )
         for deployment, state in details["deployments"].items()
     )
     return ApplicationState(name, _text(details["status"]), details["message"], deployments)
+
+
+def _min_replicas(state: Mapping[str, Any]) -> int | None:
+    """Where Serve scales the deployment."""
+    scaling = (state.get("deployment_config") or {}).get("autoscaling_config")
+    return scaling["min_replicas"] if isinstance(scaling, Mapping) else None
 
 
 def _text(value: Any) -> str:

@@ -90,8 +90,8 @@ def demands(config: RayConfig) -> list[Demand]:
                 if override.ray_actor_options is not None:
                     options = override.ray_actor_options
                     each = Resources(options.num_cpus, int(options.memory), options.num_gpus or 0.0)
-                if isinstance(override.num_replicas, int):
-                    replicas = override.num_replicas
+                first = override.first_replicas
+                replicas = replicas if first is None else first
             found.append(Demand(entry.name, name, replicas, each))
     return found
 
@@ -159,9 +159,9 @@ def check_ranks(config: RayConfig, home: Home, topology: Topology) -> Iterator[F
         if not is_sharded(model):
             continue
         override = config.override(f"llm-{model.id}", "ModelServer")
-        replicas = override.num_replicas if override is not None else None
+        replicas = override.first_replicas if override is not None else None
         try:
-            gangs = num_gangs(model, replicas if isinstance(replicas, int) else None)
+            gangs = num_gangs(model, replicas)
             plan, _ = plan_model(model, topology, home, gangs)
         except ClusterError as error:
             yield Finding(f"ranks of {model.id}", False, str(error).rstrip("."), "Change it in ray_config.yaml.")

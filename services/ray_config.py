@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from services.config import AppConfig, EmbeddingConfig, ModelConfig, PlatformConfig, Section, StoreConfig
+from services.scaling_config import SCALING_POLICY, ModelScaling
 from services.setup_errors import ConfigError
 
 Location = tuple[str | int, ...]
@@ -53,6 +54,14 @@ class DeploymentOverride(Section):
     placement_group_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] | None = None
     logging_config: dict[str, Any] | None = None
 
+    @property
+    def first_replicas(self) -> int | None:
+        """Replicas after a start; none where this does not say it, or says that the first request starts them."""
+        scaling = self.autoscaling_config or {}
+        if (scaling.get("policy") or {}).get("policy_function") == SCALING_POLICY:
+            return ModelScaling.model_validate(scaling).first_replicas or None
+        return self.num_replicas if isinstance(self.num_replicas, int) else None
+
 
 class ApplicationEntry(Section):
     """One entry of `applications:`."""
@@ -85,12 +94,14 @@ class Builder:
     deployments: tuple[str, ...]
     single: tuple[str, ...] = ()
     """Deployments that must have exactly one replica."""
+    scales_by_need: bool = False
+    """Serve counts no requests of its replicas, so only our own policy can scale them."""
 
 
 BUILDERS: Mapping[str, Builder] = {
     "services.app:build_store": Builder(StoreConfig, ("Store",), single=("Store",)),
     "services.app:build_embedding": Builder(EmbeddingConfig, ("Embedding",)),
-    "services.app:build_model": Builder(ModelConfig, ("ModelServer",)),
+    "services.app:build_model": Builder(ModelConfig, ("ModelServer",), scales_by_need=True),
     "services.app:build_platform": Builder(PlatformConfig, ("Gateway", "Ui"), single=("Ui",)),
 }
 FIXED_NAMES = {
@@ -367,6 +378,24 @@ def _check_deployments(
         elif override.name in builder.single and override.num_replicas not in (None, 1):
             message = f"`{override.name}` has exactly one replica: it owns what it keeps; set num_replicas to 1"
             problems.append(Problem(line, _name(here), message))
+        if override.autoscaling_config is not None and builder.scales_by_need:
+            problems += _check_scaling(entry, override, (*here, "autoscaling_config"), lines)
+    return problems
+
+
+def _check_scaling(
+    entry: ApplicationEntry, override: DeploymentOverride, place: Location, lines: Mapping[Location, int]
+) -> list[Problem]:
+    scaling, problems = _check(ModelScaling, override.autoscaling_config, lines, place)
+    if override.num_replicas is not None:
+        message = "the number is either fixed (num_replicas) or scaled (autoscaling_config); take one of them away"
+        problems.append(Problem(_line(place, lines), _name(place), message))
+    if "policy" not in (override.autoscaling_config or {}):
+        message = f"write `policy: {{policy_function: {SCALING_POLICY}}}`; Serve's own policy counts nothing here"
+        problems.append(Problem(_line(place, lines), _name(place), message))
+    size = entry.args.get("data_parallel_size", 1)
+    for name, message in scaling.problems(size if isinstance(size, int) and size > 0 else 1) if scaling else ():
+        problems.append(Problem(_line((*place, name), lines), _name((*place, name)), message))
     return problems
 
 

@@ -55,6 +55,9 @@ class ModelStates(Protocol):
 
     def configured_models(self) -> list[str]: ...
 
+    def starts_on_demand(self, model: str) -> bool:
+        """Whether a request starts the model that has no replica; it waits meanwhile."""
+
     def why_not_ready(self, model: str) -> str:
         """A sentence: what Serve says about a configured model without a ready replica."""
 
@@ -93,6 +96,19 @@ class ModelPool:
     def info(self, model: str) -> Mapping[str, Any]:
         """What the model's replicas say of it. Raises 404 or 503 where there is none."""
         return self._candidates(model)[0].info
+
+    def require(self, model: str) -> None:
+        """Raises 404 or 503 where no replica is there and none will be started for the request."""
+        if not self.sleeps(model):
+            self._candidates(model)
+
+    def sleeps(self, model: str) -> bool:
+        """Whether the model has no replica, and requests for it are what starts one."""
+        return not self._replicas.replicas(model) and self._states.starts_on_demand(model)
+
+    def why_not_ready(self, model: str) -> str:
+        """What Ray Serve says of a model without a replica."""
+        return self._states.why_not_ready(model)
 
     def num_slots(self, model: str) -> int:
         """Generations that the model's replicas run at once; 0 while there is none."""

@@ -22,6 +22,7 @@ import aiohttp
 from cluster.chat_template import ChatTemplate, template_from_gguf
 from cluster.engine import (
     Delivered,
+    EngineLoad,
     FinishReason,
     GenerationChunk,
     GenerationRequest,
@@ -31,6 +32,7 @@ from cluster.engine import (
     Usage,
 )
 from cluster.engines.admission import Admission
+from cluster.engines.cache_use import CacheUse
 from cluster.engines.health_probe import HealthProbe
 from cluster.engines.llamacpp_mailbox import Call, End, Mailbox, wake
 from cluster.engines.openmp import SpinGovernor, is_spinning_governed, prepare_governed_spinning
@@ -72,6 +74,7 @@ class LlamaCppEngine:
         self._template: ChatTemplate = template_from_gguf(self._metadata, model=settings.model)
         self._max_context = _max_context(settings, self._metadata)
         self._admission = Admission(settings.parallel_requests, settings.max_queued_requests)
+        self._cache_use = CacheUse(self._max_context * settings.parallel_requests)
         self._key = secrets.token_hex(16)
         self._library = _load_library()
         self._params = self._parameters()
@@ -94,8 +97,9 @@ class LlamaCppEngine:
         )
 
     @property
-    def load(self) -> tuple[int, int]:
-        return self._admission.num_running, self._admission.num_queued
+    def load(self) -> EngineLoad:
+        cache = self._cache_use
+        return EngineLoad(self._admission.num_running, self._admission.num_queued, cache.num_tokens, cache.max_tokens)
 
     async def start(self) -> None:
         self._mailbox = Mailbox(asyncio.get_running_loop())
@@ -186,11 +190,13 @@ class LlamaCppEngine:
         await self._admission.acquire()
         call = self._submit(body)
         try:
-            for chunk in due:
-                yield chunk
-            while not reader.is_finished:
-                for chunk in reader.read(await call.next_items()):
+            with self._cache_use.hold(len(prompt_ids) + len(delivered.token_ids)) as held:
+                for chunk in due:
                     yield chunk
+                while not reader.is_finished:
+                    for chunk in reader.read(await call.next_items()):
+                        held.add(len(chunk.token_ids))
+                        yield chunk
         finally:
             call.cancel()
 

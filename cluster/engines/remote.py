@@ -14,6 +14,7 @@ from typing import Any, cast
 import aiohttp
 
 from cluster.engine import (
+    EngineLoad,
     FinishReason,
     GenerationChunk,
     GenerationRequest,
@@ -75,8 +76,8 @@ class RemoteEngine:
         )
 
     @property
-    def load(self) -> tuple[int, int]:
-        return self._admission.num_running, self._admission.num_queued
+    def load(self) -> EngineLoad:
+        return EngineLoad(self._admission.num_running, self._admission.num_queued)
 
     async def start(self) -> None:
         key = self._settings.remote_key

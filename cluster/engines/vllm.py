@@ -22,6 +22,7 @@ import psutil
 from cluster.chat_template import ChatTemplate, template_from_folder
 from cluster.engine import (
     Delivered,
+    EngineLoad,
     FinishReason,
     GenerationChunk,
     GenerationRequest,
@@ -31,6 +32,7 @@ from cluster.engine import (
     Usage,
 )
 from cluster.engines.admission import Admission
+from cluster.engines.cache_use import CacheUse
 from cluster.engines.health_probe import HealthProbe
 from cluster.engines.openmp import limit_spinning
 from cluster.engines.request_checks import MAX_LOGPROBS, answer_limit, check_request, check_token_ids
@@ -93,6 +95,7 @@ class VllmEngine:
             num_heads=self._config.get("num_attention_heads", 0),
         )
         self._admission = Admission(settings.parallel_requests, settings.max_queued_requests)
+        self._cache_use = CacheUse()
         self._engine: Any = None
         self._starter: _Starter | None = None
         self._tokenizer_thread: ThreadPoolExecutor | None = None
@@ -119,8 +122,9 @@ class VllmEngine:
         )
 
     @property
-    def load(self) -> tuple[int, int]:
-        return self._admission.num_running, self._admission.num_queued
+    def load(self) -> EngineLoad:
+        cache = self._cache_use
+        return EngineLoad(self._admission.num_running, self._admission.num_queued, cache.num_tokens, cache.max_tokens)
 
     async def start(self) -> None:
         others = {process.pid for process in _descendants()}
@@ -143,6 +147,8 @@ class VllmEngine:
         except BaseException:
             await self.stop()
             raise
+        cache = self._engine.vllm_config.cache_config
+        self._cache_use.max_tokens = (cache.num_gpu_blocks or 0) * cache.block_size
         self._default_sampling = dict(self._engine.model_config.get_diff_sampling_param())
         self._end_ids = _end_ids(self._engine)
         self._continues_guided_answers = continues_guided_answers()
@@ -221,8 +227,10 @@ class VllmEngine:
         params = _sampling_params(sampling, self._default_sampling, continued_options(delivered) if text else {})
         await self._admission.acquire()
         try:
-            async for chunk in self._stream(prompt_ids, params, request, text):
-                yield chunk
+            with self._cache_use.hold(len(prompt_ids) + len(delivered.token_ids)) as held:
+                async for chunk in self._stream(prompt_ids, params, request, text):
+                    held.add(len(chunk.token_ids))
+                    yield chunk
         finally:
             self._admission.release()
 

@@ -6,15 +6,15 @@ from typing import Any
 
 from services.kuberay.deployment import Deployment
 from services.resources import EMBEDDING, GATEWAY, PAGE, STORE, Resources
+from services.scaling_config import SCALING_POLICY
 
 PUBLIC_PORT = 8000
 PLATFORM_RESOURCE = "windfarm-platform"
 """Ray's name for the pod that holds the shared folder; what must see that folder asks for a little of it."""
 QDRANT_KEY_VARIABLE = "WINDFARM_QDRANT_API_KEY"
-SCALING_POLICY = "services.load_scaling:scale_by_load"
-# A replica is wanted for every so many requests: below what it can run at once, so that a new one comes before the
-# queue does.
-TARGET_SHARE = 0.75
+FIRST_TOKEN_TARGET_S = 2.0
+# A replica, and perhaps its node, takes minutes to come: it is wanted when this share of the slots is taken.
+SLOT_USE = 0.75
 
 
 def serve_config(deployment: Deployment) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def _model(deployment: Deployment) -> dict[str, Any]:
 
 
 def _model_override(deployment: Deployment) -> dict[str, Any]:
-    """Serve scales each model by the requests that its replicas run and hold; Ray's autoscaler then brings the pods."""
+    """Serve scales each model by what it runs, holds and lets wait; Ray's autoscaler then brings the pods."""
     options: dict[str, Any] = {"num_cpus": deployment.replica_cpus, "memory": deployment.replica_memory}
     if deployment.uses_gpus:
         options["num_gpus"] = deployment.tensor
@@ -74,10 +74,12 @@ def _model_override(deployment: Deployment) -> dict[str, Any]:
         "autoscaling_config": {
             "min_replicas": deployment.min_replicas,
             "max_replicas": deployment.max_replicas,
-            "target_ongoing_requests": deployment.requests_per_replica * TARGET_SHARE,
-            "upscale_delay_s": 30,
+            "upscale_delay_s": 10,
             "downscale_delay_s": 900,
-            "policy": {"policy_function": SCALING_POLICY},
+            "policy": {
+                "policy_function": SCALING_POLICY,
+                "policy_kwargs": {"first_token_target_s": FIRST_TOKEN_TARGET_S, "slot_use": SLOT_USE},
+            },
         },
         "ray_actor_options": options,
     }

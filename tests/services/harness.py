@@ -18,7 +18,7 @@ import httpx
 import numpy as np
 import openai
 
-from cluster.engine import Engine, GenerationChunk, GenerationRequest, ModelInfo, Usage
+from cluster.engine import Engine, EngineLoad, GenerationChunk, GenerationRequest, ModelInfo, Usage
 from cluster.expert_load import ExpertLoad
 from services.accounts import Accounts, ensure_owner
 from services.calls import Calls
@@ -28,7 +28,6 @@ from services.database import Collection, Database, Document
 from services.discovery import BeatStore, Directory
 from services.endpoint import Endpoint, Surroundings
 from services.errors import unavailable
-from services.gateway_app import GatewayApp
 from services.limit_book import LimitBook
 from services.listener import start_listener
 from services.model_service import ModelService
@@ -47,7 +46,7 @@ class ScriptedEngine:
         self.script = script
         self.requests: list[GenerationRequest] = []
         self.was_closed = asyncio.Event()
-        self.load = (0, 0)
+        self.load = EngineLoad(0, 0)
         self.experts: ExpertLoad | None = None
         self.info = ModelInfo(model, "scripted", max_context=64, max_concurrency=4)
 
@@ -178,10 +177,19 @@ class Running:
     """A started endpoint with everything a test looks at."""
 
     def __init__(
-        self, url: str, key: str, database: Database, directory: Directory, beats: BeatStore, app: GatewayApp
+        self,
+        url: str,
+        key: str,
+        database: Database,
+        directory: Directory,
+        beats: BeatStore,
+        endpoint: Endpoint,
+        states: ServeStates,
     ) -> None:
         self.url = url
-        self.app = app
+        self.endpoint = endpoint
+        self.app = endpoint.app
+        self.states = states
         self.key = key
         self.database = database
         self.accounts = Accounts(database)
@@ -258,7 +266,7 @@ async def running_endpoint(
         listener = await start_listener(endpoint.app, websockets=True)
         stack.push_async_callback(endpoint.stop)
         stack.push_async_callback(listener.stop)
-        running = Running(listener.url, owner.key, database, directory, beats, endpoint.app)
+        running = Running(listener.url, owner.key, database, directory, beats, endpoint, serve_states)
         running.store = scripted_store
         running.limiter = running_limiter
         stack.push_async_callback(_stop_all, running)

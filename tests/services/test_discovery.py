@@ -2,6 +2,7 @@
 
 import pytest
 
+from cluster.engine import EngineLoad
 from services.discovery import Beacon, Directory, RayBeatStore, ReplicaEndpoint, decode_beat, encode_beat
 
 
@@ -44,11 +45,12 @@ def test_a_foreign_record_is_no_beat(value: bytes) -> None:
 async def test_a_replica_is_found_while_it_beats_and_dead_five_seconds_after() -> None:
     store, clock = MemoryStore(), Clock()
     directory = Directory(store, clock=clock)
-    beacon = Beacon(store, endpoint(), load=lambda: (2, 1))
+    beacon = Beacon(store, endpoint(), load=lambda: EngineLoad(2, 1, 30, 400))
     await beacon.start()
     await directory.refresh()
     (found,) = directory.replicas("tiny")
     assert (found.running, found.queued, found.info["max_context"]) == (2, 1, 8192)
+    assert (found.num_tokens, found.max_tokens) == (30, 400)
     assert directory.models() == ["tiny"]
 
     clock.now = 4.9

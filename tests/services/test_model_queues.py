@@ -209,9 +209,26 @@ async def test_stories_and_completions_wait_too(tmp_path: Path) -> None:
         assert {(await task).status_code for task in clients.tasks} == {200}
 
 
+class Models:
+    """What the queues ask of the models."""
+
+    def __init__(self, slots: int, *, starts_on_demand: bool = False) -> None:
+        self.slots = slots
+        self.starts_on_demand = starts_on_demand
+
+    def num_slots(self, model: str) -> int:
+        return self.slots
+
+    def sleeps(self, model: str) -> bool:
+        return self.starts_on_demand and not self.slots
+
+    def why_not_ready(self, model: str) -> str:
+        return f"Ray Serve says that {model} has no room."
+
+
 async def test_new_replicas_are_used_by_those_who_wait_already() -> None:
-    num_slots = 1
-    queues = ModelQueues(QueuesConfig(), lambda _model: num_slots)
+    models = Models(1)
+    queues = ModelQueues(QueuesConfig(), models)
     begun: list[str] = []
 
     async def ask(key: str) -> None:
@@ -221,7 +238,7 @@ async def test_new_replicas_are_used_by_those_who_wait_already() -> None:
 
     tasks = [asyncio.create_task(ask(f"k{number}")) for number in range(8)]
     await wait_until(lambda: len(begun) == 2)
-    num_slots = 5
+    models.slots = 5
     await wait_until(lambda: len(begun) == 6)
     for task in tasks:
         task.cancel()
@@ -230,7 +247,7 @@ async def test_new_replicas_are_used_by_those_who_wait_already() -> None:
 
 
 async def test_a_request_that_is_called_while_it_leaves_gives_its_place_on() -> None:
-    queues = ModelQueues(QueuesConfig(max_waiting=1), lambda _model: 1)
+    queues = ModelQueues(QueuesConfig(max_waiting=1), Models(1))
 
     async def hold(end: asyncio.Event) -> None:
         async with queues.place("tiny", "a", "default", 1):

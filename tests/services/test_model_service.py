@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
-from cluster.engine import GenerationChunk, GenerationRequest, ModelInfo, TokenLogprob, Usage
+from cluster.engine import EngineLoad, GenerationChunk, GenerationRequest, ModelInfo, TokenLogprob, Usage
 from cluster.errors import EngineBusy, EngineDead, EngineFailed, InvalidRequest
 from cluster.expert_load import ExpertLoad
 from services import model_service
@@ -28,7 +28,7 @@ class ScriptedEngine:
         self.was_closed = asyncio.Event()
         self.is_dead = False
         self.is_stopped = False
-        self.load = (0, 0)
+        self.load = EngineLoad(0, 0)
         self.experts: ExpertLoad | None = None
         self.info = ModelInfo("tiny", "scripted", max_context=64, max_concurrency=1)
 

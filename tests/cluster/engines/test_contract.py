@@ -189,7 +189,7 @@ async def test_bad_parameters_are_refused_before_anything_runs(engine: Engine, s
         sampling = {"temperature": 3.0}  # only the other side knows its vocabulary; it refuses this by itself
     with pytest.raises(InvalidRequest):
         await collect(engine, text_prompt("Hello", **sampling))
-    assert engine.load == (0, 0)
+    assert engine.load[:2] == (0, 0)
 
 
 @pytest.mark.parametrize("prompt", [{}, {"messages": []}, {"prompt_text": ""}, {"prompt_text": "a", "messages": [1]}])
@@ -202,7 +202,7 @@ async def test_closing_a_stream_frees_its_slot_for_who_waits(engine: Engine) -> 
     endless = [engine.generate(_endless()) for _ in range(NUM_SLOTS)]
     for stream in endless:
         await anext(stream)
-    assert engine.load == (NUM_SLOTS, 0)
+    assert engine.load[:2] == (NUM_SLOTS, 0)
     waiting = asyncio.create_task(collect(engine, chat("Hello.", max_tokens=2)))
     await endless[0].aclose()
     assert (await waiting)[-1].finish_reason == "length"
@@ -245,7 +245,7 @@ def _endless() -> GenerationRequest:
 
 async def _until_load(engine: Engine, num_running: int, num_queued: int) -> None:
     async with asyncio.timeout(30):
-        while engine.load != (num_running, num_queued):  # noqa: ASYNC110  # plain numbers
+        while engine.load[:2] != (num_running, num_queued):  # noqa: ASYNC110  # plain numbers
             await asyncio.sleep(0.01)
 
 

@@ -117,7 +117,7 @@ async def test_an_incomplete_or_broken_stream_is_an_error(pieces: list[bytes], m
     async with Remote(FaultyApi(*pieces)) as engine:
         with pytest.raises(EngineFailed, match=message):
             await collect(engine)
-        assert engine.load == (0, 0)
+        assert engine.load[:2] == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ async def test_closing_the_stream_closes_the_connection() -> None:
         await anext(stream)
         await stream.aclose()
         await api.client_left.wait()
-        assert engine.load == (0, 0)
+        assert engine.load[:2] == (0, 0)
 
 
 @pytest.mark.parametrize(
