@@ -14,6 +14,7 @@ import random
 from collections.abc import AsyncIterator, Sequence
 
 from cluster.engine import (
+    EngineLoad,
     FinishReason,
     GenerationChunk,
     GenerationRequest,
@@ -65,8 +66,8 @@ class HashEngine:
         self._is_dead = False
 
     @property
-    def load(self) -> tuple[int, int]:
-        return self._num_running, 0
+    def load(self) -> EngineLoad:
+        return EngineLoad(self._num_running, 0)
 
     def die(self) -> None:
         """All answers fail, and so does the check of its health."""

@@ -297,7 +297,7 @@ def test_ranks_fit_their_pods_and_scaling_reaches_every_pod(profile: str) -> Non
     models = group(profile, "models")
     limits = models["template"]["spec"]["containers"][0]["resources"]["limits"]
     options, scaling = override["ray_actor_options"], override["autoscaling_config"]
-    assert scaling["policy"] == {"policy_function": "services.load_scaling:scale_by_load"}
+    assert scaling["policy"]["policy_function"] == "services.scaling:ScaleByNeed"
     assert scaling["min_replicas"] % args.get("data_parallel_size", 1) == 0
     assert scaling["max_replicas"] % args.get("data_parallel_size", 1) == 0
     per_pod = scaling["max_replicas"] // models["maxReplicas"]
