@@ -10,7 +10,7 @@ BIN := .venv/bin
 SETUP := $(PYTHON) -m infra.setup
 ARGS ?=
 
-.PHONY: help setup setup-dev up down test test-kills test-leaks test-ranks test-unit lint format bench-laptop bench-experts bench-retrieval bench-routing bench-overhead lock screenshots manifests manifests-check map clean
+.PHONY: help setup setup-dev up down test test-kills test-leaks test-ranks test-unit lint format bench-laptop bench-experts bench-retrieval bench-routing bench-overhead bench-scaling bench-coldstart lock screenshots manifests manifests-check map clean
 
 help: ## List all targets
 	@echo "windfarm: make up starts everything and prints the address of the page."
@@ -67,6 +67,12 @@ bench-routing: setup-dev ## Chats that share documents: replicas chosen by their
 
 bench-overhead: setup-dev ## Tokens per second through the endpoint beside the bare llama.cpp server, 1 to 32 streams
 	@$(BIN)/python -m tests.bench.overhead $(ARGS)
+
+bench-scaling: setup-dev ## 1 to 3 and back to 1 replicas under a ramp: failed requests, share within the target
+	@$(BIN)/python -m tests.bench.scaling $(ARGS)
+
+bench-coldstart: setup-dev ## Seconds to the first token: stopped, scaled to zero, an additional replica
+	@$(BIN)/python -m tests.bench.coldstart $(ARGS)
 
 lock: setup-dev ## Resolve requirements/*.in again (ARGS=--upgrade: newest versions)
 	@$(BIN)/python -m infra.setup.lock $(ARGS)

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import yaml
+from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import DeploymentSchema, RayActorOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
 from services import app, ray_config
 from services.config import AppConfig, EmbeddingConfig, ModelConfig, PlatformConfig, Section, StoreConfig
 from services.ray_config import BUILDERS, load_ray_config
+from services.scaling_config import ModelScaling
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "ray_config.yaml"
@@ -31,6 +33,7 @@ def test_ray_validates_the_arguments_of_every_builder(import_path: str) -> None:
         (ray_config.ApplicationEntry, ServeApplicationSchema),
         (ray_config.DeploymentOverride, DeploymentSchema),
         (ray_config.ActorOptions, RayActorOptionsSchema),
+        (ModelScaling, AutoscalingConfig),
     ],
 )
 def test_every_key_that_we_allow_is_one_of_rays(ours: type[Section], rays: Any) -> None:

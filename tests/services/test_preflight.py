@@ -8,8 +8,17 @@ import pytest
 
 from cluster.home import open_home
 from services import supervisor
-from services.preflight import Demand, Machine, check_disk, check_port, check_resources, explain, read_machine
-from services.ray_config import load_ray_config
+from services.preflight import (
+    Demand,
+    Machine,
+    check_disk,
+    check_port,
+    check_resources,
+    demands,
+    explain,
+    read_machine,
+)
+from services.ray_config import load_ray_config, parse_ray_config
 from services.resources import GIB, MIB, Resources
 from services.setup_errors import StartRefused
 from services.up_options import UpOptions
@@ -43,6 +52,20 @@ def test_too_little_memory_says_needed_and_there() -> None:
 
 def test_a_missing_gpu_is_said() -> None:
     assert "1 GPUs are asked for, the machine has 0" in failed(demand(gpus=1))
+
+
+@pytest.mark.parametrize(
+    ("scaling", "replicas"),
+    [("min_replicas: 0", 1), ("min_replicas: 2", 2), ("min_replicas: 1, initial_replicas: 3", 3)],
+)
+def test_a_scaled_model_needs_room_for_its_first_replicas(scaling: str, replicas: int) -> None:
+    policy = "policy: {policy_function: 'services.scaling:ScaleByNeed'}"
+    text = FILE.read_text(encoding="utf-8").replace(
+        "num_replicas: 1             # copies of the model (",
+        f"autoscaling_config: {{{scaling}, max_replicas: 4, {policy}}} # (",
+    )
+    wanted = demands(parse_ray_config(text, FILE))
+    assert [each.replicas for each in wanted if each.deployment == "ModelServer"] == [replicas]
 
 
 def test_a_taken_port_is_said_with_a_free_one() -> None:

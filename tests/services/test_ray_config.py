@@ -1,10 +1,13 @@
 """`ray_config.yaml` is checked as a whole: every problem is named with line, place and the nearest valid key."""
 
+import json
 from pathlib import Path
 
 import pytest
+from ray.serve.config import AutoscalingConfig
 
 from services.ray_config import RayConfig, load_ray_config, parse_ray_config
+from services.scaling_config import SCALING_POLICY, Goals, ModelScaling, Policy
 from services.setup_errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,3 +140,94 @@ def test_a_model_beside_the_file_is_found_from_every_folder(tmp_path: Path) -> N
     config = parse_ray_config(text, tmp_path / "ray_config.yaml")
     assert config.app.models["tiny"].source == str(tmp_path / "mine.gguf")
     assert config.serve["applications"][0]["args"]["source"] == str(tmp_path / "mine.gguf")
+
+
+NUM_REPLICAS = next(
+    line for line in SHIPPED.splitlines() if line.startswith("        num_replicas: 1             # copies")
+)
+
+
+def scaled(**fields: object) -> str:
+    """The file with the model scaled: the block that stands there as a comment, with other values."""
+    policy = {"policy_function": "services.scaling:ScaleByNeed"}
+    scaling = {"min_replicas": 1, "max_replicas": 3, "policy": policy} | fields
+    return edited(NUM_REPLICAS, f"        autoscaling_config: {json.dumps(scaling)}")
+
+
+def test_a_model_may_be_scaled() -> None:
+    override = parse(scaled(min_replicas=0)).override("llm-tiny", "ModelServer")
+    assert override is not None
+    assert override.first_replicas is None, "the first request starts it"
+    override = parse(scaled(min_replicas=1, initial_replicas=2)).override("llm-tiny", "ModelServer")
+    assert override is not None
+    assert override.first_replicas == 2
+
+
+def test_the_scaling_that_stands_in_the_file_as_a_comment_says_the_defaults() -> None:
+    """Without the number signs it is valid, and its values are what holds where a line is left out."""
+    lines = SHIPPED.splitlines()
+    start = lines.index("        # autoscaling_config:")
+    end = next(index for index in range(start, len(lines)) if not lines[index].startswith("        #"))
+    block = [line.replace("        # ", "        ", 1) for line in lines[start:end]]
+    assert all("#" in line or line.endswith(":") or "policy_function" in line for line in block)
+    text = edited(NUM_REPLICAS, "\n".join(block))
+    override = parse(text).override("llm-tiny", "ModelServer")
+    assert override is not None
+    assert override.autoscaling_config is not None
+    written = override.autoscaling_config
+    assert ModelScaling.model_validate(written) == ModelScaling(policy=Policy(policy_function=SCALING_POLICY))
+    assert written["policy"]["policy_kwargs"].keys() == Goals.model_fields.keys()
+    assert written.keys() == ModelScaling.model_fields.keys()
+    rays = AutoscalingConfig.model_validate({"policy": written["policy"]})
+    assert {name: value for name, value in written.items() if name != "policy"} == {
+        name: getattr(rays, name) for name in written if name != "policy"
+    }, "where a line is left out, Ray's own default holds"
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"max_replica": 3}, "did you mean `max_replicas`"),
+        ({"target_ongoing_requests": 2}, "unknown key `target_ongoing_requests`"),
+        ({"max_replicas": 0}, "max_replicas"),
+        ({"min_replicas": 4}, "it is below min_replicas (4)"),
+        ({"initial_replicas": 4}, "it is not within 1 and 3"),
+        ({"policy": {"policy_function": "services.scaling:Other"}}, "services.scaling:ScaleByNeed"),
+        (
+            {"policy": {"policy_function": "services.scaling:ScaleByNeed", "policy_kwargs": {"slot_us": 1}}},
+            "did you mean `slot_use`",
+        ),
+        (
+            {"policy": {"policy_function": "services.scaling:ScaleByNeed", "policy_kwargs": {"cache_use": 2}}},
+            "less than or equal to 1",
+        ),
+    ],
+)
+def test_a_scaling_that_cannot_be_meant_is_refused(fields: dict[str, object], said: str) -> None:
+    message = problems(scaled(**fields))
+    assert said in message
+    assert "applications[0].deployments[0].autoscaling_config" in message
+
+
+def test_a_model_is_not_scaled_by_what_serve_counts() -> None:
+    text = edited(NUM_REPLICAS, "        autoscaling_config: {min_replicas: 1, max_replicas: 3}")
+    assert "write `policy: {policy_function: services.scaling:ScaleByNeed}`" in problems(text)
+
+
+def test_a_number_of_replicas_is_fixed_or_scaled() -> None:
+    text = scaled().replace("        autoscaling_config", "        num_replicas: 2  # too\n        autoscaling_config")
+    assert "take one of them away" in problems(text)
+
+
+def test_gangs_are_scaled_as_a_whole() -> None:
+    text = scaled(min_replicas=2, max_replicas=5).replace("data_parallel_size: 1 ", "data_parallel_size: 2 ")
+    text = text.replace("engine: auto ", "engine: vllm ", 1)
+    assert "max_replicas: 5 is no multiple of 2" in problems(text)
+
+
+def test_the_embedding_model_is_scaled_by_what_serve_counts() -> None:
+    text = edited(
+        "        num_replicas: 1             # copies of the model; each",
+        "        autoscaling_config: {min_replicas: 1, max_replicas: 3, target_ongoing_requests: 8} #",
+    )
+    assert parse(text).override("embed", "Embedding") is not None
