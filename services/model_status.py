@@ -123,7 +123,7 @@ def _application(name: str, details: Mapping[str, Any]) -> ApplicationState:
             name=deployment,
             status=_text(state["status"]),
             message=state["message"],
-            replicas=Counter(_text(replica["state"]) for replica in state["replicas"]),
+            replicas=dict(Counter(_text(replica["state"]) for replica in state["replicas"])),
             scales_to_zero=_min_replicas(state) == 0,
         )
         for deployment, state in details["deployments"].items()
