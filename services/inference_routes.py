@@ -118,7 +118,8 @@ class InferenceRoutes:
 
     def _model(self, name: str, kind: str) -> dict[str, Any]:
         replicas = self._replicas.replicas(name)
-        model = {**self._head(name), "kind": kind, "ready": bool(replicas)}
+        is_ready = bool(replicas) or self._states.starts_on_demand(name)
+        model = {**self._head(name), "kind": kind, "ready": is_ready}
         if replicas:
             model["max_context"] = replicas[0].info.get("max_context")
         return model

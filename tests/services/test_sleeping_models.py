@@ -141,6 +141,11 @@ async def test_an_unknown_model_is_refused_and_one_that_is_not_scaled_too(tmp_pa
     async with sleeping(tmp_path, states) as running:
         assert (await running.chat(model="none")).status_code == 404
         assert error_of(await running.chat(model="big"))["code"] == "model_not_ready"
+        listed = (await running.http.get("/v1/models")).json()["data"]
+    assert {model["id"]: model.get("ready") for model in listed if model["kind"] == "chat"} == {
+        "big": False,
+        "tiny": True,
+    }
 
 
 async def test_the_endpoint_is_ready_though_its_default_model_sleeps(tmp_path: Path) -> None:
