@@ -34,6 +34,7 @@ _IDLE_CONNECTION_S = 30
 _SILENCE_S = 60
 # Between two looks at whether a silent replica is still there.
 _LOOK_S = 1.0
+_TRY_AGAIN_S = 0.25
 # The request has not reached the replica, so it cannot have been what ended it.
 _NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
@@ -125,7 +126,14 @@ class ModelPool:
 
         journey = Journey()
         prompt = await self.picker.fingerprint(body, len(self._replicas.replicas(model)))
-        first = await open_stream(body, journey)
+        try:
+            first = await open_stream(body, journey)
+        except ApiError as refusal:
+            if refusal.status not in (502, 503) or not self.sleeps(model):
+                raise
+            # The last replica went while the request was on its way there.
+            await self._wait_for_replica(model)
+            first = await open_stream(body, journey)
         return ContinuedStream(
             first,
             body,
@@ -135,6 +143,13 @@ class ModelPool:
             on_lost=self._note_loss,
             on_moved=lambda: self._on_moved(model),
         )
+
+    async def _wait_for_replica(self, model: str) -> None:
+        """Of a model that is started for requests, as long as an answer would wait to go on elsewhere."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._config.move_wait_s
+        while self.sleeps(model) and loop.time() < until:  # noqa: ASYNC110  # nothing announces it
+            await asyncio.sleep(_TRY_AGAIN_S)
 
     async def _open(self, model: str, body: Mapping[str, Any], journey: Journey, prompt: Fingerprint) -> FrameStream:
         response, replica = await self._post(model, "/generate", body, journey, prompt)

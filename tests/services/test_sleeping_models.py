@@ -10,6 +10,8 @@ import httpx
 import pytest
 
 from services.config import ChatConfig, PlatformConfig, QueuesConfig
+from services.demand import ModelDemand
+from services.discovery import ReplicaEndpoint, encode_beat
 from services.errors import ApiError
 from services.model_queues import ModelQueues
 from services.model_status import ApplicationState, DeploymentState
@@ -155,6 +157,20 @@ async def test_the_endpoint_is_ready_though_its_default_model_sleeps(tmp_path: P
         await running.add_model(engine)
         assert (await running.http.get("/ready")).status_code == 200
         assert engine.requests == []
+
+
+async def test_a_request_whose_last_replica_is_just_gone_starts_another_one(tmp_path: Path) -> None:
+    async with sleeping(tmp_path, asleep()) as running:
+        gone = ReplicaEndpoint("gone", "llm-tiny", "http://127.0.0.1:9", 1, model="tiny")
+        running.beats.put(gone.key, encode_beat(gone))
+        await running.directory.refresh()
+        asked = asyncio.create_task(running.chat())
+        await wait_until(lambda: running.endpoint.demand().get("tiny", ModelDemand()).num_begun == 1)
+        await wait_until(lambda: not running.directory.replicas("tiny"))
+        await running.add_model(ScriptedEngine(*words("Good", " morning")))
+        answer = await asked
+    assert answer.status_code == 200
+    assert "Good morning" in answer.text
 
 
 async def test_what_waits_is_told_and_the_first_token_after_a_start_is_not(tmp_path: Path) -> None:
