@@ -203,12 +203,15 @@ async def test_closing_a_stream_frees_its_slot_for_who_waits(engine: Engine) -> 
     for stream in endless:
         await anext(stream)
     assert engine.load[:2] == (NUM_SLOTS, 0)
+    if engine.info.engine != "remote":  # which tells nothing of its cache
+        assert NUM_SLOTS * len(COUNTING.split()) < engine.load.num_tokens < engine.load.max_tokens
     waiting = asyncio.create_task(collect(engine, chat("Hello.", max_tokens=2)))
     await endless[0].aclose()
     assert (await waiting)[-1].finish_reason == "length"
     await endless[1].aclose()
     assert (await collect(engine, chat("Hello.", max_tokens=2)))[-1].finish_reason == "length"
     await _until_load(engine, 0, 0)
+    assert engine.load.num_tokens == 0
 
 
 async def test_who_finds_slots_and_queue_full_is_turned_away_at_once(engine: Engine) -> None:
