@@ -11,8 +11,8 @@ import pytest
 
 from tests.parts import why_missing
 
-# The fixture `product`: the whole product, started once for all tests that ask for it.
-pytest_plugins = ["tests.product"]
+# The fixtures `product`: the whole product, started once for all tests that ask for it; and `postgres_url`.
+pytest_plugins = ["tests.product", "tests.postgres"]
 
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 
