@@ -39,7 +39,7 @@ def faults(quick: bool) -> list[Fault]:
         Fault("engine hang", stall_s + 10, partial(lose_a_replica, fault="hang", stall_s=stall_s), run_together=True),
         Fault("replica killed", 10, partial(lose_a_replica, fault="kill")),
         Fault("replica drained", 10, partial(lose_a_replica, fault="drain")),
-        Fault("last replica killed", 10, lose_the_last_replica),
+        Fault("last replica killed", 20, lose_the_last_replica),
         Fault("slow node", 10, slow_down_a_replica),
         Fault("clock jump", 1, disturb_the_clock),
         Fault("client reads slowly", 10, read_slowly),
