@@ -26,7 +26,7 @@ from tests.chaos.stream_faults import STATES, Streams, judged
 from tests.services.harness import SECRET, Beats, running_endpoint
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT_S = 120
+LIMIT_S = 180
 
 
 def faults(_quick: bool) -> list[Fault]:
@@ -78,7 +78,7 @@ async def run_trial(tag: str) -> Outcome:
     try:
         with tempfile.TemporaryDirectory(prefix="windfarm-chaos-") as folder:
             async with running_endpoint(Path(folder), states=STATES, beats=keeper.beats) as running:
-                await until(lambda: len(running.directory.replicas("tiny")) == 2)
+                await until(lambda: len(running.directory.replicas("tiny")) == 2, 90)
                 streams = Streams(running, num_tokens=400)
                 await until(lambda: all("content" in heard.body for heard in streams.heard))
                 cut(others[0])

@@ -18,7 +18,7 @@ READY_S = 90
 
 async def try_fault(product: Product, row: str) -> Outcome:
     (fault,) = (fault for fault in faults(product) if fault.row == row)
-    outcome = await fault.try_once()
+    outcome = await fault.try_once(is_timed=False)
     await until_ready(product)
     return outcome
 
