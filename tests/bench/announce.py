@@ -11,16 +11,17 @@ import os
 import sys
 from dataclasses import asdict
 
-import ray
-
 from cluster.engine import ModelInfo
 from services.discovery import Beacon, RayBeatStore, ReplicaEndpoint
 
 
-async def announce(model: str, url: str, num_slots: int) -> None:
+def endpoint_of(model: str, url: str, num_slots: int) -> ReplicaEndpoint:
     info = ModelInfo(model, "noop", max_context=4096, max_concurrency=num_slots, continues_answers=True)
-    endpoint = ReplicaEndpoint(f"{model}-0", f"llm-{model}", url, os.getpid(), model, info=asdict(info))
-    beacon = Beacon(RayBeatStore(), endpoint)
+    return ReplicaEndpoint(f"{model}-0", f"llm-{model}", url, os.getpid(), model, info=asdict(info))
+
+
+async def announce(model: str, url: str, num_slots: int) -> None:
+    beacon = Beacon(RayBeatStore(), endpoint_of(model, url, num_slots))
     await beacon.start()
     print("announced", flush=True)
     await asyncio.to_thread(sys.stdin.read)
@@ -28,5 +29,7 @@ async def announce(model: str, url: str, num_slots: int) -> None:
 
 
 if __name__ == "__main__":
+    import ray
+
     ray.init(address=os.environ["RAY_ADDRESS"], namespace="bench", log_to_driver=False, logging_level="warning")
     asyncio.run(announce(sys.argv[1], sys.argv[2], int(sys.argv[3])))

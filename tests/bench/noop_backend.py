@@ -31,7 +31,7 @@ _CONTENT_LENGTH = re.compile(rb"content-length:\s*(\d+)", re.IGNORECASE)
 
 
 def openai_answer() -> bytes:
-    message = {"role": "assistant", "content": "".join(chunk.text for chunk in _CHUNKS)}
+    message = {"role": "assistant", "content": "".join(chunk.text for chunk in _CHUNKS), "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
     answer = {"id": "chatcmpl-noop", "object": "chat.completion", "created": 1, "model": MODEL, "choices": [choice]}
     return json.dumps(answer | {"usage": usage_json(_USAGE)}).encode()
