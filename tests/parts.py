@@ -8,7 +8,9 @@ import subprocess
 from collections.abc import Callable
 
 from infra.setup.chromium import find_chromium
+from services.haproxy import find_haproxy
 from services.local_network import why_no_network
+from services.setup_errors import SetupError
 
 
 def why_missing(part: str) -> str | None:
@@ -52,12 +54,21 @@ def postgres() -> str | None:
 
 
 @functools.cache
+def haproxy() -> str | None:
+    try:
+        return None if find_haproxy() else "no HAProxy"
+    except SetupError as error:
+        return str(error)
+
+
+@functools.cache
 def git() -> str | None:
     return None if shutil.which("git") else "no git"
 
 
 PARTS: dict[str, Callable[[], str | None]] = {
     "chromium": chromium,
+    "haproxy": haproxy,
     "vllm": vllm,
     "tmpfs": tmpfs,
     "git": git,
