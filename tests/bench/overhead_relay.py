@@ -1,14 +1,13 @@
 """The relay beside the LiteLLM proxy: both before the same backend that does nothing, one worker each, with a key.
 
-windfarm is the whole product as `make up` starts it; the backend announces itself as a replica of a model. LiteLLM has
-its own way to the same backend. Latencies are those of one client, through the proxy minus straight to the backend;
-requests per second are those of the best rung of a ladder of clients.
+windfarm's is the process of its public endpoint without Ray around it, and takes the backend for a replica of a model.
+LiteLLM has its own way to the same backend. Latencies are those of one client, through the proxy minus straight to the
+backend; requests per second are those of the best rung of a ladder of clients.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from tests.bench import noop_backend
 from tests.bench.environments import litellm_folder
 from tests.bench.laptop import ROOT, free_port, tell
 from tests.bench.load_client import Load, LoadResult, ask_under_load
-from tests.bench.overhead_servers import WINDFARM, Server, cpu_times, running, wait_for, windfarm
+from tests.bench.overhead_servers import running, wait_for
 
 KINDS = ("whole", "stream")
 LITELLM_KEY = "sk-bench"
@@ -42,19 +41,11 @@ class Target:
     endpoint: Callable[[], float] | None = None
 
 
-def measure_relay(home: Path, rounds: int, rungs: list[int], seconds: float, keep: Callable[[Sample], None]) -> None:
+def measure_relay(folder: Path, rounds: int, rungs: list[int], seconds: float, keep: Callable[[Sample], None]) -> None:
     """`keep` gets one sample for each round; a round to warm up is not counted."""
-    with (
-        windfarm(home, "llamacpp", slots=4) as up,
-        noop() as backend,
-        announced(home, backend),
-        litellm_proxy(home.parent, backend) as litellm,
-    ):
-        targets = [
-            Target("direct", backend, {}),
-            *_windfarm_targets(up),
-            Target("litellm", *litellm),
-        ]
+    folder.mkdir()
+    with noop() as backend, relay(folder, backend) as ours, litellm_proxy(folder, backend) as litellm:
+        targets = [Target("direct", backend, {}), *ours, Target("litellm", *litellm)]
         for number in range(-1, rounds):
             turn = targets if number % 2 else targets[::-1]
             sample = one_round(turn, rungs, seconds if number >= 0 else min(seconds, 0.5))
@@ -102,19 +93,18 @@ def _ask(target: Target, kind: str, num_clients: int, seconds: float) -> LoadRes
     return ask_under_load(Load(url, target.headers, json.dumps(body), num_clients, seconds))
 
 
-def _windfarm_targets(up: Server) -> Iterator[Target]:
-    """With the owner's key, which has the file's limits, and with one that has none."""
+@contextmanager
+def relay(folder: Path, backend: str) -> Iterator[list[Target]]:
+    """windfarm's endpoint, with a key that has no limits and with one that has."""
+    command = [sys.executable, "-m", "tests.bench.relay_process", str(folder), noop_backend.MODEL, backend]
+    with _until_closed([*command, str(NUM_SLOTS)]) as (said, pid):
+        told = json.loads(said)
 
-    def endpoint() -> float:
-        return cpu_times(up).endpoint_s
+        def endpoint() -> float:
+            return _cpu_of_tree(pid)
 
-    url = up.api.removesuffix("/v1")
-    command = [WINDFARM, "key", "--json", "--home", str(up.home), "--new", "unlimited"]
-    command += ["--requests-per-minute", "0", "--tokens-per-minute", "0", "--concurrent-streams", "0"]
-    made = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    yield Target("windfarm", url, _bearer(json.loads(made.stdout)["key"]), endpoint)
-    assert up.key is not None
-    yield Target("windfarm_limited", url, _bearer(up.key), endpoint)
+        keys = {"windfarm": told["key"], "windfarm_limited": told["limited_key"]}
+        yield [Target(name, told["url"], _bearer(key), endpoint) for name, key in keys.items()]
 
 
 def _bearer(key: str) -> dict[str, str]:
@@ -124,31 +114,18 @@ def _bearer(key: str) -> dict[str, str]:
 @contextmanager
 def noop() -> Iterator[str]:
     """Address of the backend."""
-    with _until_closed([sys.executable, "-m", "tests.bench.noop_backend"], {}) as said:
+    with _until_closed([sys.executable, "-m", "tests.bench.noop_backend"]) as (said, _):
         yield said
 
 
 @contextmanager
-def announced(home: Path, backend: str) -> Iterator[None]:
-    """The backend as a replica of windfarm's."""
-    command = [WINDFARM, "env", "--json", "--home", str(home)]
-    command += ["--config", str(home.with_name(f"{home.name}.yaml"))]
-    printed = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    command = [sys.executable, "-m", "tests.bench.announce", noop_backend.MODEL, backend, str(NUM_SLOTS)]
-    with _until_closed(command, json.loads(printed.stdout)) as said:
-        if said != "announced":
-            raise RuntimeError(f"the backend could not be announced: {said}")
-        yield
-
-
-@contextmanager
-def _until_closed(command: list[str], environment: dict[str, str]) -> Iterator[str]:
-    """The first line of a process that ends with its standard input."""
-    pipe, environment = subprocess.PIPE, {**os.environ, **environment}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True) as process:
+def _until_closed(command: list[str]) -> Iterator[tuple[str, int]]:
+    """The first line of a process that ends with its standard input, and its id."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdout is not None and process.stdin is not None
         try:
-            yield process.stdout.readline().strip()
+            yield process.stdout.readline().strip(), process.pid
         finally:
             process.stdin.close()
 
