@@ -4,6 +4,9 @@ Pure: nothing is started or asked. `plan` tries the ways to cut a replica from t
 tensor-parallel group never leaves its node, a gang stays as close together as it can, replicas go to different nodes
 and zones where there is a choice), and never gives a rank more than its memory holds. Where nothing fits, `NoFit` says
 what is short and what would do.
+
+Pipelines are planned only where they are asked for: windfarm starts tensor-parallel groups and gangs of data-parallel
+ranks, but no stages that wait for each other.
 """
 
 from __future__ import annotations
@@ -19,8 +22,11 @@ from cluster.topology import Node, Topology
 # Shares of a device that the planner uses; the rest is for the runtime, fragmentation and the system.
 GPU_MEMORY_SHARE = 0.9
 NODE_MEMORY_SHARE = 0.8
-# Most stages that a replica is cut into, one after the other.
+# Most stages of a pipeline that is named as a way out.
 MAX_PIPELINE = 8
+# Tokens: the shortest context that is named as a way out, and the shortest that is taken where none was asked for.
+LEAST_CONTEXT = 512
+LEAST_CHOSEN_CONTEXT = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +50,7 @@ class ExpertLoads:
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """What to plan. `None` for a size lets the planner choose it."""
+    """What to plan. `None` for a size lets the planner choose it; it chooses no pipeline."""
 
     shape: ModelShape
     work: Workload
@@ -132,6 +138,35 @@ def plan(topology: Topology, request: PlanRequest) -> Plan:
     _check_request(request)
     if request.redundant_experts and not topology.has_accelerators:
         raise PlanError("Redundant experts need GPUs: on CPU nodes each expert of a gang lies on one rank.")
+    made, shortfalls = _try_all(topology, request)
+    if made is None:
+        raise NoFit(_nothing_fits(topology, request, shortfalls))
+    return made
+
+
+def plan_with_fitting_context(topology: Topology, request: PlanRequest) -> tuple[Plan, PlanRequest]:
+    """For a context that nobody asked for: that of the request, or the longest half, quarter, ... of it that fits.
+
+    Returns the plan, which says where it took less, and the request that it answers. Raises as `plan` does.
+    """
+    _check_request(request)
+    wanted = request.work.context
+    for shorter in [request, *_shorter_contexts(request, LEAST_CHOSEN_CONTEXT)]:
+        made, _ = _try_all(topology, shorter)
+        if made is None:
+            continue
+        if shorter is request:
+            break
+        reason = (
+            f"{wanted} tokens per sequence do not fit, {shorter.work.context} do, and are planned with; --context asks "
+            "for another length."
+        )
+        return replace(made, reasons=(*made.reasons, reason)), shorter
+    return plan(topology, request), request
+
+
+def _try_all(topology: Topology, request: PlanRequest) -> tuple[Plan | None, list[_Shortfall]]:
+    """The first way to cut a replica that fits, or why each does not."""
     shortfalls: list[_Shortfall] = []
     for parallel in _candidates(topology, request):
         needs = _needs(topology, request, parallel)
@@ -141,9 +176,16 @@ def plan(topology: Topology, request: PlanRequest) -> Plan:
             experts = expert_partitions(request, parallel)
             placed = tuple(_finish(replica, parallel, needs, experts) for replica in replicas)
             free = {name: len(slots) for name, slots in space.slots.items()}
-            return Plan(request.shape, parallel, placed, free, _reasons(topology, request, parallel, needs))
+            return Plan(request.shape, parallel, placed, free, _reasons(topology, request, parallel, needs)), []
         shortfalls.append(_shortfall(topology, request, parallel, needs, len(replicas)))
-    raise NoFit(_nothing_fits(request, shortfalls))
+    return None, shortfalls
+
+
+def _shorter_contexts(request: PlanRequest, least: int) -> Iterator[PlanRequest]:
+    context = request.work.context // 2
+    while context >= least:
+        yield replace(request, work=replace(request.work, context=context))
+        context //= 2
 
 
 def expert_partitions(request: PlanRequest, parallel: Parallelism) -> tuple[Partition, ...]:
@@ -177,6 +219,8 @@ def _check_request(request: PlanRequest) -> None:
             f"use one of {', '.join(map(str, divisors))}."
         )
     _check_kv_heads(shape, tensor)
+    if (request.pipeline or 1) > 1 and (request.data or 1) > 1:
+        raise PlanError("A gang of data-parallel ranks has one pipeline stage: leave pipeline or data out.")
     ranks = tensor * (request.data or 1)
     if shape.is_sparse and ranks > shape.num_experts + request.redundant_experts:
         raise PlanError(
@@ -208,22 +252,21 @@ def _check_kv_heads(shape: ModelShape, tensor: int) -> None:
 
 
 def _candidates(topology: Topology, request: PlanRequest) -> Iterator[Parallelism]:
-    """Ways to cut a replica. A pipeline only where nothing else fits (its stages wait for each other), then the fewest
-    ranks, then data-parallel attention with expert parallelism before tensor parallelism (less communication)."""
+    """Ways to cut a replica: the fewest ranks first, then data-parallel attention with expert parallelism before tensor
+    parallelism (less communication)."""
     shape = request.shape
     tensors = [request.tensor] if request.tensor else _tensor_sizes(topology, shape)
-    pipelines = [request.pipeline] if request.pipeline else list(range(1, min(MAX_PIPELINE, shape.num_layers) + 1))
+    pipeline = request.pipeline or 1
     datas = [request.data] if request.data else _data_sizes(topology, request)
     found = [
         Parallelism(tensor, pipeline, data, is_expert_parallel=shape.is_sparse and tensor * data > 1)
         for tensor in tensors
-        for pipeline in pipelines
         for data in datas
         if _is_sensible(shape, tensor, pipeline, data, request)
     ]
     places = _num_places(topology, request)
     fitting = [parallel for parallel in found if parallel.num_ranks <= places]
-    return iter(sorted(fitting or found[:1], key=lambda p: (p.pipeline, p.num_ranks, -p.data, p.tensor)))
+    return iter(sorted(fitting or found[:1], key=lambda p: (p.num_ranks, -p.data, p.tensor)))
 
 
 def _num_places(topology: Topology, request: PlanRequest) -> int:
@@ -384,7 +427,10 @@ def _reasons(topology: Topology, request: PlanRequest, parallel: Parallelism, ne
         how = "by measured load" if request.loads else "linearly, since no load was measured"
         reasons.append(f"Experts are assigned {how}.")
     if parallel.pipeline > 1:
-        reasons.append(f"{parallel.pipeline} pipeline stages, since no node holds the whole model.")
+        reasons.append(
+            f"{parallel.pipeline} pipeline stages, as asked for. windfarm starts no pipelines: this plan shows what "
+            "one would take and cannot be applied."
+        )
     return tuple(reasons)
 
 
@@ -438,20 +484,50 @@ def _missing_on_nodes(
     return short, f"for one rank more of {needs.total} bytes the node {name} is {short} bytes short of memory"
 
 
-def _nothing_fits(request: PlanRequest, shortfalls: Sequence[_Shortfall]) -> str:
+def _nothing_fits(topology: Topology, request: PlanRequest, shortfalls: Sequence[_Shortfall]) -> str:
     shown = "\n".join(f"  {item.sentence}" for item in sorted(shortfalls)[:3])
     replicas = "one replica" if request.replicas == 1 else f"{request.replicas} replicas"
-    remedies = ["more or larger devices", "quantized weights"]
+    remedies = [*_remedies(topology, request), "more or larger devices", "quantized weights"]
     if request.replicas > 1:
         remedies.append("fewer replicas")
-    if request.work.context > 1024:
-        remedies.append(f"a shorter context (for example {request.work.context // 2} tokens)")
     if request.work.num_sequences > 1:
         remedies.append("fewer sequences at once")
     return (
         f"{request.shape.name} does not fit ({replicas}, {request.work.num_sequences} sequences of "
         f"{request.work.context} tokens each):\n{shown}\nWhat would do: {', '.join(remedies)}."
+        f"{_pipeline_that_fits(topology, request)}"
     )
+
+
+def _pipeline_that_fits(topology: Topology, request: PlanRequest) -> str:
+    """A sentence on its own line, where nobody asked for a number of stages and one would hold the model."""
+    if request.pipeline is not None or (request.data or 1) > 1:
+        return ""
+    for stages in range(2, min(MAX_PIPELINE, request.shape.num_layers) + 1):
+        if _try_all(topology, replace(request, pipeline=stages))[0] is not None:
+            return (
+                f"\n{stages} pipeline stages would hold it (--pipeline {stages} shows them), but windfarm starts none."
+            )
+    return ""
+
+
+def _remedies(topology: Topology, request: PlanRequest) -> list[str]:
+    """What was tried and fits."""
+    for shorter in _shorter_contexts(request, LEAST_CONTEXT):
+        made, _ = _try_all(topology, shorter)
+        if made is not None:
+            return [f"a shorter context ({shorter.work.context} tokens fit: {_cut_in_words(made)})"]
+    return []
+
+
+def _cut_in_words(made: Plan) -> str:
+    parallel = made.parallel
+    if parallel.num_ranks == 1:
+        return "one rank holds all of it"
+    if not parallel.is_expert_parallel:
+        return f"{parallel.num_ranks} ranks hold a slice of each layer"
+    share = made.shape.num_experts // parallel.num_expert_ranks
+    return f"{parallel.num_ranks} ranks hold {share} of {made.shape.num_experts} experts each"
 
 
 def _gb(num_bytes: int) -> str:

@@ -72,7 +72,7 @@ def test_memory_that_a_pod_does_not_have_is_refused_to_the_byte() -> None:
 
 def test_a_pipeline_is_refused() -> None:
     with pytest.raises(PlanError, match=r"4 pipeline stages.*--data"):
-        deploy(cpu_nodes(4), MIXTRAL, context=8192)
+        deploy(cpu_nodes(4), MIXTRAL, context=8192, pipeline=4)
 
 
 def test_experts_by_measured_load_are_refused() -> None:
