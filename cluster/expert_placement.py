@@ -135,9 +135,7 @@ class _Space:
 
 def plan(topology: Topology, request: PlanRequest) -> Plan:
     """The cheapest plan that fits; raises `NoFit` or `PlanError` with the cause and what would do."""
-    _check_request(request)
-    if request.redundant_experts and not topology.has_accelerators:
-        raise PlanError("Redundant experts need GPUs: on CPU nodes each expert of a gang lies on one rank.")
+    _check_request(topology, request)
     made, shortfalls = _try_all(topology, request)
     if made is None:
         raise NoFit(_nothing_fits(topology, request, shortfalls))
@@ -149,7 +147,7 @@ def plan_with_fitting_context(topology: Topology, request: PlanRequest) -> tuple
 
     Returns the plan, which says where it took less, and the request that it answers. Raises as `plan` does.
     """
-    _check_request(request)
+    _check_request(topology, request)
     wanted = request.work.context
     for shorter in [request, *_shorter_contexts(request, LEAST_CHOSEN_CONTEXT)]:
         made, _ = _try_all(topology, shorter)
@@ -203,7 +201,7 @@ def expert_partitions(request: PlanRequest, parallel: Parallelism) -> tuple[Part
     return tuple(balanced_partition(layer, ranks) for layer in request.loads.tokens)
 
 
-def _check_request(request: PlanRequest) -> None:
+def _check_request(topology: Topology, request: PlanRequest) -> None:
     shape = request.shape
     if request.replicas < 1:
         raise PlanError(f"At least one replica is needed, not {request.replicas}.")
@@ -241,6 +239,8 @@ def _check_request(request: PlanRequest) -> None:
         request.loads.check(shape)
     if request.redundant_experts and request.loads is None:
         raise PlanError("Redundant experts are chosen by their load: give a routing trace as well.")
+    if request.redundant_experts and not topology.has_accelerators:
+        raise PlanError("Redundant experts need GPUs: on CPU nodes each expert of a gang lies on one rank.")
 
 
 def _check_kv_heads(shape: ModelShape, tensor: int) -> None:
@@ -426,6 +426,12 @@ def _reasons(topology: Topology, request: PlanRequest, parallel: Parallelism, ne
         reasons.append(f"Experts are spread: {share} of {request.shape.num_experts} per rank and layer.")
         how = "by measured load" if request.loads else "linearly, since no load was measured"
         reasons.append(f"Experts are assigned {how}.")
+        if topology.has_accelerators and request.loads:
+            copies = f"{request.redundant_experts} copies in each layer" if request.redundant_experts else "no copies"
+            reasons.append(
+                f"On GPUs vLLM's own balancer (EPLB, {copies}) moves them by the load that it sees; this is where such "
+                "a load would bring them."
+            )
     if parallel.pipeline > 1:
         reasons.append(
             f"{parallel.pipeline} pipeline stages, as asked for. windfarm starts no pipelines: this plan shows what "
@@ -490,6 +496,8 @@ def _nothing_fits(topology: Topology, request: PlanRequest, shortfalls: Sequence
     remedies = [*_remedies(topology, request), "more or larger devices", "quantized weights"]
     if request.replicas > 1:
         remedies.append("fewer replicas")
+    if request.redundant_experts:
+        remedies.append("fewer copies of experts")
     if request.work.num_sequences > 1:
         remedies.append("fewer sequences at once")
     return (

@@ -8,13 +8,14 @@ node. Deciding is the planner's business; here a plan becomes the options of a d
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from cluster.engines.parallelism import ExpertRanks, placement_of_partitions
 from cluster.errors import PlanError
+from cluster.expert_balance import Partition
 from cluster.expert_placement import Plan, PlanRequest
 from cluster.topology import Topology
 
@@ -50,6 +51,8 @@ class Placement:
     rank: Reservation
     expert_ranks: ExpertRanks | None = None
     nodes: tuple[str, ...] = ()
+    num_redundant_experts: int = 0
+    """Copies of experts in each layer, which vLLM's balancer places on GPUs; `expert_ranks` is empty then."""
 
     def deployment_options(self, node_ids: Mapping[str, str]) -> dict[str, Any]:
         """Options of the deployment, one Serve replica per rank. `node_ids` are Ray's ids by the names of the nodes."""
@@ -80,13 +83,20 @@ def place(plan: Plan, reservation: Reservation) -> Placement:
     first = plan.replicas[0]
     experts = [rank.experts for rank in first.ranks]
     partitions = [[rank[layer] for rank in experts] for layer in range(len(experts[0]))]
+    copies = _num_redundant(experts, plan.shape.num_experts)
     return Placement(
         gang_size=plan.parallel.data,
         num_gangs=len(plan.replicas),
         strategy="SPREAD" if len(first.nodes) == plan.parallel.data > 1 else "PACK",
         rank=reservation,
-        expert_ranks=placement_of_partitions(partitions) if partitions else None,
+        expert_ranks=placement_of_partitions(partitions) if partitions and not copies else None,
+        num_redundant_experts=copies,
     )
+
+
+def _num_redundant(experts: Sequence[Partition], num_experts: int) -> int:
+    """Copies in each layer, where `experts[rank][layer]` are held by the ranks of one replica."""
+    return sum(len(rank[0]) for rank in experts) - num_experts if experts[0] else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +109,7 @@ class SavedPlan:
     num_gangs: int
     nodes: tuple[str, ...]
     expert_ranks: ExpertRanks | None
+    num_redundant_experts: int = 0
 
 
 def read_plan(path: Path) -> SavedPlan:
@@ -111,13 +122,16 @@ def read_plan(path: Path) -> SavedPlan:
             raise PlanError(f"{path} has {parallel['pipeline']} pipeline stages; only plans with one can be applied.")
         experts = [rank["experts"] for rank in replicas[0]]
         partitions = [[rank[layer] for rank in experts] for layer in range(len(experts[0]))]
+        num_experts = len({expert for held in partitions[0] for expert in held}) if partitions else 0
+        copies = _num_redundant(experts, num_experts)
         return SavedPlan(
             model=value["model"],
             tensor=parallel["tensor"],
             data=parallel["data"],
             num_gangs=len(replicas),
             nodes=tuple(dict.fromkeys(rank["node"] for ranks in replicas for rank in ranks)),
-            expert_ranks=placement_of_partitions(partitions) if partitions else None,
+            expert_ranks=placement_of_partitions(partitions) if partitions and not copies else None,
+            num_redundant_experts=copies,
         )
     except OSError as error:
         raise PlanError(
