@@ -174,7 +174,8 @@ def _try_all(topology: Topology, request: PlanRequest) -> tuple[Plan | None, lis
             experts = expert_partitions(request, parallel)
             placed = tuple(_finish(replica, parallel, needs, experts) for replica in replicas)
             free = {name: len(slots) for name, slots in space.slots.items()}
-            return Plan(request.shape, parallel, placed, free, _reasons(topology, request, parallel, needs)), []
+            reasons = _reasons(topology, request, parallel, needs) + _exchange_reasons(topology, placed)
+            return Plan(request.shape, parallel, placed, free, reasons), []
         shortfalls.append(_shortfall(topology, request, parallel, needs, len(replicas)))
     return None, shortfalls
 
@@ -377,19 +378,24 @@ def _zone_order(space: _Space, zone: set[str | None]) -> tuple[int, str]:
 
 
 def _fill(space: _Space, names: Sequence[str], tensor: int, groups: int) -> list[_Slot] | None:
+    """Among nodes that are otherwise alike those with the faster network, since the gang exchanges over it."""
     room = {name: len(space.slots[name]) // tensor for name in names}
     if sum(room.values()) < groups:
         return None
     per_node: dict[str, int] = {}
     if any(space.nodes[name].has_accelerators for name in names):
-        for name in sorted(names, key=lambda n: (space.used.get(n, 0), -room[n], n)):
+        for name in sorted(names, key=lambda n: (space.used.get(n, 0), -room[n], -_link(space, n), n)):
             per_node[name] = min(room[name], groups - sum(per_node.values()))
     else:
         while sum(per_node.values()) < groups:
             open_names = [name for name in names if per_node.get(name, 0) < room[name]]
-            name = min(open_names, key=lambda n: (per_node.get(n, 0), space.used.get(n, 0), n))
+            name = min(open_names, key=lambda n: (per_node.get(n, 0), space.used.get(n, 0), -_link(space, n), n))
             per_node[name] = per_node.get(name, 0) + 1
     return [slot for name, count in per_node.items() for slot in space.slots[name][: count * tensor]]
+
+
+def _link(space: _Space, name: str) -> float:
+    return space.nodes[name].link_gbit_s or 0.0
 
 
 def _finish(
@@ -438,6 +444,16 @@ def _reasons(topology: Topology, request: PlanRequest, parallel: Parallelism, ne
             "one would take and cannot be applied."
         )
     return tuple(reasons)
+
+
+def _exchange_reasons(topology: Topology, replicas: Sequence[ReplicaPlan]) -> tuple[str, ...]:
+    """What ranks on different nodes exchange over, where the nodes' links are known."""
+    links = {node.name: node.link_gbit_s for node in topology.nodes}
+    used = [links[name] for replica in replicas if len(replica.nodes) > 1 for name in replica.nodes]
+    known = [link for link in used if link is not None]
+    if not known or len(known) < len(used):
+        return ()
+    return (f"Ranks on different nodes exchange over the network: {min(known):g} Gbit/s at its slowest.",)
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -8,6 +8,7 @@ node. Deciding is the planner's business; here a plan becomes the options of a d
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,12 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """A plan as Ray Serve takes it. `nodes` are names of the only nodes that may hold ranks; empty: any."""
+    """A plan as Ray Serve takes it. `nodes` are names of the only nodes that may hold ranks; empty: any.
+
+    Serve places all gangs of a deployment by the same rule, so there is no word for "this gang here, that one there".
+    Ray gives a gang the emptiest node that holds it, so gangs go to different nodes while there are any; zones and the
+    nodes of one particular gang are kept only as far as `nodes` leaves no choice.
+    """
 
     gang_size: int
     num_gangs: int
@@ -76,7 +82,7 @@ class Placement:
 
 
 def place(plan: Plan, reservation: Reservation) -> Placement:
-    """The plan's gangs. Ranks that the plan puts on different nodes are spread, others packed as close as they fit.
+    """The plan's gangs. On which nodes they are is left to Ray here, so that a gang can come back on others.
 
     `reservation` is that of one rank with its whole tensor-parallel group.
     """
@@ -84,14 +90,26 @@ def place(plan: Plan, reservation: Reservation) -> Placement:
     experts = [rank.experts for rank in first.ranks]
     partitions = [[rank[layer] for rank in experts] for layer in range(len(experts[0]))]
     copies = _num_redundant(experts, plan.shape.num_experts)
+    is_cpu = first.ranks[0].accelerator is None
     return Placement(
         gang_size=plan.parallel.data,
         num_gangs=len(plan.replicas),
-        strategy="SPREAD" if len(first.nodes) == plan.parallel.data > 1 else "PACK",
+        strategy=strategy_of([rank.node for rank in first.ranks if rank.tensor_rank == 0], is_cpu=is_cpu),
         rank=reservation,
         expert_ranks=placement_of_partitions(partitions) if partitions and not copies else None,
         num_redundant_experts=copies,
     )
+
+
+def strategy_of(nodes: Sequence[str], *, is_cpu: bool) -> Strategy:
+    """How Ray comes to what a plan has: `nodes` has the node of each data-parallel rank of one gang.
+
+    On GPU nodes gangs fill one node after the other, which is PACK. On CPU nodes they go over the nodes evenly, which
+    is SPREAD: it takes each node once before it takes any twice, the emptier one first. PACK would fill the first.
+    """
+    per_node = Counter(nodes).values()
+    is_even = max(per_node) - min(per_node) <= 1
+    return "SPREAD" if is_cpu and len(per_node) > 1 and is_even else "PACK"
 
 
 def _num_redundant(experts: Sequence[Partition], num_experts: int) -> int:
@@ -108,6 +126,7 @@ class SavedPlan:
     data: int
     num_gangs: int
     nodes: tuple[str, ...]
+    strategy: Strategy
     expert_ranks: ExpertRanks | None
     num_redundant_experts: int = 0
 
@@ -130,6 +149,10 @@ def read_plan(path: Path) -> SavedPlan:
             data=parallel["data"],
             num_gangs=len(replicas),
             nodes=tuple(dict.fromkeys(rank["node"] for ranks in replicas for rank in ranks)),
+            strategy=strategy_of(
+                [rank["node"] for rank in replicas[0] if rank["tensor_rank"] == 0],
+                is_cpu=replicas[0][0]["accelerator"] is None,
+            ),
             expert_ranks=placement_of_partitions(partitions) if partitions and not copies else None,
             num_redundant_experts=copies,
         )

@@ -134,7 +134,7 @@ def _follow_plan(config: ModelConfig, request: PlanRequest, topology: Topology, 
     saved = read_plan(Path(config.plan))
     check_plan(saved, request, topology)
     experts = saved.expert_ranks if config.expert_trace is None else made.expert_ranks
-    return replace(made, nodes=saved.nodes, expert_ranks=experts)
+    return replace(made, nodes=saved.nodes, strategy=saved.strategy, expert_ranks=experts)
 
 
 def model_shape(config: ModelConfig, home: Home) -> ModelShape:

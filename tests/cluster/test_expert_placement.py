@@ -63,6 +63,18 @@ def test_cpu_gangs_go_over_the_nodes() -> None:
     assert made.replicas[0].nodes == ("n0", "n1", "n2", "n3")
 
 
+def test_a_gang_over_nodes_goes_where_the_network_is_fastest() -> None:
+    links = (10.0, None, 100.0, 25.0)
+    on_cpus = Topology(tuple(Node(f"n{i}", 8, 32 * GIB, link_gbit_s=link) for i, link in enumerate(links)))
+    made = plan(on_cpus, PlanRequest(SMALL, Workload(2048, 8, 2048), data=2))
+    assert made.replicas[0].nodes == ("n2", "n3")
+    assert "exchange over the network: 25 Gbit/s at its slowest" in made.reasons[-1]
+    on_gpus = Topology(tuple(Node(f"n{i}", 8, 32 * GIB, (H100,), None, link) for i, link in enumerate(links)))
+    assert plan(on_gpus, PlanRequest(SMALL, Workload(2048, 8, 2048), data=2)).replicas[0].nodes == ("n2", "n3")
+    one_node = plan(gpu_nodes(A100, 4, None), PlanRequest(MIXTRAL, WORK))
+    assert "Gbit/s" not in " ".join(one_node.reasons)
+
+
 def test_no_card_gets_more_than_its_share_and_one_byte_less_does_not_fit() -> None:
     need = rank_bytes(MISTRAL, Parallelism(), WORK).total
     card_bytes = next(
