@@ -19,7 +19,7 @@ from services.config import PlatformConfig
 from services.conversation_routes import ConversationRoutes
 from services.conversations import Conversations
 from services.database import Database
-from services.discovery import ReplicaEndpoint
+from services.discovery import RELAY_APP, ReplicaEndpoint
 from services.document_routes import DocumentRoutes
 from services.expert_observatory import ExpertObservatory
 from services.feedback import FeedbackBook
@@ -85,6 +85,20 @@ class Surroundings:
     story: ChatStory
 
 
+class _OwnShare:
+    """The models as the waiting rooms of this process see them: other relays let requests in as well."""
+
+    def __init__(self, pool: ModelPool, replicas: Replicas) -> None:
+        self._pool = pool
+        self._replicas = replicas
+        self.sleeps = pool.sleeps
+        self.why_not_ready = pool.why_not_ready
+
+    def num_slots(self, model: str) -> int:
+        num_relays = len([each for each in self._replicas.endpoints(RELAY_APP) if each.state == "ready"])
+        return -(-self._pool.num_slots(model) // max(1, num_relays))
+
+
 class Endpoint:
     """`app` answers requests from the moment it is made; `start` begins to prove that the answers are real."""
 
@@ -122,7 +136,7 @@ class Endpoint:
             self._session, around.replicas, around.states, config.streams, on_moved=metrics.stream_moved
         )
         conversations = Conversations(around.database)
-        queues = ModelQueues(config.queues, self._pool, self._note_sleeper)
+        queues = ModelQueues(config.queues, _OwnShare(self._pool, around.replicas), self._note_sleeper)
         self.demand = queues.demand
         metrics.watch_queues(queues.sizes)
         generation = Generation(config.chat, self._pool, queues, around.story, conversations, metrics)
