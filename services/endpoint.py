@@ -111,6 +111,7 @@ class Endpoint:
             connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
         )
         self._limit_client = LimitClient(around.limiter)
+        self._witness = ""
         self._readiness = Readiness(self._dependencies, self._prove)
         self.on_sleeper: Callable[[], None] = lambda: None
         """Called when a request begins to wait for a model that has to be started."""
@@ -191,20 +192,22 @@ class Endpoint:
         return GatewayApp(routes, accounts, metrics, hosts, page)
 
     def _dependencies(self) -> Hashable | None:
-        """The replicas that the proof rests on and the state of the other applications. Those of a model that is
-        started for a request come and go, and it answers in both cases."""
+        """The replica that the proof rests on and the state of the other applications. A model that is started for a
+        request answers without one, too."""
         model = self._around.config.default_model
-        replicas = self._around.replicas.replicas(model)
+        ids = sorted(replica.replica_id for replica in self._around.replicas.replicas(model))
         if self._around.states.starts_on_demand(model):
-            replicas = []
-        elif not replicas:
+            ids = [""]
+        elif not ids:
             return None
+        if self._witness not in ids:  # others come and go with the load, which makes nothing less ready
+            self._witness = ids[0]
         others = [
             (state.name, state.status)
             for state in self._around.states.applications()
             if not state.name.startswith(MODEL_APP_PREFIX) and state.name != PLATFORM_APP
         ]
-        return (tuple(sorted(replica.replica_id for replica in replicas)), tuple(sorted(others)))
+        return (self._witness, tuple(sorted(others)))
 
     async def _prove(self) -> None:
         vector = self._around.embedding.call("embed", ["ready?"], "query")

@@ -54,6 +54,21 @@ async def test_ready_follows_a_real_token_and_a_real_vector(tmp_path: Path) -> N
         assert (await running.http.get("/ready")).status_code == 503
 
 
+async def test_another_replica_makes_nothing_less_ready_and_the_loss_of_the_first_is_proved_anew(
+    tmp_path: Path,
+) -> None:
+    async with running_endpoint(tmp_path, ScriptedEngine(*words("x")), proves=True) as running:
+        await until_ready(running)
+        second = ScriptedEngine(*words("x"))
+        await running.add_model(second, replica_id="r9")
+        assert (await running.http.get("/ready")).status_code == 200
+        assert second.requests == []
+        await running.services[0].stop(drain_s=0)
+        await running.directory.refresh()
+        await until_ready(running)
+        assert len(second.requests) == 1
+
+
 async def test_without_a_vector_nothing_is_ready_although_tokens_come(tmp_path: Path) -> None:
     engine, embedding = ScriptedEngine(*words("x")), EmbeddingCalls()
     embedding.error = unavailable("The embedding model does not answer.", code="restarting")
