@@ -46,8 +46,8 @@ def build_model(config: ModelConfig) -> Application:
     deployment = _deployment(ModelServer, model_resources(config), stop_s=DRAIN_S + STOP_S)
     if not is_sharded(config):
         return deployment.bind(config)
-    options, expert_ranks = options_on_cluster(config, open_home(data_folder()))
-    return deployment.options(**options).bind(config, expert_ranks)
+    options, section, expert_ranks = options_on_cluster(config, open_home(data_folder()))
+    return deployment.options(**options).bind(section, expert_ranks)
 
 
 def build_platform(config: PlatformConfig) -> Application:

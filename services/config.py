@@ -49,7 +49,8 @@ class ModelConfig(Section):
     expert_parallel: bool = True
     """Whether each rank of a mixture holds whole experts; otherwise a slice of every expert."""
     expert_placement: Literal["linear", "planned"] = "linear"
-    """Which rank holds which experts: neighbours together, or balanced by the load in `expert_trace`."""
+    """Which rank holds which experts: neighbours together, or balanced by the load in `expert_trace`. On GPUs `planned`
+    turns vLLM's own balancer (EPLB) on, with as many copies of experts as `plan` has."""
     expert_trace: str | None = None
     """A routing trace of this model (`windfarm experts --save`), for `expert_placement: planned`."""
     plan: str | None = None
