@@ -69,7 +69,7 @@ bench-retrieval: setup-dev ## What search finds on test sets, each leg alone and
 bench-routing: setup-dev ## Chats that share documents: replicas chosen by their caches against round robin
 	@$(BIN)/python -m tests.bench.routing $(ARGS)
 
-bench-overhead: setup-dev ## Tokens per second through the endpoint beside the bare llama.cpp server, 1 to 32 streams
+bench-overhead: setup-dev ## What the endpoint costs: beside bare vLLM and llama.cpp, Ray Serve LLM, and the LiteLLM proxy
 	@$(BIN)/python -m tests.bench.overhead $(ARGS)
 
 bench-scaling: setup-dev ## 1 to 3 and back to 1 replicas under a ramp: failed requests, share within the target

@@ -11,9 +11,10 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -170,6 +171,16 @@ class _Entry:
     failed_beat: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What holds until something changes or `until`, when the next endpoint counts as dead. It is asked several times
+    for each request."""
+
+    endpoints: Sequence[ReplicaEndpoint]
+    replicas: Mapping[str, Sequence[ReplicaEndpoint]]
+    until: float
+
+
 class Directory:
     """What all replicas announced, kept fresh in the background; asking it never blocks."""
 
@@ -177,6 +188,7 @@ class Directory:
         self._store = store
         self._clock = clock
         self._entries: dict[str, _Entry] = {}
+        self._view: _View | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -191,21 +203,13 @@ class Directory:
 
     def endpoints(self, app: str | None = None) -> list[ReplicaEndpoint]:
         """All live endpoints (of one application), draining ones included, in a stable order."""
-        now = self._clock()
-        return [
-            entry.endpoint
-            for key, entry in sorted(self._entries.items())
-            if (app is None or entry.endpoint.app == app)
-            and now - entry.changed_at < DEAD_AFTER_S
-            and entry.failed_beat != entry.endpoint.beat
-        ]
+        endpoints = self._look().endpoints
+        return [endpoint for endpoint in endpoints if app is None or endpoint.app == app]
 
     def replicas(self, model: str) -> list[ReplicaEndpoint]:
         """Live replicas of a model that take requests. A rank does only while its whole gang is there: the others
         cannot generate without the one that is missing."""
-        ready = [e for e in self.endpoints() if e.model == model and e.state == "ready"]
-        present = Counter(e.gang for e in ready)
-        return [e for e in ready if not e.gang or present[e.gang] == e.gang_size]
+        return list(self._look().replicas.get(model, ()))
 
     def is_alive(self, replica_id: str) -> bool:
         """Whether this replica announced itself lately: draining or not, and whatever failed with it since."""
@@ -217,14 +221,14 @@ class Directory:
 
     def models(self) -> list[str]:
         """Names of all models that have a live replica."""
-        announced = {e.model for e in self.endpoints() if e.model is not None and e.state == "ready"}
-        return sorted(model for model in announced if self.replicas(model))
+        return sorted(self._look().replicas)
 
     def report_failure(self, replica_id: str) -> None:
         """A connection to this replica failed: leave it out until it beats again."""
         for entry in self._entries.values():
             if entry.endpoint.replica_id == replica_id:
                 entry.failed_beat = entry.endpoint.beat
+        self._view = None
 
     async def refresh(self) -> None:
         """Read the store now."""
@@ -235,7 +239,7 @@ class Directory:
 
     def take(self, values: Mapping[str, bytes]) -> list[str]:
         """Bring the entries up to date with what the store has; returns the keys that nobody beats any more."""
-        now = self._clock()
+        now, self._view = self._clock(), None
         for key in self._entries.keys() - values.keys():
             del self._entries[key]
         for key, value in values.items():
@@ -250,6 +254,27 @@ class Directory:
             elif entry.endpoint.beat != endpoint.beat:
                 entry.endpoint, entry.changed_at = endpoint, now
         return [key for key, entry in self._entries.items() if now - entry.changed_at > FORGET_AFTER_S]
+
+    def _look(self) -> _View:
+        now = self._clock()
+        if self._view is None or now >= self._view.until:
+            self._view = self._view_at(now)
+        return self._view
+
+    def _view_at(self, now: float) -> _View:
+        alive = [
+            entry
+            for _, entry in sorted(self._entries.items())
+            if now - entry.changed_at < DEAD_AFTER_S and entry.failed_beat != entry.endpoint.beat
+        ]
+        ready = [e.endpoint for e in alive if e.endpoint.model is not None and e.endpoint.state == "ready"]
+        present = Counter((e.model, e.gang) for e in ready)
+        replicas: dict[str, list[ReplicaEndpoint]] = {}
+        for endpoint in ready:
+            if not endpoint.gang or present[endpoint.model, endpoint.gang] == endpoint.gang_size:
+                replicas.setdefault(str(endpoint.model), []).append(endpoint)
+        until = min((entry.changed_at + DEAD_AFTER_S for entry in alive), default=math.inf)
+        return _View([entry.endpoint for entry in alive], replicas, until)
 
     async def _refresh_for_ever(self) -> None:
         while True:

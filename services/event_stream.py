@@ -74,20 +74,30 @@ class EventStream:
 async def until_client_leaves(receive: Receive, work: Awaitable[Result], *companions: Awaitable[None]) -> Result:
     """The result of `work`, which is cancelled when the client disconnects (`ClientGone`).
 
-    The request body must have been read. `companions` run along and are cancelled at the end.
+    The request body must have been read. `work` runs in the present task, because one more for each request is felt.
+    `companions` run along and are cancelled at the end.
     """
-    worker = asyncio.ensure_future(work)
-    watcher = asyncio.ensure_future(_disconnected(receive))
-    helpers = [watcher, *(asyncio.ensure_future(companion) for companion in companions)]
+    worker = asyncio.current_task()
+    assert worker is not None
+    is_gone = False
+
+    async def watch() -> None:
+        nonlocal is_gone
+        await _disconnected(receive)
+        is_gone = True
+        worker.cancel()
+
+    helpers = [asyncio.ensure_future(each) for each in (watch(), *companions)]
     try:
-        await asyncio.wait({worker, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if not worker.done():
-            raise ClientGone
-        return worker.result()
+        return await work
+    except asyncio.CancelledError:
+        if is_gone and worker.uncancel() == 0:
+            raise ClientGone from None
+        raise
     finally:
-        for task in (worker, *helpers):
+        for task in helpers:
             task.cancel()
-        await asyncio.gather(worker, *helpers, return_exceptions=True)
+        await asyncio.gather(*helpers, return_exceptions=True)
 
 
 async def _disconnected(receive: Receive) -> None:

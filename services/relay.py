@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import asdict
+from dataclasses import fields
 from functools import partial
 from typing import Any, Protocol
 
 import aiohttp
 
-from cluster.engine import GenerationChunk, GenerationRequest, TokenLogprob, Usage
+from cluster.engine import GenerationChunk, GenerationRequest, SamplingParams, TokenLogprob, Usage
 from services.config import StreamsConfig
 from services.continuation import ContinuedStream, Journey
 from services.discovery import ReplicaEndpoint
@@ -35,6 +35,7 @@ _SILENCE_S = 60
 # Between two looks at whether a silent replica is still there.
 _LOOK_S = 1.0
 _TRY_AGAIN_S = 0.25
+_SAMPLING_FIELDS = tuple(field.name for field in fields(SamplingParams))
 # The request has not reached the replica, so it cannot have been what ended it.
 _NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
@@ -315,7 +316,9 @@ class PooledModel:
 
 def wire_body(request: GenerationRequest, render: Mapping[str, Any]) -> dict[str, Any]:
     """The body of a `/generate` request."""
-    sampling = {name: value for name, value in asdict(request.sampling).items() if value not in (None, ())}
+    sampling = {
+        name: value for name in _SAMPLING_FIELDS if (value := getattr(request.sampling, name)) not in (None, ())
+    }
     body: dict[str, Any] = {"request_id": request.request_id, "sampling": sampling, "render": dict(render)}
     for name in ("messages", "prompt_text", "prompt_token_ids", "tools"):
         if (value := getattr(request, name)) is not None:

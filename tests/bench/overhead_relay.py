@@ -145,7 +145,7 @@ def litellm_proxy(folder: Path, backend: str) -> Iterator[tuple[str, dict[str, s
     command = [str(litellm_folder() / "bin" / "litellm"), "--config", str(path), "--host", "127.0.0.1"]
     command += ["--port", str(port), "--num_workers", "1"]
     environment = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "LITELLM_MODE": "PRODUCTION"}
-    with running(command, environment) as process:
+    with running(command, environment, is_quiet=True) as process:
         url = f"http://127.0.0.1:{port}"
         wait_for(f"{url}/health/liveliness", process)
         yield url, _bearer(LITELLM_KEY), lambda: _cpu_of_tree(process.pid)

@@ -171,9 +171,12 @@ def ray_serve_llm(home: Path, slots: int) -> Iterator[Server]:
 
 
 @contextmanager
-def running(command: Sequence[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process and all that it starts, ended in the end."""
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment}, stdout=sys.stderr)
+def running(
+    command: Sequence[str], environment: Mapping[str, str], *, is_quiet: bool = False
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process and all that it starts, ended in the end. `is_quiet`: what it prints is not shown."""
+    output = subprocess.DEVNULL if is_quiet else sys.stderr
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment}, stdout=output)
     try:
         yield process
     finally:

@@ -43,7 +43,9 @@ def summarise_relay(rounds: Sequence[Sample]) -> Figures:
             figures |= figure(f"{shown}_rps", best[proxy], 1)
             ladders = [each[f"{kind}.{proxy}"]["per_second"] for each in rounds]
             figures[f"{shown}_ladder"] = {
-                rung: round(statistics.median(ladder[rung] for ladder in ladders), 1) for rung in ladders[0]
+                rung: round(statistics.median(ladder[rung] for ladder in ladders), 1)
+                for rung in ladders[0]
+                if all(rung in ladder for ladder in ladders)
             }
             for name in ("cpu_ms", "client_cpu_ms"):
                 figures[f"{shown}_{name}_per_request"] = _median(each[f"{kind}.{proxy}"][name] for each in rounds)
