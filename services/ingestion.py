@@ -87,6 +87,10 @@ class IngestionService:
         """Stop in the middle of a job; it starts anew at the next start."""
         await self._worker.stop()
 
+    def tidy(self) -> None:
+        """The vector store was filled by others than jobs: let it be merged."""
+        self._worker.wake(needs_tidying=True)
+
     def check_health(self) -> None:
         """Raise where the worker has ended by itself."""
         self._worker.check_health()

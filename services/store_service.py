@@ -223,7 +223,12 @@ class StoreService:
     async def begin_import(self, actor: str, source: Path) -> str:
         await self._know_present_model()
         model = RunningModel(self._embedder.model_name, self._embedder.dimension)
-        return self._transfers.begin(actor, asyncio.to_thread(self._transfer.import_, source, actor, model))
+        return self._transfers.begin(actor, self._import(source, actor, model))
+
+    async def _import(self, source: Path, actor: str, model: RunningModel) -> dict[str, Any]:
+        imported = await asyncio.to_thread(self._transfer.import_, source, actor, model)
+        self._ingestion.tidy()
+        return imported
 
     async def begin_backup(self, actor: str, target: Path) -> str:
         return self._transfers.begin(actor, asyncio.to_thread(self._backups.write, actor, target))
