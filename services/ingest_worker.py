@@ -214,7 +214,7 @@ class IngestWorker:
         if not isinstance(parsed := prepared.outcome, ParsedDocument):
             raise parsed if parsed is not None else Cancelled
         version = _new_version(document.id if document else new_id("doc"), prepared, parsed)
-        chunks = await self._writer.cut(parsed)
+        chunks = prepared.chunks
         twin = await asyncio.to_thread(self._rows.same_content, collection.id, prepared.content_sha256, job.filename)
         version.num_chunks = len(chunks)
         await self._rows.set_state(
@@ -229,8 +229,9 @@ class IngestWorker:
             job.id, collection.id, collection.index_id, version, job.filename, job.owner_id, job.source, job.origin
         )
         try:
+            ahead = prepared.take_ahead(self._writer.embed_ahead)
             await self._writer.store_chunks(
-                job, collection.index_id, version, chunks, job.filename, (_SHARE_OF_PARSING, 1.0)
+                job, collection.index_id, version, chunks, job.filename, (_SHARE_OF_PARSING, 1.0), ahead
             )
             assert job.blob_path is not None
             await to_its_end(self._blobs.originals.keep, version.id, Path(job.blob_path))
