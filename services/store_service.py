@@ -33,7 +33,7 @@ from services.knowledge_transfer import KnowledgeTransfer, RunningModel
 from services.parser_pool import ParserPool
 from services.passage_writer import chunk_size_problem
 from services.receipts import Deletions
-from services.retrieval import SearchableCollections
+from services.retrieval import BegunEmbedding, SearchableCollections
 from services.self_questions import MAX_QUESTIONS as SELF_MADE
 from services.self_questions import as_far_questions, make_questions
 from services.sharing import ReaderChange, Sharing
@@ -273,18 +273,22 @@ class StoreService:
         if not 1 <= len(names) <= _MAX_COLLECTIONS_PER_SEARCH:
             raise invalid(f"Name 1 to {_MAX_COLLECTIONS_PER_SEARCH} collections.", param="collections")
         await self._embedder_is_there()
-        own_fusion = await asyncio.to_thread(self._check_readable, names, actor)
-        readable = self._readable(actor, documents)
-        fusion, dense_weight = own_fusion or (fusion, dense_weight)
-        settings = RetrievalSettings(top_k, candidates, fusion, dense_weight)
+        # Begun now: the question is embedded while the database is asked.
+        embedding = BegunEmbedding(self._embedder, query)
         try:
-            passages = await retrieve(query, names, embedder=self._embedder, store=readable, settings=settings)
+            own_fusion = await asyncio.to_thread(self._check_readable, names, actor)
+            readable = self._readable(actor, documents)
+            fusion, dense_weight = own_fusion or (fusion, dense_weight)
+            settings = RetrievalSettings(top_k, candidates, fusion, dense_weight)
+            passages = await retrieve(query, names, embedder=embedding, store=readable, settings=settings)
         except EmbedderUnavailable as error:
             raise _no_embedder() from error
         except EmbeddingMismatch as error:
             # The model changed since the last question; now that it is known, each collection says what it needs.
             await asyncio.to_thread(self._check_readable, names, actor)
             raise unavailable(str(error), code="embedding_changed") from error
+        finally:
+            embedding.close()
         return SearchResult(passages, readable.names_by_index, readable.thresholds)
 
     async def tune(
