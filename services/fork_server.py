@@ -6,6 +6,8 @@ starts a small script instead (`services/ray_worker.py`), which asks this server
 runs Ray's own worker program and tells the raylet its process id itself. Unchanged memory stays shared.
 
 The server has one thread and opens nothing, so that a fork finds no lock held and no connection that is not its own.
+Nor does it let Ray draw a random id: Ray's generators would be seeded from then on, every fork would draw the same ids
+of objects and tasks, and Ray ends a process that finds two of one id. Each fork's first id is compared with all before.
 """
 
 from __future__ import annotations
@@ -91,12 +93,27 @@ def _import_ray_as_a_worker() -> None:
         raise RuntimeError("Ray was imported too early for a fork server.")
     os.environ |= {JOB_VARIABLE: ONLY_JOB, RAYLET_VARIABLE: str(os.getpid())}
     importlib.import_module("ray")
+    _name_actor_classes_without_ray()
     del os.environ[JOB_VARIABLE], os.environ[RAYLET_VARIABLE]
+
+
+def _name_actor_classes_without_ray() -> None:
+    """`ray.remote` draws an id for each class; some of the preloaded modules declare one."""
+    actor: Any = importlib.import_module("ray.actor")
+    original = actor.ActorClassID
+
+    class KernelActorClassID:
+        @staticmethod
+        def from_random() -> Any:
+            return original(os.urandom(original.size()))
+
+    actor.ActorClassID = KernelActorClassID
 
 
 def serve(listener: socket.socket, modules: Sequence[str]) -> None:
     """Import one module after the other; in between, and for ever after, fork for whoever asks."""
     waiting = deque(modules)
+    first_ids: set[bytes] = set()
     while True:
         asked, _, _ = select.select([listener], [], [], 0 if waiting else None)
         if not asked:
@@ -105,7 +122,7 @@ def serve(listener: socket.socket, modules: Sequence[str]) -> None:
         connection, _ = listener.accept()
         with connection:
             try:
-                _answer(connection, listener)
+                _answer(connection, listener, first_ids)
             except (OSError, ValueError, EOFError) as error:
                 _log.warning("No worker was started: %s", error)
 
@@ -119,7 +136,7 @@ def _import(name: str) -> None:
     gc.freeze()  # the collector of a fork leaves shared memory alone
 
 
-def _answer(connection: socket.socket, listener: socket.socket) -> None:
+def _answer(connection: socket.socket, listener: socket.socket, first_ids: set[bytes]) -> None:
     connection.settimeout(CLIENT_TIMEOUT_S)
     head, descriptors, _, _ = socket.recv_fds(connection, 4, 2)
     try:
@@ -133,15 +150,42 @@ def _answer(connection: socket.socket, listener: socket.socket) -> None:
         if select.select([connection], [], [], 0)[0]:
             # It has waited too long and started the worker by itself; there must not be two of them.
             raise EOFError("who asked has gone")
+        ours, theirs = socket.socketpair()
         pid = os.fork()
         if pid == 0:
-            listener.close()
-            connection.close()
+            for other in (listener, connection, ours):
+                other.close()
+            _show_first_id(theirs)
             _become_worker(request, descriptors)
+        theirs.close()
+        with ours:
+            _check_first_id(ours, first_ids)
         connection.sendall(f"{pid}\n".encode())
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
+
+
+def _show_first_id(server: socket.socket) -> None:
+    """In the fork: go on only where the server has not seen this id before."""
+    import ray
+
+    with server:
+        server.sendall(ray.ObjectID.from_random().binary())
+        if not server.recv(1):
+            os._exit(1)
+
+
+def _check_first_id(fork: socket.socket, first_ids: set[bytes]) -> None:
+    """Let the fork go on; raises `ValueError` where it draws the ids of another one, and it ends."""
+    import ray
+
+    fork.settimeout(CLIENT_TIMEOUT_S)
+    first_id = read_exactly(fork, ray.ObjectID.size())
+    if first_id in first_ids:
+        raise ValueError("Ray's generators were seeded before the fork: two workers would give out the same ids")
+    first_ids.add(first_id)
+    fork.sendall(b"y")
 
 
 def _become_worker(request: dict[str, Any], descriptors: Sequence[int]) -> None:

@@ -19,14 +19,26 @@ IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """End-to-end tests come last: the running product would take cores from all tests after it. Those that end it come
-    after all others."""
-    items.sort(
-        key=lambda item: (
-            item.get_closest_marker("e2e") is not None,
-            item.get_closest_marker("ends_product") is not None,
-        )
-    )
+    """In one process, end-to-end tests come last: the running product would take cores from all tests after it. Those
+    that end it come after all others.
+
+    In several processes (`-n`), what takes longest comes first, so that none ends long after the others; what is
+    started once for several tests stays in one process.
+    """
+    is_spread = hasattr(config, "workerinput") or bool(config.getoption("numprocesses", None))
+    items.sort(key=lambda item: (_is_e2e(item) != is_spread, item.get_closest_marker("ends_product") is not None))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+
+
+def _is_e2e(item: pytest.Item) -> bool:
+    return item.get_closest_marker("e2e") is not None
+
+
+def _group(item: pytest.Item) -> str:
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    shares_product = "product" in getattr(item, "fixturenames", ()) or parameters.get("engine") == "remote"
+    return "product" if shares_product else item.nodeid.partition("::")[0]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -45,6 +45,7 @@ def server(path: Path, *modules: str) -> Iterator["tuple[subprocess.Popen[str], 
     owner = subprocess.Popen(
         [sys.executable, "-c", OWNER, str(path), *modules],
         cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(path.parent)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -129,6 +130,34 @@ def test_who_has_gone_meanwhile_gets_no_worker(tmp_path: Path) -> None:
         os.kill(server_pid, signal.SIGCONT)
         start_worker(tmp_path / "s", str(worker), cwd=tmp_path)
     assert len(list(tmp_path.glob("ran-*"))) == 1
+
+
+DRAWING = """
+import ray
+with open("ids", "a") as file:
+    print(ray.ObjectID.from_random().hex(), file=file)
+"""
+
+
+def test_no_two_forks_draw_the_same_ids(tmp_path: Path) -> None:
+    """Generators that a fork inherits seeded give the same ids to tasks of different workers: Ray aborts on them."""
+    worker = program(tmp_path, PROGRAM + DRAWING)
+    with server(tmp_path / "s", *PRELOADED) as (_, server_pid):
+        num_workers = len(PRELOADED) + 3  # it imports at least one module between two of them
+        answers = [start_worker(tmp_path / "s", str(worker), cwd=tmp_path) for _ in range(num_workers)]
+    assert [json.loads(answer.stdout)["parent"] for answer in answers] == [server_pid] * num_workers
+    assert len(set((tmp_path / "ids").read_text().split())) == num_workers
+
+
+def test_forks_that_would_draw_the_same_ids_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "seeding.py").write_text("import ray\nray.ObjectID.from_random()\n")
+    worker = program(tmp_path, PROGRAM + DRAWING)
+    with server(tmp_path / "s", "seeding") as (_, server_pid):
+        answers = [start_worker(tmp_path / "s", str(worker), cwd=tmp_path) for _ in range(4)]
+    parents = [json.loads(answer.stdout)["parent"] for answer in answers]
+    assert parents[0] == server_pid
+    assert server_pid not in parents[-2:]  # started as Ray does it
+    assert len(set((tmp_path / "ids").read_text().split())) == 4
 
 
 def test_the_server_ends_with_the_process_that_it_was_forked_from(tmp_path: Path) -> None:
