@@ -113,7 +113,7 @@ class IngestWorker:
             self._preparation.begin(jobs)
             if jobs:
                 self._begin_tidying(_TIDY_EVERY_S)
-                await self._run(jobs[0])
+                await self._run_and_prepare(jobs[0])
                 continue
             self._live.meter.rest()
             self._begin_tidying(0.0)
@@ -138,6 +138,25 @@ class IngestWorker:
             self._tidied_at = time.monotonic()
             # What came meanwhile, and was not tidied because this was running.
             self._has_work.set()
+
+    async def _run_and_prepare(self, job: Job) -> None:
+        """Work on one job; those that arrive meanwhile are prepared already."""
+        run = asyncio.create_task(self._run(job))
+        try:
+            while not run.done():
+                arrival = asyncio.create_task(self._has_work.wait())
+                try:
+                    await asyncio.wait([run, arrival], return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    arrival.cancel()
+                if not run.done():
+                    self._has_work.clear()
+                    self._preparation.begin(await asyncio.to_thread(self._rows.next_jobs, self._preparation.num_ahead))
+            await run
+        except BaseException:
+            run.cancel()
+            await asyncio.wait([run])
+            raise
 
     async def _run(self, job: Job) -> None:
         """Work on one job. Whatever goes wrong in it ends this job alone."""

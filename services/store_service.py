@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,7 +60,10 @@ class ConnectedEmbedder(Embedder, Protocol):
 
 
 class StoreService:
-    def __init__(self, parts: StoreParts, embedder: ConnectedEmbedder) -> None:
+    def __init__(
+        self, parts: StoreParts, embedder: ConnectedEmbedder, *, num_replicas: Callable[[], int] = lambda: 1
+    ) -> None:
+        """`num_replicas`: of the embedding model right now; it must not block."""
         self._parts = parts
         self._knowledge = Knowledge(parts.database)
         self._sharing = Sharing(parts.database, parts.journal)
@@ -77,6 +80,7 @@ class StoreService:
             parsers=self._parsers,
             blobs=parts.blobs,
             config=ingestion,
+            num_replicas=num_replicas,
         )
         self._views = DocumentViews(self._knowledge, parts.blobs.originals, PageRenderer(_limits(ingestion)))
         self._transfer = KnowledgeTransfer(parts.database, parts.vectors, parts.journal, parts.blobs)

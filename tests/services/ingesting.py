@@ -106,8 +106,9 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    home: Path, *, embedder: HashEmbedder | None = None, config: IngestionConfig = CONFIG
+    home: Path, *, embedder: HashEmbedder | None = None, config: IngestionConfig = CONFIG, num_replicas: int = 1
 ) -> AsyncIterator[Running]:
+    """`num_replicas`: of the embedding model, as far as the ingestion is told."""
     url = f"sqlite:///{home / 'windfarm.db'}"
     upgrade(url)
     database = Database(url)
@@ -128,6 +129,7 @@ async def running(
         parsers=parsers,
         blobs=blobs,
         config=config,
+        num_replicas=lambda: num_replicas,
     )
     await service.start()
     try:
