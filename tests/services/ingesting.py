@@ -106,10 +106,16 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    home: Path, *, embedder: HashEmbedder | None = None, config: IngestionConfig = CONFIG, num_replicas: int = 1
+    home: Path,
+    *,
+    embedder: HashEmbedder | None = None,
+    config: IngestionConfig = CONFIG,
+    url: str | None = None,
+    num_replicas: int = 1,
 ) -> AsyncIterator[Running]:
-    """`num_replicas`: of the embedding model, as far as the ingestion is told."""
-    url = f"sqlite:///{home / 'windfarm.db'}"
+    """`url`: of the database; a file in `home` where it is None. `num_replicas`: of the embedding model, as far as the
+    ingestion is told."""
+    url = url or f"sqlite:///{home / 'windfarm.db'}"
     upgrade(url)
     database = Database(url)
     _ensure_owner(database)
