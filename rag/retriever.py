@@ -95,6 +95,7 @@ _SAME_NAMES = (
     "end",
     "index",
     "language",
+    "table_header",
 )
 
 

@@ -1,23 +1,19 @@
 """The vector store in our own process: Qdrant's engine (`qdrant-edge-py`), one shard folder per collection.
 
 One process owns the folder; a lock file says so. Writes go through the engine's write-ahead log before they are
-acknowledged. The engine does not merge segments by itself: somebody calls `optimize` when there is time.
+acknowledged. The engine does not merge segments by itself: somebody calls `optimize`, beside which all goes on.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
-import json
 import os
 import re
-import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +22,9 @@ import qdrant_edge as qe
 from rag.access import READERS, TENANT, VISIBILITY, AccessFilter, PointLabels, QdrantFilter
 from rag.bm25 import encode_document, encode_query
 from rag.errors import StoreError, StoreLocked, StoreMissing
-from rag.read_write_lock import ReadWriteLock
 from rag.types import StoredChunk, Vectors
 from rag.vector_store import (
     DENSE,
-    INDEXED_KEYWORDS,
     SPARSE,
     Inventory,
     PlacedVectors,
@@ -46,21 +40,14 @@ from rag.vector_store import (
     take_inventory,
     visibility,
 )
+from rag.vector_store_shard import Shard, require_space, sweep
 
 LOCK_FILE = "owner.lock"
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
-_NEW, _DELETED = ".new-", ".deleted-"
 _BATCH = 256
-_RESERVE_BYTES = 8 << 20
 _PAGE = 1024
 _MANY = 10_000_000
 _LOCK_POLL_S = 0.05
-_INDEXES: dict[str, Any] = {
-    **dict.fromkeys(INDEXED_KEYWORDS, qe.PayloadSchemaType.Keyword),
-    TENANT: qe.KeywordIndexParams(is_tenant=True),
-}
-
-T = TypeVar("T")
 
 
 class EdgeVectorStore:
@@ -69,10 +56,10 @@ class EdgeVectorStore:
     def __init__(self, root: Path, lock_file: IO[str]) -> None:
         self._root = root
         self._lock_file: IO[str] | None = lock_file
-        self._shards: dict[str, _Shard] = {}
+        self._shards: dict[str, Shard] = {}
         self._shards_lock = threading.Lock()
         for name in self.list_collections():
-            self._shards[name] = _Shard.load(root / name)
+            self._shards[name] = Shard.load(root / name)
 
     @classmethod
     def open(cls, root: Path, *, create: bool = True, lock_timeout_s: float = 0.0) -> EdgeVectorStore:
@@ -84,7 +71,7 @@ class EdgeVectorStore:
         root.mkdir(parents=True, exist_ok=True)
         lock_file = _acquire(root / LOCK_FILE, lock_timeout_s)
         try:
-            _sweep(root)
+            sweep(root)
             return cls(root, lock_file)
         except BaseException:
             lock_file.close()
@@ -108,13 +95,13 @@ class EdgeVectorStore:
                 f"Collection {collection_id!r} holds vectors of dimension {shard.dimension}, not {vectors.shape[1]}. "
                 "It was built with another embedding model; embed it anew."
             )
-        _require_space(self._root, 4 * vectors.nbytes)
+        require_space(self._root, 4 * vectors.nbytes)
         for start in range(0, len(chunks), _BATCH):
             part = slice(start, start + _BATCH)
             points = [
                 _point(chunk, row, active, labels) for chunk, row in zip(chunks[part], vectors[part], strict=True)
             ]
-            shard.update(qe.UpdateOperation.upsert_points(points))
+            shard.update(qe.UpdateOperation.upsert_points(points), len(points))
 
     def activate_version(
         self, collection_id: str, version_id: str, *, labels: PointLabels, replaces: str | None = None
@@ -134,7 +121,9 @@ class EdgeVectorStore:
     def label_document(self, collection_id: str, document_id: str, labels: PointLabels) -> None:
         if shard := self._shard(collection_id):
             of_document = qe.Filter(must=[_equals("document_id", document_id)])
-            shard.update(qe.UpdateOperation.set_payload_by_filter(of_document, labels.payload))
+            # Points in merged segments are written anew with their new payload.
+            num_points = self.count(collection_id, document_id=document_id)
+            shard.update(qe.UpdateOperation.set_payload_by_filter(of_document, labels.payload), num_points)
 
     def delete_version(self, collection_id: str, version_id: str) -> None:
         self._delete_where(collection_id, "version_id", version_id)
@@ -144,18 +133,16 @@ class EdgeVectorStore:
 
     def _delete_where(self, collection_id: str, field: str, value: str) -> None:
         if shard := self._shard(collection_id):
-            shard.update(qe.UpdateOperation.delete_points_by_filter(qe.Filter(must=[_equals(field, value)])))
+            wanted = qe.Filter(must=[_equals(field, value)])
+            num_points = shard.use(lambda edge: int(edge.count(qe.CountRequest(exact=True, filter=wanted))))
+            shard.update(qe.UpdateOperation.delete_points_by_filter(wanted), num_points)
 
     def delete_collection(self, collection_id: str) -> None:
         with self._shards_lock:
             self._check_open()
             shard = self._shards.pop(collection_id, None)
             if shard is not None:
-                shard.close()
-                # Renaming is one step: after a kill the collection is there or not, never half of it.
-                doomed = self._root / f"{_DELETED}{collection_id}"
-                os.rename(self._root / collection_id, doomed)
-                shutil.rmtree(doomed)
+                shard.remove()
 
     def list_collections(self) -> list[str]:
         return sorted(entry.name for entry in self._root.iterdir() if entry.is_dir() and entry.name[0] != ".")
@@ -209,8 +196,8 @@ class EdgeVectorStore:
             shard.use(lambda edge: edge.flush())
 
     def optimize(self) -> bool:
-        worked = [shard.use(lambda edge: bool(edge.optimize())) for _, shard in self._open_shards()]
-        return any(worked)
+        num_merged = sum(shard.optimize() for _, shard in self._open_shards())
+        return num_merged > 0
 
     def close(self) -> None:
         with self._shards_lock:
@@ -221,87 +208,28 @@ class EdgeVectorStore:
                 self._lock_file.close()
                 self._lock_file = None
 
-    def _open_shards(self) -> list[tuple[str, _Shard]]:
+    def _open_shards(self) -> list[tuple[str, Shard]]:
         with self._shards_lock:
             self._check_open()
             return sorted(self._shards.items())
 
-    def _shard(self, collection_id: str) -> _Shard | None:
+    def _shard(self, collection_id: str) -> Shard | None:
         with self._shards_lock:
             self._check_open()
             return self._shards.get(collection_id)
 
-    def _shard_or_new(self, collection_id: str, dimension: int) -> _Shard:
+    def _shard_or_new(self, collection_id: str, dimension: int) -> Shard:
         if not _FOLDER_NAME.fullmatch(collection_id):
             raise StoreError(f"{collection_id!r} cannot name a collection's folder; use letters, digits, - and _.")
         with self._shards_lock:
             self._check_open()
             if collection_id not in self._shards:
-                self._shards[collection_id] = _Shard.create(self._root, collection_id, dimension)
+                self._shards[collection_id] = Shard.create(self._root, collection_id, dimension)
             return self._shards[collection_id]
 
     def _check_open(self) -> None:
         if self._lock_file is None:
             raise StoreError("The vector store is closed.")
-
-
-class _Shard:
-    """One collection's engine. `visibility` is held alone while a version takes another's place, so that no search
-    sees both or neither; `use` keeps the engine from being closed under a running call."""
-
-    def __init__(self, edge: qe.EdgeShard, dimension: int) -> None:
-        self._edge: qe.EdgeShard | None = edge
-        self._alive = ReadWriteLock()
-        self.dimension = dimension
-        self.visibility = ReadWriteLock()
-
-    @classmethod
-    def create(cls, root: Path, name: str, dimension: int) -> _Shard:
-        fresh = root / f"{_NEW}{name}"
-        with _as_store_error(f"make the collection {name!r}"):
-            edge = qe.EdgeShard.create(str(fresh), _config(dimension))
-            for field, kind in _INDEXES.items():
-                edge.update(qe.UpdateOperation.create_field_index(field, kind))
-            edge.flush()
-            edge.close()
-            os.rename(fresh, root / name)
-        return cls.load(root / name)
-
-    @classmethod
-    def load(cls, folder: Path) -> _Shard:
-        with _as_store_error(f"open the collection in {folder}"):
-            edge = qe.EdgeShard.load(str(folder))
-            # A shard of an earlier version lacks the fields of access.
-            for field in _INDEXES.keys() - edge.info().payload_schema.keys():
-                edge.update(qe.UpdateOperation.create_field_index(field, _INDEXES[field]))
-            return cls(edge, _stored_dimension(folder))
-
-    def use(self, call: Callable[[qe.EdgeShard], T]) -> T:
-        with self._alive.shared():
-            if self._edge is None:
-                raise StoreError("The collection was deleted or the store closed meanwhile.")
-            with _as_store_error("work on a collection"):
-                return call(self._edge)
-
-    def update(self, operation: qe.UpdateOperation) -> None:
-        self.use(lambda edge: edge.update(operation))
-
-    def close(self) -> None:
-        with self._alive.exclusive():
-            if self._edge is not None:
-                self._edge.flush()
-                self._edge.close()
-                self._edge = None
-
-
-def _config(dimension: int) -> qe.EdgeConfig:
-    return qe.EdgeConfig(
-        vectors={DENSE: qe.EdgeVectorParams(size=dimension, distance=qe.Distance.Cosine)},
-        sparse_vectors={SPARSE: qe.EdgeSparseVectorParams(modifier=qe.Modifier.Idf)},
-        quantization_config=qe.ScalarQuantizationConfig(type=qe.ScalarType.Int8, quantile=0.99),
-        payload_memory=qe.Memory.Cached,
-        wal_enabled=True,
-    )
 
 
 def _point(chunk: StoredChunk, row: npt.NDArray[np.float32], active: bool, labels: PointLabels | None) -> qe.Point:
@@ -324,7 +252,7 @@ def _filter(
     return qe.Filter(must=conditions) if conditions else None
 
 
-def _vectors_of(shard: _Shard, document_id: str) -> Iterator[tuple[list[int], list[float]]]:
+def _vectors_of(shard: Shard, document_id: str) -> Iterator[tuple[list[int], list[float]]]:
     offset: Any = None
     wanted = qe.Filter(must=[_equals("document_id", document_id)])
     while True:
@@ -339,7 +267,7 @@ def _vectors_of(shard: _Shard, document_id: str) -> Iterator[tuple[list[int], li
             return
 
 
-def _placed(shard: _Shard, version_id: str) -> Iterator[tuple[dict[str, Any], list[float]]]:
+def _placed(shard: Shard, version_id: str) -> Iterator[tuple[dict[str, Any], list[float]]]:
     offset: Any = None
     wanted = qe.Filter(must=[_equals("version_id", version_id)])
     while True:
@@ -395,7 +323,7 @@ def _labels_by_version(edge: qe.EdgeShard) -> dict[str, PointLabels]:
 
 
 def _search_shard(
-    shard: _Shard, visible: qe.Filter, vector: npt.NDArray[np.float32] | None, text: str | None, limit: int
+    shard: Shard, visible: qe.Filter, vector: npt.NDArray[np.float32] | None, text: str | None, limit: int
 ) -> list[ScoredChunk]:
     by_meaning: list[qe.ScoredPoint] = []
     by_words: list[qe.ScoredPoint] = []
@@ -422,18 +350,6 @@ def _search_shard(
     return join_legs(by_meaning, by_words, vector)
 
 
-def _stored_dimension(folder: Path) -> int:
-    config = json.loads((folder / "edge_config.json").read_text())
-    return int(config["vectors"][DENSE]["size"])
-
-
-def _require_space(folder: Path, num_bytes: int) -> None:
-    """The engine writes through memory maps of sparse files: on a full disk that does not fail, it kills the process
-    (SIGBUS). So there must be room before it begins, also for the small changes that follow."""
-    if shutil.disk_usage(folder).free < num_bytes + _RESERVE_BYTES:
-        raise OSError(errno.ENOSPC, "No space left for vectors", str(folder))
-
-
 def _acquire(path: Path, timeout_s: float) -> IO[str]:
     """Take the folder for this process. The kernel frees the lock when its owner ends, however it ends; it cannot be
     awaited with a time limit, hence the polling."""
@@ -457,21 +373,3 @@ def _acquire(path: Path, timeout_s: float) -> IO[str]:
         lock_file.write(str(os.getpid()))
         lock_file.flush()
         return lock_file
-
-
-def _sweep(root: Path) -> None:
-    """Remove what a kill left half made or half deleted."""
-    for entry in root.iterdir():
-        if entry.name.startswith((_NEW, _DELETED)):
-            shutil.rmtree(entry)
-
-
-@contextmanager
-def _as_store_error(what: str) -> Iterator[None]:
-    """The engine raises bare `Exception`; nothing else in these blocks does."""
-    try:
-        yield
-    except (StoreError, OSError):
-        raise
-    except Exception as error:
-        raise StoreError(f"The vector store could not {what}: {error}") from error

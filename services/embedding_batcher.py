@@ -107,8 +107,9 @@ class EmbeddingBatcher:
             self._arrived.clear()
 
     async def _wait_for_company(self) -> None:
-        """Texts that arrive within a moment share a batch; a full batch does not wait."""
-        if self._batch_wait_s and len(self._queues) < self._max_batch:
+        """Texts that arrive within a moment share a batch. A full batch does not wait, nor does a question: somebody
+        waits for its answer, and questions that come while it is computed share the next batch."""
+        if self._batch_wait_s and not self._queues.urgent and len(self._queues) < self._max_batch:
             await asyncio.sleep(self._batch_wait_s)
 
     def _next_batch(self) -> list[_Item]:

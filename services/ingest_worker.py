@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import zlib
 from collections.abc import Callable
 from collections.abc import Collection as AnyCollection
@@ -31,6 +32,8 @@ _log = logging.getLogger(__name__)
 
 _SHARE_OF_PARSING = 0.1
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 1.0, 30.0
+_TIDY_EVERY_S = 60.0
+"""While one job follows another."""
 
 
 class IngestWorker:
@@ -60,7 +63,9 @@ class IngestWorker:
         self._check_embedding = check_embedding
         self._running: tuple[str, asyncio.Task[None]] | None = None
         self._has_work = asyncio.Event()
-        self._needs_tidying = False
+        self._needs_tidying = True
+        self._tidied_at = 0.0
+        self._tidying: asyncio.Task[None] | None = None
         self._worker: asyncio.Task[None] | None = None
         self.changed = asyncio.Condition()
         """Notified whenever a job has ended or was put back."""
@@ -74,6 +79,9 @@ class IngestWorker:
         if self._worker is not None:
             self._worker.cancel()
             await asyncio.wait([self._worker])
+        if self._tidying is not None:
+            # Its thread ends by itself, or when the vector store is closed.
+            self._tidying.cancel()
         await self._preparation.stop()
         self._worker = None
 
@@ -83,7 +91,7 @@ class IngestWorker:
             raise RuntimeError("The ingestion worker has ended.") from self._worker.exception()
 
     def wake(self, *, needs_tidying: bool = False) -> None:
-        """There are new jobs, or deleted documents whose remains lie in the vector store's files."""
+        """There are new jobs, or the vector store was changed by others than jobs."""
         self._needs_tidying |= needs_tidying
         self._has_work.set()
 
@@ -104,22 +112,51 @@ class IngestWorker:
             jobs = await asyncio.to_thread(self._rows.next_jobs, self._preparation.num_ahead)
             self._preparation.begin(jobs)
             if jobs:
-                await self._run(jobs[0])
+                self._begin_tidying(_TIDY_EVERY_S)
+                await self._run_and_prepare(jobs[0])
                 continue
             self._live.meter.rest()
-            await self._tidy()
+            self._begin_tidying(0.0)
             await self._has_work.wait()
 
-    async def _tidy(self) -> None:
-        """Use the pause: merge what was written, drop what was deleted from the files of the vector store."""
-        if self._needs_tidying and not self._has_work.is_set():
+    def _begin_tidying(self, pause_s: float) -> None:
+        """Beside the jobs: a large collection takes a minute, and searches are slow in what is not merged."""
+        is_due = self._needs_tidying and time.monotonic() - self._tidied_at >= pause_s
+        if is_due and (self._tidying is None or self._tidying.done()):
             self._needs_tidying = False
-            try:
-                self._blobs.require_space()
-                await asyncio.to_thread(self._store.optimize)
-            except (StoreError, OSError) as error:
-                # Everything is stored already; the next pause tries again.
-                _log.warning("The vector store could not be tidied: %s", error)
+            self._tidying = asyncio.create_task(self._tidy())
+
+    async def _tidy(self) -> None:
+        """Merge what was written, drop what was deleted from the files of the vector store."""
+        try:
+            self._blobs.require_space()
+            await asyncio.to_thread(self._store.optimize)
+        except (StoreError, OSError) as error:
+            # Everything is stored already; the next time tries again.
+            _log.warning("The vector store could not be tidied: %s", error)
+        finally:
+            self._tidied_at = time.monotonic()
+            # What came meanwhile, and was not tidied because this was running.
+            self._has_work.set()
+
+    async def _run_and_prepare(self, job: Job) -> None:
+        """Work on one job; those that arrive meanwhile are prepared already."""
+        run = asyncio.create_task(self._run(job))
+        try:
+            while not run.done():
+                arrival = asyncio.create_task(self._has_work.wait())
+                try:
+                    await asyncio.wait([run, arrival], return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    arrival.cancel()
+                if not run.done():
+                    self._has_work.clear()
+                    self._preparation.begin(await asyncio.to_thread(self._rows.next_jobs, self._preparation.num_ahead))
+            await run
+        except BaseException:
+            run.cancel()
+            await asyncio.wait([run])
+            raise
 
     async def _run(self, job: Job) -> None:
         """Work on one job. Whatever goes wrong in it ends this job alone."""
@@ -196,7 +233,7 @@ class IngestWorker:
         if not isinstance(parsed := prepared.outcome, ParsedDocument):
             raise parsed if parsed is not None else Cancelled
         version = _new_version(document.id if document else new_id("doc"), prepared, parsed)
-        chunks = await self._writer.cut(parsed)
+        chunks = prepared.chunks
         twin = await asyncio.to_thread(self._rows.same_content, collection.id, prepared.content_sha256, job.filename)
         version.num_chunks = len(chunks)
         await self._rows.set_state(
@@ -211,8 +248,9 @@ class IngestWorker:
             job.id, collection.id, collection.index_id, version, job.filename, job.owner_id, job.source, job.origin
         )
         try:
+            ahead = prepared.take_ahead(self._writer.embed_ahead)
             await self._writer.store_chunks(
-                job, collection.index_id, version, chunks, job.filename, (_SHARE_OF_PARSING, 1.0)
+                job, collection.index_id, version, chunks, job.filename, (_SHARE_OF_PARSING, 1.0), ahead
             )
             assert job.blob_path is not None
             await to_its_end(self._blobs.originals.keep, version.id, Path(job.blob_path))

@@ -51,7 +51,9 @@ class IngestionService:
         parsers: ParserPool,
         blobs: Blobs,
         config: IngestionConfig,
+        num_replicas: Callable[[], int] = lambda: 1,
     ) -> None:
+        """`num_replicas`: of the embedding model right now; it must not block."""
         self._database = database
         self._store = store
         self._journal = journal
@@ -64,7 +66,12 @@ class IngestionService:
         self._rows = JobRows(database, self._live)
         self._list = JobList(database, self._knowledge, self._live)
         self._control = JobControl(database, journal, self._knowledge)
-        writer = PassageWriter(database, store, journal, embedder, token_spans, config, self._live, blobs.require_space)
+        writer = PassageWriter(
+            database, store, journal, embedder, token_spans, config, self._live, blobs.require_space, num_replicas
+        )
+        preparation = Preparation(
+            self._rows, parsers, writer, lambda: open_client(config.web, config.max_file_mib), num_replicas
+        )
         self._worker = IngestWorker(
             store=store,
             journal=journal,
@@ -72,7 +79,7 @@ class IngestionService:
             rows=self._rows,
             live=self._live,
             writer=writer,
-            preparation=Preparation(self._rows, parsers, lambda: open_client(config.web, config.max_file_mib)),
+            preparation=preparation,
             reembedding=Reembedding(database, store, journal, embedder, self._rows, writer),
             check_embedding=self.check_embedding,
         )
@@ -86,6 +93,10 @@ class IngestionService:
     async def stop(self) -> None:
         """Stop in the middle of a job; it starts anew at the next start."""
         await self._worker.stop()
+
+    def tidy(self) -> None:
+        """The vector store was filled by others than jobs: let it be merged."""
+        self._worker.wake(needs_tidying=True)
 
     def check_health(self) -> None:
         """Raise where the worker has ended by itself."""

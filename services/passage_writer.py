@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rag.chunking import TokenSpans, chunk_document
 from rag.errors import EmbedderUnavailable, StoreUnavailable
@@ -15,6 +15,7 @@ from rag.types import Embedder, ParsedDocument, StoredChunk, TextChunk, Vectors
 from rag.vector_store import VectorStore, point_id
 from services.config import IngestionConfig
 from services.database import Collection, Database, Job, Version
+from services.embedding_ahead import EmbeddingAhead
 from services.ingest_progress import LiveJobs
 from services.ingestion_errors import Cancelled
 from services.journal import Journal
@@ -30,7 +31,8 @@ _OF_KEPT_VERSIONS = ("reembed", "repair")
 
 
 class PassageWriter:
-    """`live` is told how far jobs are and what they wait for; `require_space` raises where the disk is nearly full."""
+    """`live` is told how far jobs are and what they wait for; `require_space` raises where the disk is nearly full;
+    `num_replicas` tells how many embedding replicas there are right now."""
 
     def __init__(
         self,
@@ -42,6 +44,7 @@ class PassageWriter:
         config: IngestionConfig,
         live: LiveJobs,
         require_space: Callable[[], None],
+        num_replicas: Callable[[], int],
     ) -> None:
         self._database = database
         self._store = store
@@ -51,6 +54,7 @@ class PassageWriter:
         self._config = config
         self._live = live
         self._require_space = require_space
+        self._num_replicas = num_replicas
 
     async def cut(self, parsed: ParsedDocument) -> list[TextChunk]:
         return await asyncio.to_thread(cut_into_chunks, parsed, self._token_spans, self._config)
@@ -66,8 +70,15 @@ class PassageWriter:
     ) -> int:
         """Cut, embed and write a version's passages, hidden. Returns how many there are."""
         chunks = await self.cut(parsed)
-        await self.store_chunks(job, index_id, version, chunks, document_name, progress)
+        await self.store_chunks(job, index_id, version, chunks, document_name, progress, self.embed_ahead(chunks))
         return len(chunks)
+
+    def embed_ahead(self, chunks: Sequence[TextChunk]) -> EmbeddingAhead:
+        """The vectors of passages, batch by batch; the first ones are under way."""
+        texts = ([embedded_text(chunk) for chunk in batch] for batch in _batches(chunks))
+        ahead = EmbeddingAhead(self._embedder.embed_passages, texts, self._num_replicas)
+        ahead.begin()
+        return ahead
 
     async def store_chunks(
         self,
@@ -77,26 +88,30 @@ class PassageWriter:
         chunks: Sequence[TextChunk],
         document_name: str,
         progress: tuple[float, float],
+        ahead: EmbeddingAhead,
     ) -> None:
-        """Embed and write passages that were cut before, hidden. Waits for an embedding model that is away."""
+        """Write passages that were cut before, hidden, as `ahead` embeds them. Waits for an embedding model that is
+        away."""
         first, last = progress
         num_stored = 0
-        for start in range(0, len(chunks), _EMBED_BATCH):
-            batch = chunks[start : start + _EMBED_BATCH]
-            vectors = await self._embed(job, [embedded_text(chunk) for chunk in batch])
-            stored = [stored_chunk(chunk, index_id, version, document_name) for chunk in batch]
-            await to_its_end(self._write_hidden, job, index_id, stored, vectors)
-            num_stored += len(batch)
-            self._live.advance(job.id, min(last, first + (last - first) * num_stored / len(chunks)))
-            share = (last - first) * len(batch) / len(chunks)
-            self._live.meter.add(tokens=sum(chunk.num_tokens for chunk in batch), num_bytes=share * job.num_bytes)
+        try:
+            for batch in _batches(chunks):
+                vectors = await self._vectors(job, ahead)
+                stored = [stored_chunk(chunk, index_id, version, document_name) for chunk in batch]
+                await to_its_end(self._write_hidden, job, index_id, stored, vectors)
+                num_stored += len(batch)
+                self._live.advance(job.id, min(last, first + (last - first) * num_stored / len(chunks)))
+                share = (last - first) * len(batch) / len(chunks)
+                self._live.meter.add(tokens=sum(chunk.num_tokens for chunk in batch), num_bytes=share * job.num_bytes)
+        finally:
+            ahead.close()
 
-    async def _embed(self, job: Job, texts: list[str]) -> Vectors:
-        """Vectors of passages. An embedding model that is away comes back or somebody cancels the job: what was
-        computed so far is kept, and the job says what it waits for."""
+    async def _vectors(self, job: Job, ahead: EmbeddingAhead) -> Vectors:
+        """Of the next batch. An embedding model that is away comes back or somebody cancels the job: what was computed
+        so far is kept, and the job says what it waits for."""
         while True:
             try:
-                return await self._embedder.embed_passages(texts)
+                return await ahead.next()
             except EmbedderUnavailable as error:
                 _log.warning("Waiting for the embedding model: %s", error)
                 self._live.waits(
@@ -135,6 +150,11 @@ class PassageWriter:
                 _log.warning("Passages that nobody needs are removed when the store is back: %s", error)
                 self._journal.note_discard("discard_version", index_id, version_id)
             return True
+
+
+def _batches(chunks: Sequence[TextChunk]) -> Iterator[Sequence[TextChunk]]:
+    for start in range(0, len(chunks), _EMBED_BATCH):
+        yield chunks[start : start + _EMBED_BATCH]
 
 
 def cut_into_chunks(parsed: ParsedDocument, token_spans: TokenSpans, config: IngestionConfig) -> list[TextChunk]:

@@ -25,6 +25,13 @@ def summarize(
     }
 
 
+def count_running(details: Mapping[str, Any], application: str, deployment: str) -> int:
+    """Replicas that serve; 0 where there is no such deployment."""
+    deployments = details.get("applications", {}).get(application, {}).get("deployments", {})
+    replicas = deployments.get(deployment, {}).get("replicas", [])
+    return sum(_text(replica.get("state")) == "RUNNING" for replica in replicas)
+
+
 def _application(value: Mapping[str, Any]) -> dict[str, Any]:
     deployments = value.get("deployments", {})
     return {

@@ -21,7 +21,7 @@ from rag.chunking import TokenSpans
 from rag.errors import EmbedderUnavailable, EmbeddingMismatch
 from rag.read_write_lock import ReadWriteLock
 from rag.tokens import load_token_spans
-from rag.types import Vectors
+from rag.types import Embedder, Vectors
 from rag.vector_store import ScoredChunk, VectorStore
 from services.database import Collection
 from services.knowledge import Knowledge
@@ -92,6 +92,24 @@ class HandleEmbedder:
             return await getattr(self._handle, method).remote(*args)
         except _GONE as error:
             raise EmbedderUnavailable("The embedding model is not running right now.") from error
+
+
+class BegunEmbedding:
+    """One question, whose vector is computed from now on, as the embedder of the search for it."""
+
+    def __init__(self, embedder: Embedder, query: str) -> None:
+        self._query = query
+        self._task = asyncio.ensure_future(embedder.embed_queries([query])) if query.strip() else None
+
+    async def embed_queries(self, texts: Sequence[str]) -> Vectors:
+        assert self._task is not None and list(texts) == [self._query], "made for this question"
+        return await self._task
+
+    def close(self) -> None:
+        """Nobody needs it any more; where it has failed, whoever asked knows already."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
 
 class SearchableCollections:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,7 +33,7 @@ from services.knowledge_transfer import KnowledgeTransfer, RunningModel
 from services.parser_pool import ParserPool
 from services.passage_writer import chunk_size_problem
 from services.receipts import Deletions
-from services.retrieval import SearchableCollections
+from services.retrieval import BegunEmbedding, SearchableCollections
 from services.self_questions import MAX_QUESTIONS as SELF_MADE
 from services.self_questions import as_far_questions, make_questions
 from services.sharing import ReaderChange, Sharing
@@ -60,7 +60,10 @@ class ConnectedEmbedder(Embedder, Protocol):
 
 
 class StoreService:
-    def __init__(self, parts: StoreParts, embedder: ConnectedEmbedder) -> None:
+    def __init__(
+        self, parts: StoreParts, embedder: ConnectedEmbedder, *, num_replicas: Callable[[], int] = lambda: 1
+    ) -> None:
+        """`num_replicas`: of the embedding model right now; it must not block."""
         self._parts = parts
         self._knowledge = Knowledge(parts.database)
         self._sharing = Sharing(parts.database, parts.journal)
@@ -77,6 +80,7 @@ class StoreService:
             parsers=self._parsers,
             blobs=parts.blobs,
             config=ingestion,
+            num_replicas=num_replicas,
         )
         self._views = DocumentViews(self._knowledge, parts.blobs.originals, PageRenderer(_limits(ingestion)))
         self._transfer = KnowledgeTransfer(parts.database, parts.vectors, parts.journal, parts.blobs)
@@ -223,7 +227,12 @@ class StoreService:
     async def begin_import(self, actor: str, source: Path) -> str:
         await self._know_present_model()
         model = RunningModel(self._embedder.model_name, self._embedder.dimension)
-        return self._transfers.begin(actor, asyncio.to_thread(self._transfer.import_, source, actor, model))
+        return self._transfers.begin(actor, self._import(source, actor, model))
+
+    async def _import(self, source: Path, actor: str, model: RunningModel) -> dict[str, Any]:
+        imported = await asyncio.to_thread(self._transfer.import_, source, actor, model)
+        self._ingestion.tidy()
+        return imported
 
     async def begin_backup(self, actor: str, target: Path) -> str:
         return self._transfers.begin(actor, asyncio.to_thread(self._backups.write, actor, target))
@@ -268,18 +277,22 @@ class StoreService:
         if not 1 <= len(names) <= _MAX_COLLECTIONS_PER_SEARCH:
             raise invalid(f"Name 1 to {_MAX_COLLECTIONS_PER_SEARCH} collections.", param="collections")
         await self._embedder_is_there()
-        own_fusion = await asyncio.to_thread(self._check_readable, names, actor)
-        readable = self._readable(actor, documents)
-        fusion, dense_weight = own_fusion or (fusion, dense_weight)
-        settings = RetrievalSettings(top_k, candidates, fusion, dense_weight)
+        # Begun now: the question is embedded while the database is asked.
+        embedding = BegunEmbedding(self._embedder, query)
         try:
-            passages = await retrieve(query, names, embedder=self._embedder, store=readable, settings=settings)
+            own_fusion = await asyncio.to_thread(self._check_readable, names, actor)
+            readable = self._readable(actor, documents)
+            fusion, dense_weight = own_fusion or (fusion, dense_weight)
+            settings = RetrievalSettings(top_k, candidates, fusion, dense_weight)
+            passages = await retrieve(query, names, embedder=embedding, store=readable, settings=settings)
         except EmbedderUnavailable as error:
             raise _no_embedder() from error
         except EmbeddingMismatch as error:
             # The model changed since the last question; now that it is known, each collection says what it needs.
             await asyncio.to_thread(self._check_readable, names, actor)
             raise unavailable(str(error), code="embedding_changed") from error
+        finally:
+            embedding.close()
         return SearchResult(passages, readable.names_by_index, readable.thresholds)
 
     async def tune(

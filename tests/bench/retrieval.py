@@ -7,7 +7,8 @@ Each set is measured as `windfarm eval retrieval` does it, with one loaded model
 `fused` as there; `bm25s`: nDCG@10 and recall@100 of that library on the same passages; `sweep`, `tuned`, `refusal`:
 every fusion, the one chosen on half of the questions, and how often a fitted threshold errs. Over all sets:
 `leave_one_out` (the fusion that is best on the others), `languages` (questions in one, paragraphs in another) and
-`follow_ups`.
+`follow_ups`. `scale` is the speed half: searches in large collections, ingest, memory, each through the endpoint of a
+windfarm that is started for it, beside LangChain (`python -m tests.bench.scale` is this half alone).
 """
 
 import argparse
@@ -30,17 +31,18 @@ from services.evaluation_view import evaluation_json
 from services.ray_config import load_ray_config
 from services.retrieval_evaluation import evaluate
 from tests.bench.reference_bm25 import reference_rankings
+from tests.bench.scale import SETS, add_arguments, measure_scale, options_of
 from tests.bench.tuning import leave_one_out, measure_follow_ups, measure_languages, measure_tuning, remembering
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLLOW_UPS = ROOT / "tests" / "data" / "follow-ups"
-SETS = [ROOT / "tests" / "data" / "multilingual-qa-mini" / language for language in ("en", "de", "es", "fr", "it")]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path, default=SETS, help="test sets")
     parser.add_argument("--results", type=Path, help="a file with earlier results, to add to")
+    add_arguments(parser)
     options = parser.parse_args()
     if len({folder.name for folder in options.folders}) < len(options.folders):
         parser.error("two folders have the same name, under which their results would be kept")
@@ -48,7 +50,8 @@ def main() -> None:
     if options.results is not None and options.results.exists():
         results = json.loads(options.results.read_text("utf-8"))
     over_all = asyncio.run(measure(options.folders, results, options.results))
-    print(json.dumps(results | over_all))
+    scale = measure_scale(SETS, options_of(options))
+    print(json.dumps(results | over_all | {"scale": scale}))
 
 
 async def measure(folders: list[Path], results: dict[str, Any], keep_in: Path | None) -> dict[str, Any]:

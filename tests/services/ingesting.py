@@ -106,9 +106,15 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    home: Path, *, embedder: HashEmbedder | None = None, config: IngestionConfig = CONFIG, url: str | None = None
+    home: Path,
+    *,
+    embedder: HashEmbedder | None = None,
+    config: IngestionConfig = CONFIG,
+    url: str | None = None,
+    num_replicas: int = 1,
 ) -> AsyncIterator[Running]:
-    """`url`: of the database; a file in `home` where it is None."""
+    """`url`: of the database; a file in `home` where it is None. `num_replicas`: of the embedding model, as far as the
+    ingestion is told."""
     url = url or f"sqlite:///{home / 'windfarm.db'}"
     upgrade(url)
     database = Database(url)
@@ -129,6 +135,7 @@ async def running(
         parsers=parsers,
         blobs=blobs,
         config=config,
+        num_replicas=lambda: num_replicas,
     )
     await service.start()
     try:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
+from rag.parsing import DocumentParser, ParseLimits
+from rag.tables import find_tables
 from services.config import IngestionConfig
+from services.errors import ApiError
+from tests.services.filling import add_document
 from tests.services.harness import error_of, running_endpoint
 from tests.services.ingesting import OWNER, running
+from tests.services.reading import found_by
 
 LARGE_PASSAGES = IngestionConfig(chunk_tokens=512, chunk_overlap_tokens=0)
 
@@ -23,6 +29,56 @@ async def test_ten_megabytes_on_a_single_line_become_a_document(tmp_path: Path) 
         assert job["state"] == "done" and job["num_chunks"] >= 39, job["error"]
         assert windfarm.found("handbook", "needle")
         windfarm.check_agreement()
+
+
+def test_a_table_of_a_million_rows_is_read_whole_within_the_usual_limits(tmp_path: Path) -> None:
+    """How it is cut, each passage with the table's header, is tested with the tables."""
+    file = tmp_path / "upload"
+    with file.open("w") as out:
+        out.write("number,name,value\n")
+        out.writelines(f"{row},name {row},{row % 97}\n" for row in range(1_000_000))
+    with DocumentParser(ParseLimits()) as parser:
+        document = parser.parse_file(file, "million.csv")
+    assert document.text.count("\n") == 1_000_001 and "999999,name 999999,26" in document.text[-40:]
+    (table,) = find_tables(document.text, document.mime_type).tables
+    assert table.header == "number,name,value"
+
+
+async def test_a_collection_that_is_deleted_while_it_is_searched_gives_passages_or_is_not_there(tmp_path: Path) -> None:
+    async with running(tmp_path) as windfarm:
+        windfarm.create()
+        collection = windfarm.knowledge.collection("handbook", OWNER)
+        for number in range(20):
+            add_document(
+                windfarm.database,
+                windfarm.store,
+                windfarm.journal,
+                collection,
+                f"{number}.txt",
+                "The same harbour.",
+                32,
+            )
+        answers: list[set[str] | ApiError] = []
+        has_searched, was_deleted = asyncio.Event(), asyncio.Event()
+
+        async def search_on() -> None:
+            while not was_deleted.is_set():
+                try:
+                    answers.append(await asyncio.to_thread(found_by, windfarm, OWNER, "harbour"))
+                except ApiError as error:
+                    answers.append(error)
+                has_searched.set()
+
+        searchers = [asyncio.create_task(search_on()) for _ in range(3)]
+        await has_searched.wait()
+        await windfarm.service.delete_collection("handbook", OWNER)
+        was_deleted.set()
+        await asyncio.gather(*searchers)  # any other error than that of the API would be raised here
+        whole = {f"{number}.txt" for number in range(20)}
+        assert answers[0] == whole, "it was there before"
+        assert all(answer == whole or getattr(answer, "code", None) == "unknown_collection" for answer in answers)
+        with pytest.raises(ApiError, match="no collection named 'handbook'"):
+            found_by(windfarm, OWNER, "harbour")
 
 
 @pytest.mark.parametrize(
