@@ -1,4 +1,5 @@
-# Every target does all of its own set-up; nothing outside this folder and the data folder is touched.
+# Every target does all of its own set-up; nothing outside this folder and the data folder is touched, with one exception:
+# as root, the set-up of the tests (make test, make setup-dev) installs Debian's Chromium with apt where there is none.
 #   PYTHON=python3.12 make up     another interpreter (3.11 to 3.13)
 #   PROFILE=base make setup       another profile (base, cpu, gpu); default: the best this machine can have
 #   ARGS="--port 9000" make up    options of the windfarm command
@@ -29,7 +30,7 @@ up: setup ## Start windfarm and print the address of its page (ctrl-C stops it)
 down: ## Stop windfarm and everything it started
 	@if [ -x $(BIN)/windfarm ]; then $(BIN)/windfarm down $(ARGS); else echo "Nothing is set up here, so nothing runs."; fi
 
-test: lint ## All checks and tests: what CI runs
+test: lint ## Checks and tests: what CI runs (all but `test-ranks`)
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-kills: setup-dev ## 20 kills at random moments of an ingest of 200 files (minutes; `test` has the short form)
@@ -41,7 +42,7 @@ test-leaks: setup-dev ## 10,000 random tries to read what one may not (a minute;
 test-ranks: setup-dev ## vLLM in many processes: gangs, exactness, lost ranks, killed starters (many minutes, not part of `test`)
 	@$(BIN)/python -m pytest -m ranks $(ARGS)
 
-test-unit: setup-dev ## Only the tests that start nothing: seconds
+test-unit: setup-dev ## Only the tests that start no engine and no product
 	@$(BIN)/python -m pytest -m "not integration and not e2e and not bench" $(ARGS)
 
 lint: setup-dev ## Style, format and types
