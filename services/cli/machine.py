@@ -124,11 +124,14 @@ def _finding(name: str, is_ok: bool, text: str, fix: str) -> dict[str, str | boo
 
 
 def env(config: ConfigOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Print the environment of windfarm's processes: eval "$(windfarm env)" && serve run ray_config.yaml"""
+    """Print the environment of windfarm's processes: eval "$(windfarm env)" && serve run ray_config.yaml
+
+    Its secrets are those of the windfarm that runs on the data folder, otherwise new ones.
+    """
     from cluster.home import open_home
     from services import supervisor
     from services.control import ask, running_state
-    from services.process_environment import load_secrets, process_variables
+    from services.process_environment import load_secrets, process_variables, secrets_in_use
     from services.ray_config import load_ray_config
     from services.up_options import UpOptions
 
@@ -136,7 +139,8 @@ def env(config: ConfigOption = None, home: HomeOption = None, as_json: JsonOptio
     loaded = load_ray_config(config_path_of(config))
     run = open_home(folder).run
     options = UpOptions(folder, loaded)
-    variables = process_variables(folder, load_secrets(run, renew=False), loaded, supervisor.settings(options))
+    keys = load_secrets(run, renew=not secrets_in_use(run))
+    variables = process_variables(folder, keys, loaded, supervisor.settings(options))
     try:
         state = running_state(run)
         address = ask(state.control, {"do": "status"}).get("ray_address")
