@@ -1,4 +1,5 @@
-# Every target does all of its own set-up; nothing outside this folder and the data folder is touched.
+# Every target does all of its own set-up; nothing outside this folder and the data folder is touched, with one exception:
+# as root, the set-up of the tests (make test, make setup-dev) installs Debian's Chromium with apt where there is none.
 #   PYTHON=python3.12 make up     another interpreter (3.11 to 3.13)
 #   PROFILE=base make setup       another profile (base, cpu, gpu); default: the best this machine can have
 #   ARGS="--port 9000" make up    options of the windfarm command
@@ -30,7 +31,7 @@ down: ## Stop windfarm and everything it started
 	@if [ -x $(BIN)/windfarm ]; then $(BIN)/windfarm down $(ARGS); else echo "Nothing is set up here, so nothing runs."; fi
 
 # In two processes: most of its time a test waits for what it has started.
-test: lint ## All checks and tests: what CI runs
+test: lint ## Checks and tests: what CI runs (the long forms are `test-kills`, `test-leaks`, `test-ranks`, `chaos`)
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 test-kills: setup-dev ## 20 kills at random moments of an ingest of 200 files (minutes; `test` has the short form)
@@ -45,7 +46,7 @@ test-ranks: setup-dev ## vLLM in many processes: gangs, exactness, lost ranks an
 chaos: setup-dev ## Break everything many times, and write the measured times into docs/failure-contract.md (an hour)
 	@$(BIN)/python -m tests.chaos.campaign $(ARGS)
 
-test-unit: setup-dev ## Only the tests that start nothing: seconds
+test-unit: setup-dev ## Only the tests that start no engine and no product
 	@$(BIN)/python -m pytest -m "not integration and not e2e and not bench" $(ARGS)
 
 lint: setup-dev ## Style, format and types

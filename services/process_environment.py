@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.environment import SECRET_VARIABLE
+from services.processes import started_with
 from services.ray_adapter import RAY_VARIABLES
 from services.ray_config import RayConfig
 
@@ -51,6 +52,12 @@ def load_secrets(run: Path, *, renew: bool) -> Secrets:
         for path in (internal, token):
             _write_private(path, secrets.token_urlsafe(32))
     return Secrets(internal.read_text(encoding="ascii"), token.read_text(encoding="ascii"))
+
+
+def secrets_in_use(run: Path) -> bool:
+    """Whether a process lives that was started with the present secrets: a windfarm, however it was started."""
+    path = run / "internal.secret"
+    return path.exists() and bool(started_with(SECRET_VARIABLE, path.read_text(encoding="ascii")))
 
 
 def process_variables(home: Path, keys: Secrets, config: RayConfig, given: Mapping[str, str]) -> dict[str, str]:

@@ -110,7 +110,12 @@ def descendants(root: int) -> list[Process]:
 
 def tagged(instance: str) -> list[Process]:
     """Living processes that carry the tag of this instance, except the caller."""
-    wanted = f"{INSTANCE_VARIABLE}={instance}".encode()
+    return started_with(INSTANCE_VARIABLE, instance)
+
+
+def started_with(variable: str, value: str) -> list[Process]:
+    """Living processes that had this variable in their environment when they began, except the caller."""
+    wanted = f"{variable}={value}".encode()
     found = []
     for pid in _pids():
         if pid == os.getpid():

@@ -1,4 +1,7 @@
-"""Everything private of Ray that windfarm touches to run a Ray of its own; a contract test holds it to the pinned Ray.
+"""What is private of Ray and needed to run a Ray of our own; contract tests hold it to the pinned version.
+
+Four more files know private parts of Ray: the key-value store (`services/discovery.py`), and names of its modules and
+scripts (`services/fork_server.py`, `services/ray_worker.py`, `services/startup/sitecustomize.py`).
 
 A head started here opens no dashboard, no client server and no metrics port: the conductor is the only driver, and
 statistics come from the public endpoint. With a node address of 127.0.0.1 all that is left listens on loopback and

@@ -5,6 +5,7 @@ Tests that end or break something start their own with `start_product`.
 
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -42,9 +43,9 @@ class Product:
     def headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.key}"}
 
-    def run(self, *arguments: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
-        """A `windfarm` command against this product."""
-        return windfarm(self.home, arguments, check=check)
+    def run(self, *arguments: str, check: bool = True, typed: str = "") -> "subprocess.CompletedProcess[str]":
+        """A `windfarm` command against this product; `typed` is what it reads from its standard input."""
+        return windfarm(self.home, arguments, check=check, typed=typed)
 
 
 @pytest.fixture(scope="session")
@@ -60,9 +61,9 @@ def start_product(home: Path, arguments: Sequence[str] = ()) -> Iterator[Product
     link_models(home)
     port = free_port()
     try:
-        up = windfarm(home, ["up", "--detach", "--json", "--port", str(port), *arguments], check=False)
+        up = make_up(home, ["--detach", "--json", "--port", str(port), *arguments])
         if up.returncode:
-            pytest.fail(f"windfarm up failed ({up.returncode}):\n{up.stdout}\n{up.stderr}\n{logs(home)}")
+            pytest.fail(f"make up failed ({up.returncode}):\n{up.stdout}\n{up.stderr}\n{logs(home)}")
         printed = json.loads(up.stdout.splitlines()[-1])
         yield Product(printed["ui"], printed["api"], printed["key"], home, port)
     finally:
@@ -70,10 +71,22 @@ def start_product(home: Path, arguments: Sequence[str] = ()) -> Iterator[Product
         shutil.rmtree(ray_folder_of(home), ignore_errors=True)  # Ray's logs lie outside the data folder
 
 
-def windfarm(home: Path, arguments: Sequence[str], *, check: bool = True) -> "subprocess.CompletedProcess[str]":
+def make_up(home: Path, arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    """`make up` as people type it, with the environment that the tests run in: it counts as set up (`-o setup`)."""
+    make = ["make", "--silent", "-o", "setup", "up", f"BIN={WINDFARM.parent}", f"ARGS={shlex.join(arguments)}"]
+    return run(home, make, check=False)
+
+
+def windfarm(
+    home: Path, arguments: Sequence[str], *, check: bool = True, typed: str = ""
+) -> "subprocess.CompletedProcess[str]":
+    return run(home, [str(WINDFARM), *arguments], check=check, typed=typed)
+
+
+def run(home: Path, command: Sequence[str], *, check: bool, typed: str = "") -> "subprocess.CompletedProcess[str]":
     environment = {**os.environ, "WINDFARM_HOME": str(home)} | watched(home)
     return subprocess.run(
-        [WINDFARM, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=check, timeout=280
+        command, cwd=ROOT, env=environment, input=typed, capture_output=True, text=True, check=check, timeout=280
     )
 
 

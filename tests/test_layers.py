@@ -28,10 +28,19 @@ ONLY_IN = {
 }
 """Library -> where it may be imported (prefixes of paths)."""
 
-PRIVATE = ("ray._private", "ray.serve._private", "ray.experimental")
+PRIVATE = ("ray._private", "ray._raylet", "ray.serve._private", "ray.experimental", "ray.llm")
 
-ADAPTERS = ("services/ray_adapter.py", "services/discovery.py")
-"""The files that know Ray's private parts (the second one its key-value store); each has contract tests."""
+ADAPTERS = {
+    "services/ray_adapter.py": "starts a Ray of our own",
+    "services/discovery.py": "Ray's internal key-value store",
+    "services/fork_server.py": "names the modules that Ray's workers import",
+    "services/ray_worker.py": "names the script that a raylet starts",
+    "services/startup/sitecustomize.py": "names the module of Serve that does without pandas",
+}
+"""The files that know Ray's private parts, be it by name alone; each has contract tests."""
+
+VLLM_ADAPTERS = ("cluster/engines/vllm.py", "cluster/engines/vllm_resumption.py", "cluster/vllm_plugin/")
+"""The files that import vLLM, nearly all of which is private; each holds to the version that it was written for."""
 
 ACCESS_ONLY = {
     "search_filtered": ("rag/access.py", "rag/vector_store"),
@@ -109,14 +118,41 @@ def test_each_library_is_imported_in_its_own_place_only() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def names_in(path: Path) -> Iterator[tuple[str, int]]:
+    """(dotted name, line) of imports, and of strings that are nothing but a dotted name, as in a list of modules."""
+    yield from imports(path)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        text = node.value if isinstance(node, ast.Constant) else None
+        if isinstance(text, str) and all(part.isidentifier() for part in text.split(".")):
+            yield text, node.lineno
+
+
 def test_private_parts_of_ray_are_touched_in_their_adapters_only() -> None:
-    wrong = [
-        f"{relative}:{line} imports {name}"
+    touched = {
+        path.relative_to(ROOT).as_posix(): f"{path.relative_to(ROOT)}:{line} names {name}"
         for path in modules()
-        for name, line in imports(path)
-        if name.startswith(PRIVATE) and (relative := path.relative_to(ROOT).as_posix()) not in ADAPTERS
+        for name, line in names_in(path)
+        if name.startswith(PRIVATE)
+    }
+    wrong = [text for path, text in touched.items() if path not in ADAPTERS]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_vllm_is_touched_in_its_adapters_only() -> None:
+    wrong = [
+        f"{relative}:{line} names {name}"
+        for path in modules()
+        for name, line in names_in(path)
+        if name.split(".")[0] == "vllm" and name != "vllm" and name != "vllm.windfarm"
+        if not (relative := path.relative_to(ROOT).as_posix()).startswith(VLLM_ADAPTERS)
     ]
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("document", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_the_documents_name_every_file_that_touches_private_parts(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    assert [path for path in (*ADAPTERS, *VLLM_ADAPTERS) if f"`{path}`" not in text] == []
 
 
 def uses(path: Path) -> Iterator[tuple[str, int]]:

@@ -1,4 +1,4 @@
-"""vLLM's asynchronous engine (version 0.29); everything private to vLLM is in this file and the plugin.
+"""vLLM's asynchronous engine (version 0.29); what is private to vLLM is here, in `vllm_resumption` and in the plugin.
 
 The engine runs in processes of its own. They are started by a thread that lives as long as the engine, because they are
 told to end with it; stopping kills what is left of them. vLLM is imported at the start, after the environment that it

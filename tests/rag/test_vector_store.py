@@ -13,11 +13,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import qdrant_edge
 from qdrant_client import QdrantClient
 
+from rag.access import TENANT
 from rag.errors import StoreError, StoreLocked, StoreMissing, StoreUnavailable
 from rag.types import StoredChunk, Vectors
-from rag.vector_store import ScoredChunk, ServerSettings, VectorStore, VersionState, open_vector_store
+from rag.vector_store import (
+    INDEXED_KEYWORDS,
+    ScoredChunk,
+    ServerSettings,
+    VectorStore,
+    VersionState,
+    open_vector_store,
+)
 from rag.vector_store_edge import EdgeVectorStore
 from rag.vector_store_server import ServerVectorStore
 from tests.seen import LABELS, seen
@@ -400,3 +409,14 @@ def test_a_cluster_is_told_shards_replicas_quantization_and_the_index_of_tenants
     assert tenants.is_tenant
     ServerVectorStore(client).upsert("c2", [chunk("text", collection="c2")], axis(0), active=True, labels=LABELS)
     assert asked["quantization_config"].scalar.type == "int8" and asked["shard_number"] is None
+
+
+def test_every_field_that_searches_filter_by_is_indexed_in_a_shard(tmp_path: Path) -> None:
+    """Without an index the engine would look at every passage, and searches would still be right, only slow."""
+    store = EdgeVectorStore.open(tmp_path / "vectors")
+    store.upsert("c1", [chunk("Leave is 31 days.")], axis(0), active=True, labels=LABELS)
+    store.close()
+    shard = qdrant_edge.EdgeShard.load(str(tmp_path / "vectors" / "c1"))
+    schema = shard.info().payload_schema
+    shard.close()
+    assert schema.keys() == {*INDEXED_KEYWORDS, TENANT}

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from services.accounts import OwnerKey
 from services.cli.commands import app
 from services.cli.knowledge import find_files
+from services.cli.machine import check_packages
 from services.cli.running import _announce
 from services.ray_config import load_ray_config
 from services.setup_errors import ConfigError
@@ -106,6 +107,20 @@ def test_doctor_says_machine_versions_and_the_fix_of_what_fails(tmp_path: Path) 
     assert "tiny" in failed["model tiny"]["text"]
     assert "ray_config.yaml" in failed["model tiny"]["fix"]
     assert all(check["fix"] for check in failed.values())
+    assert {check["name"] for check in said["checks"]} >= {"ray", "packages", "data folder"}
+    assert "packages" not in failed, failed
+
+
+def test_doctor_names_packages_that_are_not_those_of_the_lock(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    for name in ("base", "cpu", "gpu"):
+        (tmp_path / "requirements").mkdir(exist_ok=True)
+        (tmp_path / "requirements" / f"{name}.lock").write_text("ray==1.0.0\nwindmill==2.0\ntyper==99.0\n")
+    assert check_packages(tmp_path)["ok"] is False  # without the set-up's check nothing is called right
+    (tmp_path / "infra").symlink_to(root / "infra")
+    finding = check_packages(tmp_path)
+    assert finding["text"] == "missing, damaged or of another version: ray==1.0.0, windmill==2.0, typer==99.0"
+    assert finding["fix"] == "Run `make setup`."
 
 
 def test_a_data_folder_that_cannot_be_one_is_said(tmp_path: Path) -> None:

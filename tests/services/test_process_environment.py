@@ -1,11 +1,17 @@
 """Every process gets the same variables: secrets that only their owner can read, no telemetry, no foreign Ray."""
 
+import json
+import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from services.process_environment import full_environment, load_secrets, process_variables
+from services.cli.commands import app
+from services.environment import SECRET_VARIABLE
+from services.process_environment import TOKEN_VARIABLE, full_environment, load_secrets, process_variables
 from services.ray_config import load_ray_config, parse_ray_config
 
 FILE = Path(__file__).resolve().parents[2] / "ray_config.yaml"
@@ -50,3 +56,21 @@ def test_what_the_callers_shell_says_does_not_open_or_report_anything(
 def test_another_ray_of_the_callers_shell_is_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert "RAY_ADDRESS" not in full_environment({"A": "b"})
+
+
+def test_secrets_are_new_for_each_start_and_stay_while_a_process_has_them(tmp_path: Path) -> None:
+    def printed() -> dict[str, str]:
+        answer = CliRunner().invoke(app, ["env", "--home", str(tmp_path), "--json"])
+        assert answer.exit_code == 0, answer.output
+        variables = json.loads(answer.stdout)
+        return {name: variables[name] for name in (SECRET_VARIABLE, TOKEN_VARIABLE)}
+
+    first, second = printed(), printed()
+    assert set(first.values()).isdisjoint(second.values())
+    running = subprocess.Popen(["sleep", "60"], env={**os.environ, **second})
+    try:
+        assert printed() == second
+    finally:
+        running.kill()
+        running.wait()
+    assert printed() != second

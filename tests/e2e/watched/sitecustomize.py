@@ -2,9 +2,11 @@
 
 Each process appends to the file in WATCH_CONNECTIONS: `watching PID`, then one line for each name that it looks up,
 each stream that it connects and each datagram that it sends, unless the other end is this machine. Noted are tries,
-whether or not they succeed. Standard library only, and nothing is kept from happening.
+whether or not they succeed. Standard library only, and nothing is kept from happening: the `sitecustomize` that Python
+would have run without this one is run after it.
 """
 
+import importlib.util
 import os
 import sys
 
@@ -54,6 +56,18 @@ def note_process() -> None:
     note(f"watching {os.getpid()}")
 
 
+def run_the_next_one():
+    """Python runs only the first `sitecustomize` on its path, and the product has one of its own there."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    for folder in sys.path:
+        file = os.path.join(folder, "sitecustomize.py")
+        if os.path.abspath(folder) != here and os.path.isfile(file):
+            specification = importlib.util.spec_from_file_location("next_sitecustomize", file)
+            specification.loader.exec_module(importlib.util.module_from_spec(specification))
+            return
+
+
+run_the_next_one()
 if FILE:
     note_process()
     sys.addaudithook(watch)
