@@ -23,7 +23,8 @@ _MIN_WORDS = 4
 _WORDS_WEIGHT = 0.1
 """What all words of the question are worth beside a cosine; E5 cosines of related sentences differ by about that."""
 _RANK_WEIGHT = 0.02
-_MARKUP = re.compile(r"\s*(#|\||```|---|[\w-]+:\s)")
+_MARKUP = re.compile(r"\s*(#|\||```|---|[\w-]+:\s|\[[^\]\n]*\]:)")
+_ADDRESS = re.compile(r"https?://\S+")
 
 _LEAD_IN: dict[Language, str] = {
     "en": "The documents say",
@@ -76,7 +77,9 @@ def _value(quote: Quote) -> float:
 
 
 def _is_quotable(sentence: str) -> bool:
-    return not _MARKUP.match(sentence) and len(list(words(sentence))) >= _MIN_WORDS
+    """Not a heading, a list of links and the like."""
+    said = _ADDRESS.sub("", sentence)
+    return not _MARKUP.match(sentence) and 2 * len(said) > len(sentence) and len(list(words(said))) >= _MIN_WORDS
 
 
 def _share(wanted: Sequence[set[str]], sentence: str) -> float:

@@ -134,7 +134,7 @@ async def handbook(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ha
 
 
 async def tell(model: DirectModel, handbook: Handbook, question: str, **fields: Any) -> list[ChatEvent]:
-    chat = Chat(handbook, retrieval=RetrievalConfig(), chat=ChatConfig(), embedder=None)
+    chat = Chat(handbook, retrieval=RetrievalConfig(), chat=ChatConfig(), embedder=handbook.embedder)
     request = ChatRequest(
         "chatcmpl-real", "tiny", [{"role": "user", "content": question}], **({"sampling": GREEDY} | fields)
     )
@@ -160,6 +160,17 @@ async def test_a_question_about_the_handbook_is_answered_with_a_right_citation(
         assert page[cited.citation.start : cited.citation.end] == cited.citation.quote
         for start, end in cited.answer_spans:
             assert f"[{cited.citation.number}]" in only(events, Finished).text[start:end]
+
+
+async def test_the_cited_text_holds_the_number_that_was_asked_for(model: DirectModel, handbook: Handbook) -> None:
+    question = "How many key questions does April Wensel suggest when reviewing?"
+    events = await tell(model, handbook, question, knowledge=KnowledgeOptions(("handbook",)))
+    said = only(events, Finished).text
+    first = min(only(events, CitationsReady).citations, key=lambda each: each.answer_spans[0])
+    assert "3 key questions" in first.citation.quote
+    start, end = first.answer_spans[0]
+    assert "3 key questions" in said[start:end]
+    assert (first.citation.document_name, first.citation.number) == ("pull-requests.md", 1)
 
 
 async def test_the_kept_cosines_of_labelled_pairs_are_those_of_the_embedding_model(handbook: Handbook) -> None:
