@@ -17,7 +17,7 @@ from ray.serve import Application
 from cluster.home import open_home
 from services.config import EmbeddingConfig, ModelConfig, PlatformConfig, StoreConfig
 from services.environment import data_folder
-from services.resources import EMBEDDING, GATEWAY, PAGE, STORE, Resources, model_resources
+from services.resources import BALANCER, EMBEDDING, GATEWAY, PAGE, STORE, Resources, model_resources
 
 STOP_S = 5.0
 
@@ -51,12 +51,16 @@ def build_model(config: ModelConfig) -> Application:
 
 
 def build_platform(config: PlatformConfig) -> Application:
-    """The public endpoint with chat and retrieval, and the page behind it."""
+    """The public endpoint with chat and retrieval, the page behind it, and a balancer before it where wanted."""
     from services.gateway import Gateway
     from services.page import Ui
 
-    page = _deployment(Ui, PAGE).bind(config)
-    return _deployment(Gateway, GATEWAY).bind(config, page)
+    beside = [_deployment(Ui, PAGE).bind(config)]
+    if config.listen.balancer == "haproxy":
+        from services.balancer import Balancer
+
+        beside.append(_deployment(Balancer, BALANCER).bind(config))
+    return _deployment(Gateway, GATEWAY).bind(config, *beside)
 
 
 def _deployment(
