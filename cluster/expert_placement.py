@@ -394,6 +394,18 @@ def _fill(space: _Space, names: Sequence[str], tensor: int, groups: int) -> list
     return [slot for name, count in per_node.items() for slot in space.slots[name][: count * tensor]]
 
 
+def _who_assigns(topology: Topology, request: PlanRequest) -> str:
+    if request.loads is None:
+        return "Experts are assigned linearly, since no load was measured."
+    if not topology.has_accelerators:
+        return "Experts are assigned by measured load."
+    copies = f"{request.redundant_experts} copies in each layer" if request.redundant_experts else "no copies"
+    return (
+        f"On GPUs vLLM's own balancer (EPLB, {copies}) assigns experts by the load that it sees; shown is where the "
+        "load that this plan was made from would bring them."
+    )
+
+
 def _link(space: _Space, name: str) -> float:
     return space.nodes[name].link_gbit_s or 0.0
 
@@ -430,14 +442,7 @@ def _reasons(topology: Topology, request: PlanRequest, parallel: Parallelism, ne
     if parallel.is_expert_parallel:
         share = request.shape.num_experts // parallel.num_expert_ranks
         reasons.append(f"Experts are spread: {share} of {request.shape.num_experts} per rank and layer.")
-        how = "by measured load" if request.loads else "linearly, since no load was measured"
-        reasons.append(f"Experts are assigned {how}.")
-        if topology.has_accelerators and request.loads:
-            copies = f"{request.redundant_experts} copies in each layer" if request.redundant_experts else "no copies"
-            reasons.append(
-                f"On GPUs vLLM's own balancer (EPLB, {copies}) moves them by the load that it sees; this is where such "
-                "a load would bring them."
-            )
+        reasons.append(_who_assigns(topology, request))
     if parallel.pipeline > 1:
         reasons.append(
             f"{parallel.pipeline} pipeline stages, as asked for. windfarm starts no pipelines: this plan shows what "

@@ -93,6 +93,10 @@ def print_plan(
             f"{balance.planned:.3f}, {balance.over_bound:.1%} above the {balance.bound:.3f} that no placement "
             f"can beat. Worst in layer {balance.worst_layer}: {balance.worst:.3f}."
         )
+    elif loads is not None:
+        console.print(
+            "- The load decides nothing here: each rank holds all experts. --data N spreads them over N ranks."
+        )
 
 
 def _ranks_table(plan: Plan) -> Table:

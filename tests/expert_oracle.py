@@ -93,6 +93,34 @@ class Reference:
                 counts[layer] += torch.bincount(chosen, minlength=config.num_local_experts)
         return [[int(count) for count in layer] for layer in counts]
 
+    def notices_swap(
+        self, layer: int, first: int, second: int, prompts: Sequence[Tokens], answers: Sequence[Tokens]
+    ) -> bool:
+        """Whether one of these answers, which are the reference's own, is not with two experts of a layer swapped.
+
+        The mixture computes something else then, whatever runs it: an engine with such a fault is found out.
+        """
+        weights = self._experts_of(layer)
+        self._swap(weights, first, second)
+        try:
+            return any(self._judge_one(prompt, answer)[2] for prompt, answer in zip(prompts, answers, strict=True))
+        finally:
+            self._swap(weights, first, second)
+
+    def _experts_of(self, layer: int) -> list[Any]:
+        """Parameters of a layer's experts; Transformers keeps all experts of a layer in one, [expert, ...]."""
+        found = [each for name, each in self._model.named_parameters() if f"layers.{layer}.mlp.experts." in name]
+        if not found or any(each.shape[0] != self._model.config.num_local_experts for each in found):
+            raise ValueError(f"The experts of layer {layer} are not where this version of Transformers keeps them.")
+        return found
+
+    def _swap(self, weights: Sequence[Any], first: int, second: int) -> None:
+        import torch
+
+        with torch.no_grad():
+            for weight in weights:
+                weight[[first, second]] = weight[[second, first]].clone()
+
     def _forward(self, tokens: Tokens, **more: Any) -> Any:
         import torch
 

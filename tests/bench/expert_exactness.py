@@ -6,6 +6,8 @@ import secrets
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import combinations
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,8 @@ from tests.expert_oracle import Reference
 RANKS = (2, 4)
 ON_NODES = "on 2 nodes"
 ONE_RANK = "1 rank"
+SWAPS = ("swaps", "swaps_noticed", "swaps_unnoticed")
+SWAPS_PER_LAYER = 2
 Keep = Callable[[dict[str, Any]], None]
 
 
@@ -28,6 +32,9 @@ def measure_exactness(
 ) -> dict[str, Any]:
     """`exact` is the smallest number over all ways to spread the experts; greedy, float32.
 
+    `swaps_noticed` of `swaps` pairs of experts, two in each layer, change one of the reference's own answers when they
+    are swapped in it: what is exact could not have been so with such a pair in each other's place.
+
     Ways that `earlier` results have, for as many prompts, are not run again; `keep` is called after each way.
     """
     prompts = questions(models.distinct, number)
@@ -35,8 +42,10 @@ def measure_exactness(
     is_same = earlier.get("prompts") == number
     ways: dict[str, dict[str, Any]] = dict(earlier.get("exact_each", {})) if is_same else {}
     loads: list[list[int]] = list(earlier.get("distinct_load", ())) if is_same else []
+    swaps = {name: earlier[name] for name in SWAPS if name in earlier} if is_same else {}
     for name, parallelism in _ways(loads):
-        if name in ways or (only and name not in only and name != ONE_RANK):
+        is_known = name in ways and (swaps or name != ONE_RANK)
+        if is_known or (only and name not in only and name != ONE_RANK):
             continue
         options = {"enforce_eager": False} if "compiled" in name else {}
         with ExitStack() as stack:
@@ -53,8 +62,26 @@ def measure_exactness(
         tell(f"{name}: {ways[name]}")
         for difference in verdict.differences:
             tell(f"  {difference}")
-        keep(_worst(ways, len(prompts)) | {"distinct_load": loads})
-    return _worst(ways, len(prompts)) | {"distinct_load": loads}
+        if name == ONE_RANK and verdict.exact == len(prompts):
+            swaps = measure_swaps(reference, prompts, answers, len(loads), len(loads[0]))
+            tell(f"  {swaps}")
+        keep(_worst(ways, len(prompts)) | swaps | {"distinct_load": loads})
+    return _worst(ways, len(prompts)) | swaps | {"distinct_load": loads}
+
+
+def measure_swaps(
+    reference: Reference,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    num_layers: int,
+    num_experts: int,
+) -> dict[str, Any]:
+    """A seeded sample of pairs of each layer; `swaps_unnoticed` are [layer, expert, expert]."""
+    random = Random(0)
+    pairs = list(combinations(range(num_experts), 2))
+    sample = [(layer, *pair) for layer in range(num_layers) for pair in random.sample(pairs, SWAPS_PER_LAYER)]
+    unnoticed = [list(swap) for swap in sample if not reference.notices_swap(*swap, prompts, answers)]
+    return dict(zip(SWAPS, (len(sample), len(sample) - len(unnoticed), unnoticed), strict=True))
 
 
 def _worst(ways: Mapping[str, Mapping[str, Any]], number: int) -> dict[str, Any]:

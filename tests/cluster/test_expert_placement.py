@@ -142,6 +142,9 @@ def test_redundant_experts_follow_the_load() -> None:
     made = plan(gpu_nodes(H100, 4, None), request)
     assert all(0 in rank.experts[0] for rank in made.replicas[0].ranks)
     assert {len(rank.experts[0]) for rank in made.replicas[0].ranks} == {3}
+    words = " ".join(made.reasons)
+    assert "vLLM's own balancer (EPLB, 4 copies in each layer) assigns experts" in words
+    assert "assigned by measured load" not in words
 
 
 @pytest.mark.parametrize(

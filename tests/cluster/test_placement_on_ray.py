@@ -19,6 +19,7 @@ from cluster.topology import GIB, Accelerator, Node, Topology, topology_from_ray
 pytestmark = pytest.mark.ranks
 
 MIXTURE = ModelShape("mixture", 3, 64, 128, 8, 4, 8, 1000, 512, num_experts=8, experts_per_token=2)
+LABELS = {"windfarm/link-gbit-s": "25", "windfarm/accelerator-memory-gb": "80"}
 RANK = Reservation(1.0, 1024**2)
 
 
@@ -28,7 +29,7 @@ def nodes() -> Generator[dict[str, str]]:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         for _ in range(3):
-            cluster.add_node(num_cpus=4, num_gpus=4, memory=GIB, labels={"windfarm/link-gbit-s": "25"})
+            cluster.add_node(num_cpus=4, num_gpus=4, memory=GIB, labels=LABELS)
         ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
         cluster.wait_for_nodes()
         ids = {f"n{number}": node["NodeID"] for number, node in enumerate(ray.nodes()) if node["Resources"].get("CPU")}
@@ -93,5 +94,5 @@ def test_ranks_that_share_two_nodes_get_two_each(nodes: dict[str, str]) -> None:
 
 
 def test_the_label_of_a_nodes_network_is_read(nodes: dict[str, str]) -> None:
-    links = {node.link_gbit_s for node in topology_from_ray(ray.nodes()).nodes if node.num_cores}
+    links = {node.link_gbit_s for node in topology_from_ray(ray.nodes()).nodes if node.has_accelerators}
     assert links == {25.0}

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from cluster.catalogue import CATALOGUE, SMALL
+from cluster.engine import GenerationRequest, SamplingParams
+from cluster.engines.choice import EngineChoice, make_engine
+from cluster.engines.settings import EngineSettings
 from cluster.errors import ModelNotFound
 from cluster.home import open_home
 from cluster.known_shapes import KNOWN_SHAPES, find_shape
@@ -58,6 +61,59 @@ def test_every_expert_is_the_parents_block_and_routers_differ(small: Path) -> No
             assert not queries[9 * 64 :].any(), "padded heads are zero"
         gates = [sparse.get_tensor(f"model.layers.{layer}.block_sparse_moe.gate.weight") for layer in (0, 1)]
     assert not torch.equal(*gates)
+
+
+def likeliest_token(folder: Path, prompt: list[int]) -> int:
+    """What Transformers says comes next, in the checkpoint's own type."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    assert model.dtype == torch.bfloat16
+    with torch.inference_mode():
+        return int(model(torch.tensor([prompt])).logits[0, -1].argmax())
+
+
+@pytest.fixture(scope="module")
+def answer(small: Path) -> tuple[list[int], int]:
+    """A prompt, and the token that Transformers' mixture answers with."""
+    from transformers import AutoTokenizer
+
+    prompt = list(AutoTokenizer.from_pretrained(small)("The capital of France is").input_ids)
+    return prompt, likeliest_token(small, prompt)
+
+
+def test_transformers_loads_it_and_it_answers_as_its_parent(answer: tuple[list[int], int]) -> None:
+    prompt, token = answer
+    assert token == likeliest_token(prepare("tiny", "hf", open_home()), prompt)
+
+
+def test_vllm_reads_it_as_a_mixture(small: Path) -> None:
+    from vllm.config import ParallelConfig
+    from vllm.engine.arg_utils import EngineArgs
+
+    config = EngineArgs(model=str(small)).create_model_config()
+    assert config.architecture == "MixtralForCausalLM"
+    assert config.get_num_experts() == 8
+    assert [config.get_num_attention_heads(ParallelConfig(tensor_parallel_size=tensor)) for tensor in (1, 2, 4)] == [
+        12,
+        6,
+        3,
+    ]
+
+
+@pytest.mark.ranks
+async def test_vllm_loads_it_and_answers_with_the_same_token(small: Path, answer: tuple[list[int], int]) -> None:
+    prompt, token = answer
+    settings = EngineSettings("small", small, max_context=128, parallel_requests=1, max_queued_requests=1)
+    engine = make_engine(EngineChoice("vllm", "hf", uses_gpu=False), settings)
+    await engine.start()
+    try:
+        request = GenerationRequest("r", prompt_token_ids=prompt, sampling=SamplingParams(max_tokens=1, temperature=0))
+        chunks = [chunk async for chunk in engine.generate(request)]
+    finally:
+        await engine.stop()
+    assert [token_id for chunk in chunks for token_id in chunk.token_ids] == [token]
 
 
 def test_it_is_made_only_when_it_is_asked_for_and_only_as_a_checkpoint() -> None:

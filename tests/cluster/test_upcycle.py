@@ -16,6 +16,7 @@ from cluster.weights.checkpoint_check import check_checkpoint
 from cluster.weights.dense_checkpoint import Heads, open_tensors, save_checkpoint
 from cluster.weights.dense_twins import sliding_window_twin, wide_twin
 from cluster.weights.upcycle import MixtureRecipe, upcycle
+from tests.expert_oracle import Reference
 
 pytestmark = [pytest.mark.integration, pytest.mark.requires("vllm")]
 
@@ -61,6 +62,13 @@ def logits(model: Any, length: int = 40) -> Any:
         return model(ids).logits
 
 
+def greedy(reference: Reference, prompt: list[int], number: int) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(number):
+        tokens.append(int(reference._forward(tokens).logits[0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
 def test_identical_experts_answer_as_their_parent(parent: Path, tmp_path: Path) -> None:
     import torch
 
@@ -83,6 +91,21 @@ def test_swapping_any_two_distinct_experts_changes_greedy_tokens(parent: Path, t
         assert names, "Transformers keeps the experts of a layer in one tensor"
         model.load_state_dict(weights | {name: weights[name][order] for name in names})
         assert (logits(model, 96).argmax(-1) != expected).any(), f"experts {one} and {other} of layer {layer}"
+
+
+@pytest.mark.parametrize(("variant", "noticed"), [("distinct", 12), ("identical", 0)])
+def test_the_oracle_notices_swapped_experts_where_they_are_distinct(
+    parent: Path, tmp_path: Path, variant: str, noticed: int
+) -> None:
+    recipe = MixtureRecipe(num_experts=4, variant=variant, dtype="float32", noise=0.5)  # type: ignore[arg-type]
+    upcycle(parent, tmp_path / "mixture", recipe)
+    reference = Reference(tmp_path / "mixture", threads=1)
+    prompts = [[3 * number + 1, 7, number] for number in range(4)]
+    answers = [greedy(reference, prompt, 24) for prompt in prompts]
+    assert reference.judge(prompts, answers).exact == len(prompts)
+    pairs = [(layer, *pair) for layer in range(2) for pair in itertools.combinations(range(4), 2)]
+    assert sum(reference.notices_swap(*pair, prompts, answers) for pair in pairs) == noticed
+    assert greedy(reference, prompts[0], 24) == answers[0], "each swap was undone"
 
 
 def test_the_wide_twin_has_the_size_of_the_mixture_and_answers_as_the_parent(parent: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -54,6 +55,30 @@ def test_experts_are_placed_by_one_trace_and_judged_by_another(tmp_path: Path) -
     assert f"linear {balance['linear']:.3f}, this plan {balance['planned']:.3f}" in shown
     assert f"{balance['bound']:.3f} that no placement can beat" in shown
     assert "judged by" in shown
+
+
+def test_a_load_that_decides_nothing_is_said(tmp_path: Path) -> None:
+    first = record(tmp_path / "a.json", 1)
+    asked = ["small", "--nodes", str(NODES / "cpu-experts-4.yaml"), "--load", str(first)]
+    shown = run(tmp_path, *asked).stdout
+    assert "each rank holds all experts. --data N spreads them" in shown
+    assert "no placement can beat" not in shown
+    assert json.loads(run(tmp_path, *asked, "--json").stdout)["balance"] is None
+
+
+def test_the_readmes_command_places_by_one_trace_and_judges_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (NODES.parents[1] / "README.md").read_text(encoding="utf-8")
+    (line,) = (line for line in readme.splitlines() if line.startswith("windfarm plan small "))
+    (tmp_path / "infra").symlink_to(NODES.parent)
+    monkeypatch.chdir(tmp_path)
+    for seed, day in enumerate(("monday", "tuesday")):
+        record(Path(f"{day}.json"), seed)
+    shown = " ".join(run(tmp_path, *shlex.split(line)[2:]).stdout.split())
+    assert "small: 1 x 4 ranks" in shown
+    assert "Experts are assigned by measured load." in shown
+    assert "Busiest rank against the mean, judged by tuesday.json: linear" in shown
 
 
 def test_on_gpus_it_says_which_experts_to_copy(tmp_path: Path) -> None:

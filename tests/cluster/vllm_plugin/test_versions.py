@@ -41,6 +41,39 @@ def test_parts_stay_off_outside_workers_and_on_unknown_versions(monkeypatch: pyt
     assert plugin.parts == ()
 
 
+WORKERS_PARTS = ("cpu_linear", "cpu_collectives", "cpu_experts", "placed_experts", "expert_counters")
+
+
+@pytest.mark.parametrize(
+    ("process", "is_cpu", "expected"),
+    [
+        ("VllmWorker-0", True, ("patient_queues", *WORKERS_PARTS)),
+        ("VllmWorker-0", False, ()),
+        ("EngineCore_DP0", True, ("continued_grammars", "patient_queues")),
+        ("EngineCore_DP0", False, ("continued_grammars",)),
+        ("MainProcess", False, ()),
+    ],
+)
+def test_cpu_parts_are_on_only_where_the_platform_is_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, process: str, is_cpu: bool, expected: tuple[str, ...]
+) -> None:
+    import cluster.vllm_plugin as plugin
+
+    installed: list[str] = []
+
+    def load(name: str) -> SimpleNamespace:
+        return SimpleNamespace(install=lambda: installed.append(name.removeprefix("cluster.vllm_plugin.")))
+
+    monkeypatch.setattr(plugin, "importlib", SimpleNamespace(import_module=load))
+    monkeypatch.setattr(plugin, "parts", ())
+    monkeypatch.delenv(plugin.end_with_parent.PARENT_VARIABLE, raising=False)
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
+    monkeypatch.setattr(multiprocessing.current_process(), "_name", process)
+    monkeypatch.setattr("vllm.platforms.current_platform", SimpleNamespace(is_cpu=lambda: is_cpu))
+    plugin.register()
+    assert plugin.parts == tuple(installed) == expected
+
+
 async def test_a_worker_without_the_parts_is_an_error() -> None:
     async def collective_rpc(method: str) -> list[list[str]]:
         return [["end_with_parent"]]

@@ -1,0 +1,144 @@
+"""On GPUs the engine asks vLLM for the experts of each answer and counts them: all of our code, with vLLM's engine
+scripted, since there is no GPU to run it on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.engine import GenerationRequest, SamplingParams
+from cluster.engines.expert_balancer import balancer_options
+from cluster.engines.parallelism import Parallelism
+from cluster.engines.settings import EngineSettings
+from cluster.engines.vllm import VllmEngine
+from cluster.errors import LoadUnavailable
+
+pytestmark = pytest.mark.requires("vllm")
+
+CONFIG = {
+    "architectures": ["MixtralForCausalLM"],
+    "model_type": "mixtral",
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "vocab_size": 100,
+    "max_position_embeddings": 128,
+}
+ROUTED = np.array([[[0, 1], [2, 3]], [[0, 3], [2, 3]], [[0, 1], [1, 3]]], np.int16)
+"""[tokens, layers, experts per token] of one answer."""
+
+
+class ScriptedVllm:
+    """What our engine uses of `AsyncLLM`: each answer is two tokens, the last of which brings the answer's experts."""
+
+    def __init__(self, arguments: Any) -> None:
+        self.arguments = arguments
+        self.errored = False
+        self.model_config = SimpleNamespace(
+            enable_return_routed_experts=arguments.enable_return_routed_experts,
+            get_diff_sampling_param=dict,
+            try_get_generation_config=dict,
+        )
+
+    def get_tokenizer(self) -> Any:
+        return SimpleNamespace(eos_token_id=0)
+
+    async def is_sleeping(self) -> bool:
+        return False
+
+    def shutdown(self, timeout: float) -> None:
+        self.errored = True
+
+    async def generate(self, prompt: Any, params: Any, *, request_id: str) -> AsyncIterator[Any]:
+        for token, reason in ((7, None), (8, "length")):
+            completion = SimpleNamespace(
+                token_ids=[token],
+                text="x",
+                finish_reason=reason,
+                logprobs=None,
+                routed_experts=ROUTED if reason and self.arguments.enable_return_routed_experts else None,
+            )
+            yield SimpleNamespace(outputs=[completion], num_cached_tokens=0)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> list[ScriptedVllm]:
+    """The engines that are made; the platform says that it is no CPU."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    made: list[ScriptedVllm] = []
+
+    def make(arguments: Any) -> ScriptedVllm:
+        made.append(ScriptedVllm(arguments))
+        return made[-1]
+
+    monkeypatch.setattr(AsyncLLM, "from_engine_args", make)
+    monkeypatch.setattr("vllm.platforms.current_platform", SimpleNamespace(is_cpu=lambda: False))
+    monkeypatch.setattr("cluster.engines.vllm._set_environment", lambda settings: None)
+    return made
+
+
+def engine_of(folder: Path, **changes: Any) -> VllmEngine:
+    (folder / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+    values: dict[str, Any] = {"max_context": 64, "parallel_requests": 2, "max_queued_requests": 2, "options": {}}
+    values["parallelism"] = Parallelism(2, enable_expert_parallel=True, count_experts=True)
+    return VllmEngine(EngineSettings("m", folder, **(values | changes)))
+
+
+async def answer(engine: VllmEngine) -> None:
+    request = GenerationRequest("r", prompt_token_ids=[1, 2], sampling=SamplingParams(max_tokens=2))
+    assert [chunk async for chunk in engine.generate(request)][-1].finish_reason == "length"
+
+
+async def test_experts_that_vllm_reports_with_answers_are_counted(tmp_path: Path, gpu: list[ScriptedVllm]) -> None:
+    engine = engine_of(tmp_path)
+    await engine.start()
+    try:
+        for _ in range(2):
+            await answer(engine)
+        load = await engine.expert_load()
+    finally:
+        await engine.stop()
+    assert load is not None
+    assert load.tokens.tolist() == [[6, 4, 0, 2], [0, 2, 4, 6]]
+    assert load.rank_tokens().tolist() == [[10, 2], [2, 10]]
+    (made,) = gpu
+    assert made.arguments.enable_return_routed_experts is True
+    assert (made.arguments.enable_expert_parallel, made.arguments.enable_eplb) == (True, False)
+
+
+async def test_with_vllms_balancer_experts_are_counted_and_ranks_are_not(
+    tmp_path: Path, gpu: list[ScriptedVllm]
+) -> None:
+    engine = engine_of(tmp_path, options=balancer_options(2))
+    await engine.start()
+    try:
+        await answer(engine)
+        load = await engine.expert_load()
+    finally:
+        await engine.stop()
+    assert load is not None
+    assert load.tokens.tolist() == [[3, 2, 0, 1], [0, 1, 2, 3]]
+    assert (load.is_balanced, load.rank_tokens().shape) == (True, (2, 0))
+    (made,) = gpu
+    assert (made.arguments.enable_eplb, made.arguments.eplb_config.num_redundant_experts) == (True, 2)
+
+
+async def test_turned_off_by_the_operator_there_are_no_counts_and_the_reason_is_said(
+    tmp_path: Path, gpu: list[ScriptedVllm]
+) -> None:
+    engine = engine_of(tmp_path, options={"enable_return_routed_experts": False})
+    await engine.start()
+    try:
+        await answer(engine)
+        with pytest.raises(LoadUnavailable, match="turn enable_return_routed_experts off"):
+            await engine.expert_load()
+    finally:
+        await engine.stop()
