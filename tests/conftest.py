@@ -6,39 +6,49 @@ is left out for whatever reason is a failure, so that nothing is believed tested
 
 import os
 from collections.abc import Generator
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.parts import why_missing
 
 # The fixtures `product`: the whole product, started once for all tests that ask for it; and `postgres_url`.
 pytest_plugins = ["tests.product", "tests.postgres"]
 
+START_PRODUCTS = ("tests/e2e/test_gangs.py",)
+SHARE_PRODUCT = ("tests/test_readme.py", "tests/test_packages.py")
+
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """In one process, end-to-end tests come last: the running product would take cores from all tests after it. Those
     that end it come after all others.
 
-    In several processes (`-n`), what takes longest comes first, so that none ends long after the others; what is
-    started once for several tests stays in one process.
+    In several processes (`-n`), what takes longest comes first, so that none ends long after the others.
     """
     is_spread = hasattr(config, "workerinput") or bool(config.getoption("numprocesses", None))
     items.sort(key=lambda item: (_is_e2e(item) != is_spread, item.get_closest_marker("ends_product") is not None))
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(_group(item)))
 
 
-def _is_e2e(item: pytest.Function) -> bool:
+def _is_e2e(item: pytest.Item) -> bool:
     return item.get_closest_marker("e2e") is not None
 
 
-def _group(item: pytest.Function) -> str:
-    """The end-to-end tests share one product; all others share at most what their file starts."""
-    return "product" if _is_e2e(item) or "product" in item.fixturenames else item.nodeid.partition("::")[0]
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Deals out whole groups. (xdist's own groups, `--dist loadgroup`, have no effect in pytest 9.2.)"""
+    return _Groups(config, log)
+
+
+class _Groups(LoadScopeScheduling):
+    """The end-to-end tests share one product, so they stay in one process; so do the tests of any other file."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, test = nodeid.partition("::")
+        shares_product = file.startswith("tests/e2e/") or file in SHARE_PRODUCT or "[remote" in test
+        return "product" if shares_product and file not in START_PRODUCTS else file
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -29,12 +29,7 @@ from tests.e2e.test_closed import ESTABLISHED, LISTEN, is_loopback, sockets_of, 
 from tests.expert_oracle import shortened
 from tests.product import ROOT, Product, start_product
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.xdist_group("gangs"),
-    pytest.mark.requires("vllm"),
-    pytest.mark.timeout(420),
-]
+pytestmark = [pytest.mark.e2e, pytest.mark.requires("vllm"), pytest.mark.timeout(420)]
 
 LAYERS = 2
 ANSWER = 300
