@@ -41,7 +41,7 @@ class ScaleOptions:
     passages: int = 100_000
     compared: int = 20_000
     rounds: int = 3
-    documents: int = 40
+    documents: int = 20
     queries: int = 200
 
 

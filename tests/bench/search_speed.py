@@ -115,8 +115,9 @@ def wait_until_quiet(home: Path) -> float:
     store = replica(home, "store:Store")
     while True:
         began, before = time.perf_counter(), _cpu_s(store)
+        was_merging = _is_merging(store)
         time.sleep(_QUIET_S)
-        if _cpu_s(store) - before < _QUIET_SHARE * _QUIET_S:
+        if not was_merging and not _is_merging(store) and _cpu_s(store) - before < _QUIET_SHARE * _QUIET_S:
             return began
 
 
@@ -129,6 +130,12 @@ def memory_mib(home: Path) -> dict[str, float]:
         "own": round(info.uss / _MIB, 1),
         "disk": round(sum(512 * each.st_blocks for each in files) / _MIB, 1),
     }
+
+
+def _is_merging(store: psutil.Process) -> bool:
+    """Copying a collection and merging the copy are done by processes of their own."""
+    names = [" ".join(child.cmdline()) for child in store.children() if child.is_running()]
+    return any("vector_store_merger" in name or name.startswith("cp ") for name in names)
 
 
 def _cpu_s(process: psutil.Process) -> float:
