@@ -5,6 +5,7 @@ Who searches is a member of three groups who owns nothing, so every search carri
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import time
@@ -134,7 +135,10 @@ def memory_mib(home: Path) -> dict[str, float]:
 
 def _is_merging(store: psutil.Process) -> bool:
     """Copying a collection and merging the copy are done by processes of their own."""
-    names = [" ".join(child.cmdline()) for child in store.children() if child.is_running()]
+    names = []
+    for child in store.children():
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            names.append(" ".join(child.cmdline()))
     return any("vector_store_merger" in name or name.startswith("cp ") for name in names)
 
 
