@@ -10,7 +10,7 @@ BIN := .venv/bin
 SETUP := $(PYTHON) -m infra.setup
 ARGS ?=
 
-.PHONY: help setup setup-dev up down test test-kills test-leaks test-ranks test-unit lint format bench-laptop bench-experts bench-retrieval bench-routing bench-overhead lock screenshots manifests manifests-check map clean
+.PHONY: help setup setup-dev up down test chaos test-kills test-leaks test-ranks test-unit lint format bench-laptop bench-experts bench-retrieval bench-routing bench-overhead lock screenshots manifests manifests-check map clean
 
 help: ## List all targets
 	@echo "windfarm: make up starts everything and prints the address of the page."
@@ -41,6 +41,9 @@ test-leaks: setup-dev ## 10,000 random tries to read what one may not (a minute;
 
 test-ranks: setup-dev ## vLLM in many processes: gangs, exactness, lost ranks and nodes (minutes; `test` has the short form)
 	@$(BIN)/python -m pytest -m "" tests/cluster/vllm_plugin tests/e2e/test_gangs.py $(ARGS)
+
+chaos: setup-dev ## Break everything many times, and write the measured times into docs/failure-contract.md (an hour)
+	@$(BIN)/python -m tests.chaos.campaign $(ARGS)
 
 test-unit: setup-dev ## Only the tests that start nothing: seconds
 	@$(BIN)/python -m pytest -m "not integration and not e2e and not bench" $(ARGS)

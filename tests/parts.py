@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from infra.setup.chromium import find_chromium
+from services.haproxy import find_haproxy
 from services.local_network import why_no_network
+from services.setup_errors import SetupError
 
 DEBIANS_POSTGRES = Path("/usr/lib/postgresql")
 """Each version has its own folder `<version>/bin` here, and Debian puts no link into the PATH."""
@@ -68,12 +70,21 @@ def _number(version: str) -> float:
 
 
 @functools.cache
+def haproxy() -> str | None:
+    try:
+        return None if find_haproxy() else "no HAProxy"
+    except SetupError as error:
+        return str(error)
+
+
+@functools.cache
 def git() -> str | None:
     return None if shutil.which("git") else "no git"
 
 
 PARTS: dict[str, Callable[[], str | None]] = {
     "chromium": chromium,
+    "haproxy": haproxy,
     "vllm": vllm,
     "tmpfs": tmpfs,
     "git": git,

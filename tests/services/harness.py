@@ -229,16 +229,17 @@ async def running_endpoint(
     embedding: EmbeddingCalls | None = None,
     proves: bool = False,
     documents: Sequence[str] = (),
+    database_url: str | None = None,
 ) -> AsyncIterator[Running]:
     """`proves`: also run the proof behind `/ready`, which sends a request of its own to the model. `documents`: ids of
     some that the owner may read; answers that rest on others are not shown. `store`: who answers in the place of
     `StoreCalls`."""
-    url = f"sqlite:///{home}/windfarm.db"
+    url = database_url or f"sqlite:///{home}/windfarm.db"
     upgrade(url)
     database = Database(url)
     owner = ensure_owner(Accounts(database), home)
     _add_documents(database, documents)
-    beats = beats or Beats()
+    beats = Beats() if beats is None else beats  # an empty one is false
     async with AsyncExitStack() as stack:
         directory = Directory(beats)
         await directory.start()
