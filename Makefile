@@ -64,7 +64,7 @@ bench-laptop: setup-dev ## Speed of one chat stream against the bare llama.cpp s
 bench-experts: setup-dev ## Experts in pieces: exactness, balance, speed of two ranks against one, cost of counting
 	@$(BIN)/python -m tests.bench.experts $(ARGS)
 
-bench-retrieval: setup-dev ## What search finds on test sets, each leg alone and fused, beside bm25s
+bench-retrieval: setup-dev ## What search finds on test sets beside bm25s; search and ingest at scale beside LangChain
 	@$(BIN)/python -m tests.bench.retrieval $(ARGS)
 
 bench-routing: setup-dev ## Chats that share documents: replicas chosen by their caches against round robin

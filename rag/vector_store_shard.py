@@ -1,6 +1,6 @@
 """One collection's engine: a shard folder of `qdrant-edge-py`, and how it is kept quick without standing still.
 
-Merging segments and building the graph takes a minute for 100,000 passages, and the engine holds Python's interpreter
+Merging segments and building the graph takes seconds for 10,000 passages, and the engine holds Python's interpreter
 lock meanwhile. So a large shard is merged in another process, on a copy; searches and writes go on, what was written is
 repeated on the copy, and then the copy takes the folder's place.
 """

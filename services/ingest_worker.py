@@ -120,7 +120,7 @@ class IngestWorker:
             await self._has_work.wait()
 
     def _begin_tidying(self, pause_s: float) -> None:
-        """Beside the jobs: a large collection takes a minute, and searches are slow in what is not merged."""
+        """Beside the jobs: a large collection takes long, and searches are slow in what is not merged."""
         is_due = self._needs_tidying and time.monotonic() - self._tidied_at >= pause_s
         if is_due and (self._tidying is None or self._tidying.done()):
             self._needs_tidying = False

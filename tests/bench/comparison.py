@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from services.config import AppConfig
-from tests.bench.langchain_pipeline import packages
+from tests.bench.environments import langchain_python
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,11 +24,8 @@ class Comparison:
             "chunk_tokens": ingestion.chunk_tokens,
             "overlap_tokens": ingestion.chunk_overlap_tokens,
         }
-        command = [sys.executable, "-m", "tests.bench.langchain_pipeline", json.dumps(arguments)]
-        environment = {**os.environ, "PYTHONPATH": str(packages())}
-        self._process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+        command = [str(langchain_python()), "-m", "tests.bench.langchain_pipeline", json.dumps(arguments)]
+        self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.described = self._read()
 
     def __enter__(self) -> Comparison:

@@ -28,6 +28,11 @@ def ray_serve_llm_python() -> Path:
     return make_environment("ray-serve-llm", HERE / "ray_serve_llm.txt", sees_ours=True) / "bin" / "python"
 
 
+def langchain_python() -> Path:
+    """LangChain's splitters and its Qdrant store, above the packages of the environment that runs this."""
+    return make_environment("langchain", HERE / "langchain.txt", sees_ours=True) / "bin" / "python"
+
+
 def make_environment(name: str, pins: Path, *, sees_ours: bool = False) -> Path:
     """The folder of an environment with exactly these packages. `sees_ours`: it sees the present one's below them."""
     folder = CACHE / name

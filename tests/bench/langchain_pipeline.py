@@ -2,14 +2,12 @@
 LangChain and `qdrant-client` in local mode. Both use one engine: windfarm's model, precision, batch and threads.
 
 Reads one JSON object per line and answers with one: `embed` (the bare engine), `ingest` and `search` (the pipeline),
-`load` (fills the pipeline with texts whose vectors are known). LangChain's packages lie in the folder that `packages`
-installs them into.
+`load` (fills the pipeline with texts whose vectors are known). Runs in an environment with LangChain's packages.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,29 +19,13 @@ import numpy as np
 from langchain_core.embeddings import Embeddings
 
 from cluster.engines.embedding_choice import OpenedEmbedding
-from cluster.home import default_root
 from services.config import EmbeddingConfig, Environment
 from services.embedding_service import open_configured_embedding
 
 if TYPE_CHECKING:
     from rag.types import Vectors
 
-PACKAGES = ("langchain-qdrant==1.1.0", "langchain-text-splitters==1.1.3")
-"""Their dependencies are among windfarm's own."""
 BATCH = 32
-
-
-def packages() -> Path:
-    """A folder with LangChain's parts that windfarm does not need itself, installed where they are not there yet."""
-    folder = default_root() / "bench" / "-".join(PACKAGES).replace("==", "-")
-    if not folder.exists():
-        with tempfile.TemporaryDirectory(prefix="windfarm-bench-") as fresh:
-            command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", fresh, *PACKAGES]
-            subprocess.run(command, check=True, stdout=sys.stderr)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            subprocess.run(["cp", "-r", fresh, f"{folder}.new"], check=True)
-            Path(f"{folder}.new").rename(folder)
-    return folder
 
 
 class EngineEmbeddings(Embeddings):

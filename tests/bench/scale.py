@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,8 @@ from services.api_client import ApiClient
 from services.ray_config import load_ray_config
 from tests.bench.comparison import ROOT, Comparison
 from tests.bench.ingest_speed import measure_ingest
-from tests.bench.laptop import run_python, tell
+from tests.bench.laptop import free_port, run_python, tell
 from tests.bench.large_collection import Content, Model, make_passages, read_sentences
-from tests.bench.overhead import windfarm
 from tests.bench.search_speed import WARM_UP, Large, Searcher, compare_search, memory_mib, summary
 
 SETS = [ROOT / "tests" / "data" / "multilingual-qa-mini" / language for language in ("en", "de", "es", "fr", "it")]
@@ -41,7 +42,7 @@ class ScaleOptions:
     passages: int = 100_000
     compared: int = 20_000
     rounds: int = 3
-    documents: int = 40
+    documents: int = 20
     queries: int = 200
 
 
@@ -70,7 +71,7 @@ def measure_scale(sets: Sequence[Path], options: ScaleOptions) -> dict[str, Any]
         folder, home = Path(temporary), Path(temporary, "home")
         run_python(["-m", "cluster.weights", "prepare", "--home", str(home)])
         with (
-            windfarm(home, ROOT / "ray_config.yaml") as up,
+            running_windfarm(home) as up,
             ApiClient(up["api"], up["key"]) as client,
             Comparison(home, config) as other,
         ):
@@ -80,6 +81,18 @@ def measure_scale(sets: Sequence[Path], options: ScaleOptions) -> dict[str, Any]
                 result["ingest"] = measure_ingest(client, other, config, home, rounds=rounds, num_documents=documents)
                 tell(f"ingest: {result['ingest']}")
             return result | _measure_search(sets, options, up["api"], client, other, folder, home)
+
+
+@contextmanager
+def running_windfarm(home: Path) -> Iterator[dict[str, str]]:
+    """What `windfarm up` printed, with the default configuration."""
+    windfarm = ROOT / ".venv" / "bin" / "windfarm"
+    try:
+        command = [windfarm, "up", "--detach", "--json", "--home", home, "--port", str(free_port())]
+        up = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+        yield json.loads(up.stdout.splitlines()[-1])
+    finally:
+        subprocess.run([windfarm, "down", "--home", home], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
 def _measure_search(

@@ -5,6 +5,7 @@ Who searches is a member of three groups who owns nothing, so every search carri
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import time
@@ -115,8 +116,9 @@ def wait_until_quiet(home: Path) -> float:
     store = replica(home, "store:Store")
     while True:
         began, before = time.perf_counter(), _cpu_s(store)
+        was_merging = _is_merging(store)
         time.sleep(_QUIET_S)
-        if _cpu_s(store) - before < _QUIET_SHARE * _QUIET_S:
+        if not was_merging and not _is_merging(store) and _cpu_s(store) - before < _QUIET_SHARE * _QUIET_S:
             return began
 
 
@@ -129,6 +131,15 @@ def memory_mib(home: Path) -> dict[str, float]:
         "own": round(info.uss / _MIB, 1),
         "disk": round(sum(512 * each.st_blocks for each in files) / _MIB, 1),
     }
+
+
+def _is_merging(store: psutil.Process) -> bool:
+    """Copying a collection and merging the copy are done by processes of their own."""
+    names = []
+    for child in store.children():
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            names.append(" ".join(child.cmdline()))
+    return any("vector_store_merger" in name or name.startswith("cp ") for name in names)
 
 
 def _cpu_s(process: psutil.Process) -> float:
