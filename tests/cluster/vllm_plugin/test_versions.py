@@ -49,7 +49,7 @@ WORKERS_PARTS = ("cpu_linear", "cpu_collectives", "cpu_experts", "placed_experts
     [
         ("VllmWorker-0", True, ("patient_queues", *WORKERS_PARTS)),
         ("VllmWorker-0", False, ()),
-        ("EngineCore_DP0", True, ("continued_grammars", "patient_queues")),
+        ("EngineCore_DP0", True, ("continued_grammars", "patient_queues", "forked_workers")),
         ("EngineCore_DP0", False, ("continued_grammars",)),
         ("MainProcess", False, ()),
     ],
