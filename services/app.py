@@ -52,11 +52,11 @@ def build_model(config: ModelConfig) -> Application:
 
 def build_platform(config: PlatformConfig) -> Application:
     """The public endpoint with chat and retrieval, and the page behind it."""
-    from services.gateway import Gateway
+    from services.gateway import DRAIN_S, HAND_OVER_S, Gateway
     from services.page import Ui
 
     page = _deployment(Ui, PAGE).bind(config)
-    return _deployment(Gateway, GATEWAY).bind(config, page)
+    return _deployment(Gateway, GATEWAY, stop_s=HAND_OVER_S + DRAIN_S + STOP_S).bind(config, page)
 
 
 def _deployment(

@@ -64,8 +64,8 @@ class Generation:
         self._metrics = metrics
 
     def require(self, model: str) -> None:
-        """An unknown or unready model is refused before anything else is done."""
-        self._pool.info(model)
+        """An unknown or unready model is refused before anything else is done; one that restarts is waited for."""
+        self._pool.require(model)
 
     async def chat(self, call: Call, request: ChatCompletionRequest) -> Answer | None:
         call.model = request.model
@@ -146,6 +146,7 @@ class Generation:
             priority = "flex" if asked.service_tier == "flex" else priority
             estimate = estimate_chat(asked, self._config.default_max_tokens, 0)
         async with self._queues.place(asked.model, call.actor.key_id, priority, estimate.num_prompt_tokens) as place:
+            await self._pool.until_there(asked.model)
             return await work(place)
 
     async def _collect(self, call: Call, asked: Asked, request: GenerationRequest) -> list[GenerationChunk]:

@@ -40,6 +40,10 @@ class ApplicationState:
         """Also true while a new version is being rolled out beside the old one."""
         return any(deployment.replicas.get("RUNNING", 0) for deployment in self.deployments)
 
+    def num_running(self, deployment: str) -> int:
+        """Replicas of this deployment that run and are not about to stop."""
+        return sum(each.replicas.get("RUNNING", 0) for each in self.deployments if each.name == deployment)
+
     @property
     def reason(self) -> str:
         """What Serve says, one sentence per deployment that does not run as it should."""
@@ -80,6 +84,11 @@ class ServeStates:
     def configured_models(self) -> list[str]:
         names = (name for name in self._applications if name.startswith(MODEL_APP_PREFIX))
         return sorted(name.removeprefix(MODEL_APP_PREFIX) for name in names)
+
+    def is_deploying(self, model: str) -> bool:
+        """Whether Serve is bringing up a model that is new or changed."""
+        state = self._applications.get(MODEL_APP_PREFIX + model)
+        return state is not None and state.status == "DEPLOYING"
 
     def why_not_ready(self, model: str) -> str:
         return self.why_application_not_ready(MODEL_APP_PREFIX + model, f"The model '{model}'")

@@ -34,6 +34,9 @@ _IDLE_CONNECTION_S = 30
 _SILENCE_S = 60
 # Between two looks at whether a silent replica is still there.
 _LOOK_S = 1.0
+# Requests for a model whose last replica has ended, because its configuration changes, wait for the next one.
+_CHANGE_WAIT_S = 600
+_WAIT_LOOK_S = 0.1
 # The request has not reached the replica, so it cannot have been what ended it.
 _NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
@@ -47,6 +50,9 @@ class ReplicaSource(Protocol):
 
     def is_alive(self, replica_id: str) -> bool: ...
 
+    def seconds_away(self, model: str) -> float | None:
+        """For how long no replica of the model has been there; none: there never was one."""
+
     def report_failure(self, replica_id: str) -> None: ...
 
 
@@ -54,6 +60,9 @@ class ModelStates(Protocol):
     """What is configured, also where nothing runs yet."""
 
     def configured_models(self) -> list[str]: ...
+
+    def is_deploying(self, model: str) -> bool:
+        """Whether the model is new or changed, and its replicas are being started."""
 
     def why_not_ready(self, model: str) -> str:
         """A sentence: what Serve says about a configured model without a ready replica."""
@@ -93,6 +102,24 @@ class ModelPool:
     def info(self, model: str) -> Mapping[str, Any]:
         """What the model's replicas say of it. Raises 404 or 503 where there is none."""
         return self._candidates(model)[0].info
+
+    def require(self, model: str) -> None:
+        """Raises 404 or 503 where no replica of the model is there or about to come."""
+        if not self._is_coming(model):
+            self._candidates(model)
+
+    async def until_there(self, model: str) -> None:
+        """Returns when the model has a replica, or when nobody should wait for one any longer: a model that is being
+        changed or restarted is away for some seconds, and that shall fail no request."""
+        while self._is_coming(model):  # noqa: ASYNC110  # three parties change it
+            await asyncio.sleep(_WAIT_LOOK_S)
+
+    def _is_coming(self, model: str) -> bool:
+        """Whether the model was there, has no replica at the moment, and is on its way back."""
+        away_s = self._replicas.seconds_away(model)
+        if not away_s or model not in self._states.configured_models():
+            return False
+        return away_s < (_CHANGE_WAIT_S if self._states.is_deploying(model) else self._config.move_wait_s)
 
     def num_slots(self, model: str) -> int:
         """Generations that the model's replicas run at once; 0 while there is none."""
