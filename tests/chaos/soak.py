@@ -1,8 +1,8 @@
 """`make soak MINUTES=60`: mixed traffic with faults on a product of its own, and whether what it holds stays bounded.
 
 Every ten seconds memory, file handles, threads and processes of the whole product, tasks of the endpoint and rows of
-the database are noted; they may not grow beyond the limits below between the first fifth of the time and the last. Samples
-and plots are left in build/soak/.
+the database are noted; they may not grow beyond the limits below between the first fifth of the time and the last.
+Samples and plots are left in build/soak/.
 
     python -m tests.chaos.soak --minutes 60
 """
