@@ -17,16 +17,13 @@ import numpy.typing as npt
 
 from rag.language import content_words
 from rag.sentences import Span, split_sentences
-from rag.support import ReadPassage, ReadSentence, judge, share
+from rag.support import ReadPassage, ReadSentence, judge, language_of, share
 from rag.types import Citation, Passage
 
 _MARK = re.compile(r"[ \t]*[\[【](\d{1,3}(?:\s*[,;]\s*\d{1,3})*)[\]】]")
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 _NO_CLAIM = re.compile(r"\s*#{1,6}\s|\s*(\*\*|__).+\1:?\s*\Z|.*\?[\s\"'»”’)*_]*\Z", re.DOTALL)
 """Headings and questions: they state nothing that could be supported."""
-
-_KEPT = 0.25
-"""Share of a sentence's content words that a passage must hold for a mark that the model itself wrote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +67,18 @@ def answer_sentences(answer: str) -> list[str]:
     return [plain[span.start : span.end] for span in split_sentences(plain)]
 
 
+def needs_meaning(answer: str, passages: Sequence[Passage]) -> bool:
+    """Whether a sentence of the answer and a passage are in different languages: only there `cosines` count."""
+    spoken = {ReadSentence(sentence).language for sentence in answer_sentences(answer)} - {None}
+    return any(spoken - {language} for passage in passages if (language := language_of(passage)))
+
+
+def passage_sentences(passage: Passage) -> list[str]:
+    """What to embed of a passage for `cosines`; at least one text."""
+    text = passage.chunk.text
+    return [text[span.start : span.end] for span in split_sentences(text)] or [text]
+
+
 def count_claims(answer: str) -> int:
     """Sentences that state something, which a passage should therefore say."""
     return sum(_states_something(sentence) for sentence in answer_sentences(answer))
@@ -85,8 +94,8 @@ def cite(
     unusable: Collection[int] = (),
 ) -> CitedAnswer:
     """Verify and attach citations. Passage n is `passages[n - 1]`, as the prompt numbered them. `cosines` has a row
-    for each of `answer_sentences(answer)` and a column for each passage. Passages whose number is `unusable` are cited
-    for nothing."""
+    for each of `answer_sentences(answer)` and a column for each passage: the cosine with the nearest of its
+    `passage_sentences`. Passages whose number is `unusable` are cited for nothing."""
     plain, marks = take_out_marks(answer)
     sentences = split_sentences(plain)
     texts = {number: ReadPassage(passage) for number, passage in enumerate(passages, start=1) if number not in unusable}
@@ -157,7 +166,7 @@ def _choose(
     for number, passage in passages.items():
         cosine = 0.0 if meaning is None else float(meaning[number - 1])
         # A model that cites may have drawn on the whole passage; what the server attaches stands close together.
-        is_marked = number in marked and share(read.wanted, passage.all_forms) >= _KEPT
+        is_marked = number in marked
         verdict = judge(read, passage, cosine=cosine, is_marked=is_marked)
         if not verdict.is_supported:
             continue

@@ -2,8 +2,9 @@
 
 Words find the place: the run of up to three sentences of the passage that holds most of the sentence. What stands there
 must then not object: every number with its unit and beside the words that it counts, every name, the same denials, and
-nobody in the other's role. Words decide, meaning (a cosine, where given) helps over paraphrase and translation alone.
-How often this is right is measured on labelled pairs (see BENCHMARKS.md). Nothing here asks a model.
+nobody in the other's role. Words decide. Meaning (a cosine, where given) has a say only where sentence and passage are
+in different languages: within one, praise of a passage's subject is as near to it as what the passage says. How often
+this is right is measured on labelled pairs (see BENCHMARKS.md). Nothing here asks a model.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from rag.objections import Objection, Window, find_objection
 from rag.sentences import Span, split_sentences
 from rag.types import Passage
 
-SUPPORTED = 0.6
-"""Share of a sentence's content words that must stand close together."""
-SUPPORTED_WITH_MEANING = 0.35
-"""The same where the cosine of sentence and passage is at least `SAME_MEANING`."""
-SAME_MEANING = 0.86
+SUPPORTED = 0.68
+"""Share of a sentence's content words that must stand close together. Two of three do no more than name a subject."""
+SUPPORTED_IN_TRANSLATION = 0.35
+"""The same (names and numbers, then) where the languages differ and the meaning is the same."""
+SAME_MEANING = 0.88
+"""Cosine of the sentence and the nearest sentence of the passage, by multilingual-e5-small."""
 _ROLES_FROM = 0.75
 """Who did what is compared where this share of the words is the same: a paraphrase may turn its order round."""
 _MAX_WINDOW = 3
@@ -48,7 +50,7 @@ class ReadPassage:
 
     def __init__(self, passage: Passage) -> None:
         self.text = passage.chunk.text
-        self.language: Language | None = detect_language(self.text) or known_language(passage.chunk.language)
+        self.language = language_of(passage)
         self.sentences = split_sentences(self.text)
         self.tokens = [read_tokens(self.text[span.start : span.end], self.language) for span in self.sentences]
         self.forms = [forms_of(tokens) for tokens in self.tokens]
@@ -94,7 +96,8 @@ class ReadSentence:
 
 
 def judge(sentence: ReadSentence, passage: ReadPassage, *, cosine: float = 0.0, is_marked: bool = False) -> Verdict:
-    """Does the passage say it? `is_marked`: the model itself cited this passage, so fewer of its words will do."""
+    """Does the passage say it? `cosine`: with the nearest sentence of the passage. `is_marked`: the model itself cited
+    this passage, and may have drawn on all of it."""
     sentence = sentence.read_as(passage.language)
     looked_for = sentence.wanted + sentence.asked if len(sentence.wanted) < 3 else sentence.wanted
     first, end = passage.best_window(looked_for)
@@ -106,9 +109,15 @@ def judge(sentence: ReadSentence, passage: ReadPassage, *, cosine: float = 0.0, 
     objection = find_objection(
         sentence.tokens, window, sentence.language, passage.language, passage.name_forms, compare_roles=is_alike
     )
-    if objection is None and not is_marked and not _says_enough(overlap, cosine, len(sentence.wanted)):
+    said = share(sentence.wanted, passage.all_forms) if is_marked else overlap
+    is_translated = None not in (sentence.language, passage.language) and sentence.language != passage.language
+    if objection is None and not _says_enough(said, len(sentence.wanted), cosine if is_translated else 0.0):
         objection = "words"
     return Verdict(objection, overlap, quote)
+
+
+def language_of(passage: Passage) -> Language | None:
+    return detect_language(passage.chunk.text) or known_language(passage.chunk.language)
 
 
 def share(wanted: Sequence[frozenset[str]], held: frozenset[str]) -> float:
@@ -116,10 +125,10 @@ def share(wanted: Sequence[frozenset[str]], held: frozenset[str]) -> float:
     return sum(bool(forms & held) for forms in wanted) / len(wanted) if wanted else 0.0
 
 
-def _says_enough(overlap: float, cosine: float, num_words: int) -> bool:
+def _says_enough(overlap: float, num_words: int, cosine: float) -> bool:
     if num_words < 3:
         return overlap >= 1.0
-    return overlap >= SUPPORTED or (overlap >= SUPPORTED_WITH_MEANING and cosine >= SAME_MEANING)
+    return overlap >= SUPPORTED or (overlap >= SUPPORTED_IN_TRANSLATION and cosine >= SAME_MEANING)
 
 
 def _wanted(tokens: Sequence[Token]) -> list[frozenset[str]]:

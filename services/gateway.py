@@ -5,6 +5,7 @@ The process imports no engine. Several replicas may share the port; each checks 
 
 import asyncio
 import contextlib
+import os
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -13,7 +14,7 @@ from services.calls import ServeCalls
 from services.chat import make_story
 from services.config import Environment, PlatformConfig
 from services.database import Database
-from services.discovery import Directory, RayBeatStore
+from services.discovery import RELAY_APP, Beacon, Directory, RayBeatStore, ReplicaEndpoint
 from services.endpoint import PLATFORM_APP, Endpoint, Surroundings
 from services.environment import LOOPBACK, public_address, read_environment
 from services.knowledge_calls import RemoteSearcher, RemoteSentenceEmbedder
@@ -30,16 +31,20 @@ EMBED_APP, EMBED_DEPLOYMENT = "embed", "Embedding"
 HAND_OVER_S = 30.0
 DRAIN_S = 120.0
 _LOOK_S = 0.2
+# The balancer looks every half second at a directory that is refreshed every second.
+_NOTICE_S = 1.7
 
 
 class Gateway:
-    """One replica of the public endpoint. `page` makes Serve start the page with it; they meet through discovery."""
+    """One replica of the public endpoint. `beside` makes Serve start the page (and a load balancer) with it; they meet
+    through discovery."""
 
-    async def __init__(self, config: PlatformConfig, page: DeploymentHandle) -> None:  # type: ignore[misc]
+    async def __init__(self, config: PlatformConfig, *beside: DeploymentHandle) -> None:  # type: ignore[misc]
         """Serve awaits this; the port is open when it returns."""
         close_replica_ports()
         log_into_replica_file()
         environment = read_environment()
+        self._config = config
         host, port = public_address(config.listen, environment)
         self._directory = Directory(RayBeatStore())
         self._states = ServeStates(read_serve)
@@ -65,7 +70,14 @@ class Gateway:
             )
         )
         await asyncio.gather(self._directory.start(), self._states.start())
-        self._listener = await self._listen(environment, host, port)
+        if config.listen.balancer == "haproxy":
+            # A port of its own, which only the balancer is told of.
+            self._listener = await start_listener(self._endpoint.app, environment.internal_host, websockets=True)
+        else:
+            self._listener = await self._listen(environment, host, port)
+        replica_id = serve.get_replica_context().replica_id.unique_id
+        self._beacon = Beacon(RayBeatStore(), ReplicaEndpoint(replica_id, RELAY_APP, self._listener.url, os.getpid()))
+        await self._beacon.start()
         await self._endpoint.start()
 
     async def _listen(self, environment: Environment, host: str, port: int) -> Listener:
@@ -86,7 +98,11 @@ class Gateway:
         """Serve awaits this at a graceful shutdown. Parts are missing where the constructor failed."""
         with contextlib.suppress(AttributeError):
             await self._hand_over()
+            notice_s = _NOTICE_S if self._config.listen.balancer == "haproxy" else 0.0
+            await self._beacon.set_state("draining")
+            await asyncio.sleep(notice_s)
             await self._listener.stop(DRAIN_S)
+            await self._beacon.stop()
             await self._endpoint.stop()
             await self._states.stop()
             await self._directory.stop()
@@ -100,9 +116,13 @@ class Gateway:
                     await asyncio.sleep(_LOOK_S)
 
     async def _is_missed(self) -> bool:
+        """Whether another relay is wanted and none takes requests yet."""
         await self._states.refresh()
         platform = self._states.application(PLATFORM_APP)
-        return platform is not None and platform.status == "DEPLOYING" and not platform.num_running("Gateway")
+        own_id = self._beacon.endpoint.replica_id
+        others = [each for each in self._directory.endpoints(RELAY_APP) if each.replica_id != own_id]
+        is_there = any(each.state == "ready" for each in others)
+        return platform is not None and platform.status == "DEPLOYING" and not is_there
 
     def _calls(self, app: str, deployment: str) -> ServeCalls:
         def why_not_ready() -> str | None:

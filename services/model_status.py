@@ -40,10 +40,6 @@ class ApplicationState:
         """Also true while a new version is being rolled out beside the old one."""
         return any(deployment.replicas.get("RUNNING", 0) for deployment in self.deployments)
 
-    def num_running(self, deployment: str) -> int:
-        """Replicas of this deployment that run and are not about to stop."""
-        return sum(each.replicas.get("RUNNING", 0) for each in self.deployments if each.name == deployment)
-
     @property
     def reason(self) -> str:
         """What Serve says, one sentence per deployment that does not run as it should."""

@@ -6,15 +6,25 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from rag.citations import CitedAnswer, CitedPassage, answer_sentences, cite, make_citation
+from rag.citations import (
+    CitedAnswer,
+    CitedPassage,
+    answer_sentences,
+    cite,
+    make_citation,
+    needs_meaning,
+    passage_sentences,
+)
 from rag.contradiction import with_contradictions
 from rag.language import words
 from rag.quoting import choose_quote, introduce, list_quotes
+from rag.types import Passage
 from services.chat_types import Searcher, SentenceEmbedder
 from services.tools.registry import ToolContext
 
@@ -32,7 +42,7 @@ class VerifiedAnswer:
 
 
 class AnswerVerifier:
-    """`searcher` knows the stored texts; `embedder` helps to attach citations over paraphrase."""
+    """`searcher` knows the stored texts; `embedder` helps to attach citations over languages."""
 
     def __init__(self, searcher: Searcher, embedder: SentenceEmbedder | None) -> None:
         self._searcher = searcher
@@ -67,15 +77,12 @@ class AnswerVerifier:
         return wrong
 
     async def _cite(self, text: str, question: str, context: ToolContext, unusable: Collection[int]) -> CitedAnswer:
-        """By words first; by meaning too where words left a sentence without support."""
+        """By words first; by meaning too where words of another language left a sentence without support."""
         names = context.collection_names
         cited = cite(text, context.passages, question=question, collection_names=names, unusable=unusable)
-        sentences = answer_sentences(text)
-        if self._embedder is None or not cited.unsupported or not context.passages:
+        if self._embedder is None or not cited.unsupported or not needs_meaning(text, context.passages):
             return cited
-        texts = [*sentences, *(passage.chunk.text for passage in context.passages)]
-        vectors = np.asarray(await self._embedder.embed_passages(texts), dtype=np.float32)
-        cosines = vectors[: len(sentences)] @ vectors[len(sentences) :].T
+        cosines = await self._cosines(self._embedder, answer_sentences(text), context.passages)
         return cite(
             text,
             context.passages,
@@ -84,6 +91,17 @@ class AnswerVerifier:
             cosines=cosines,
             unusable=unusable,
         )
+
+    async def _cosines(
+        self, embedder: SentenceEmbedder, sentences: Sequence[str], passages: Sequence[Passage]
+    ) -> npt.NDArray[np.float32]:
+        """Of each sentence (row) with the nearest sentence of each passage (column)."""
+        parts = [passage_sentences(passage) for passage in passages]
+        texts = [*sentences, *(sentence for part in parts for sentence in part)]
+        vectors = np.asarray(await embedder.embed_passages(texts), dtype=np.float32)
+        cosines = vectors[: len(sentences)] @ vectors[len(sentences) :].T
+        ends = np.cumsum([len(part) for part in parts])
+        return np.stack([part.max(axis=1) for part in np.split(cosines, ends[:-1], axis=1)], axis=1)
 
     async def _quote(
         self, cited: CitedAnswer, question: str, context: ToolContext, unusable: Collection[int]

@@ -1,27 +1,32 @@
 """Labelled pairs for the measure of support: the written ones, and those that rules make from the question sets.
 
-    python -m tests.support_pairs        writes tests/data/citation-support/made.jsonl anew
+    python -m tests.support_pairs              writes tests/data/citation-support/made.jsonl anew
+    python -m tests.support_pairs --cosines    writes cosines.json beside it anew, with the embedding model
 
 Rules (the same files give the same pairs): from each question set, questions in their order; the sentence of the gold
 paragraph that holds the answer, between 8 and 40 words; each sentence makes at most one pair of each kind, and each
 kind stops at `PER_KIND` pairs a language. Supported: the sentence itself; its beginning up to a comma; in another
 language the whole paragraph that it was translated from. Unsupported: one number, unit or name of it exchanged, a
-negation put in, its first and last name exchanged, a sentence of another article.
+negation put in, its first and last name exchanged, a sentence of another article; in another language the paragraph
+beside the one that it was translated from.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
+from rag.citations import passage_sentences
 from rag.sentences import split_sentences
 from rag.support import ReadPassage, ReadSentence, judge
-from rag.types import Passage, StoredChunk
+from rag.types import Embedder, Passage, StoredChunk
 
 DATA = Path(__file__).parent / "data"
 SETS = DATA / "multilingual-qa-mini"
@@ -79,6 +84,22 @@ def read_written(name: str) -> list[tuple[Pair, str]]:
 
 def read_made() -> list[tuple[Pair, str]]:
     return with_texts([Pair(**entry) for entry in _lines(FOLDER / "made.jsonl")])
+
+
+def read_cosines(name: str) -> list[float]:
+    """Of `written`, `held-out` or `made`, in their order: each sentence with the nearest one of its passage."""
+    cosines: dict[str, list[float]] = json.loads((FOLDER / "cosines.json").read_text("utf-8"))
+    return cosines[name]
+
+
+async def compute_cosines(pairs: Iterable[tuple[Pair, str]], embedder: Embedder) -> list[float]:
+    """What the product hands to the measure for each pair."""
+    cosines = []
+    for pair, text in pairs:
+        sentences = passage_sentences(as_passage(pair, text))
+        vectors = await embedder.embed_passages([pair.sentence, *sentences])
+        cosines.append(round(float((vectors[1:] @ vectors[0]).max()), 3))
+    return cosines
 
 
 def with_texts(pairs: Iterable[Pair]) -> list[tuple[Pair, str]]:
@@ -142,6 +163,11 @@ def _pairs_of(language: str) -> Iterator[Pair]:
         if language == "en":
             for other in ("de", "es"):
                 yield Pair("en", paragraph.replace("xen", f"x{other}"), "translated", True, sentence)
+                beside = next(
+                    (one for one, (name, _) in paragraphs.items() if name == title and one != paragraph), None
+                )
+                if beside:
+                    yield Pair("en", beside.replace("xen", f"x{other}"), "translated-wrong", False, sentence)
 
 
 def _answer_sentences(language: str, paragraphs: dict[str, tuple[str, str]]) -> Iterator[tuple[str, str]]:
@@ -236,6 +262,21 @@ def _lines(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
 
 
+async def _write_cosines() -> None:
+    from services.evaluation_index import open_serving_model
+    from services.evaluation_settings import EvaluationSettings
+    from services.ray_config import load_ray_config
+
+    settings = EvaluationSettings.of(load_ray_config(DATA.parents[1] / "ray_config.yaml").app)
+    files = {"written": read_written("written.tsv"), "held-out": read_written("held-out.tsv"), "made": read_made()}
+    async with open_serving_model(settings.embed) as model:
+        found = {name: await compute_cosines(pairs, model.embedder) for name, pairs in files.items()}
+    (FOLDER / "cosines.json").write_text(json.dumps(found) + "\n", "utf-8")
+
+
 if __name__ == "__main__":
-    lines = [json.dumps(asdict(pair), ensure_ascii=False) for pair in make_pairs()]
-    (FOLDER / "made.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    if sys.argv[1:] == ["--cosines"]:
+        asyncio.run(_write_cosines())
+    else:
+        lines = [json.dumps(asdict(pair), ensure_ascii=False) for pair in make_pairs()]
+        (FOLDER / "made.jsonl").write_text("\n".join(lines) + "\n", "utf-8")

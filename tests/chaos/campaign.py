@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.chaos import (
+    balancer_faults,
     engines,
     grammars,
     knowledge_faults,
@@ -41,12 +42,12 @@ def all_faults(only: str, *, with_product: bool) -> Iterator[list[Fault]]:
     def chosen(faults: Sequence[Fault]) -> list[Fault]:
         return [fault for fault in faults if only in fault.row]
 
-    found = [*stream_faults.faults(False), *provider_faults.faults(False), *knowledge_faults.faults(False)]
-    if (missing := why_missing("namespaces")) is None:
-        found += network_cut.faults(False)
-    else:
-        print(f"No network is cut here: {missing}", flush=True)
-    faults = chosen(found)
+    groups = (stream_faults, provider_faults, knowledge_faults, balancer_faults, network_cut)
+    faults = chosen([fault for group in groups for fault in group.faults(False)])
+    missing = {fault.row: why for fault in faults if fault.needs and (why := why_missing(fault.needs))}
+    for row, why in missing.items():
+        print(f"{row}: cannot be tried here: {why}", flush=True)
+    faults = [fault for fault in faults if fault.row not in missing]
     if not with_product or not chosen(product_faults.faults(None)):  # type: ignore[arg-type]
         yield faults
         return

@@ -113,13 +113,34 @@ def test_several_sentences_from_one_passage_make_one_citation_with_both_places()
     assert only.citation.quote in LEAVE
 
 
-def test_meaning_helps_over_paraphrase_but_not_over_a_wrong_number() -> None:
-    answer = "New parents get full pay during parental leave."
-    cosines = np.array([[0.92, 0.70]], dtype=np.float32)
-    assert cite(answer, PASSAGES).citations == ()
-    assert [each.citation.number for each in cite(answer, PASSAGES, cosines=cosines).citations] == [1]
-    wrong = "New parents get full pay during 40 weeks of parental leave."
-    assert cite(wrong, PASSAGES, cosines=cosines).citations == ()
+def test_meaning_helps_over_translation_but_not_over_a_wrong_number() -> None:
+    answer = "Der Zug nach Berlin kostet laut Dr. Weber 90 Euro."
+    passages = [passage("The train to Berlin costs 90 euros. Dr. Weber pays for it."), passage(LEAVE, number=2)]
+    cosines = np.array([[0.92, 0.92]], dtype=np.float32)
+    assert cite(answer, passages).citations == ()
+    assert [each.citation.number for each in cite(answer, passages, cosines=cosines).citations] == [1]
+    assert cite(answer, passages, cosines=cosines - 0.05).citations == ()
+    assert cite(answer.replace("90", "95"), passages, cosines=cosines).citations == ()
+
+
+PULLS = "Pull requests (PRs) let you tell others about changes that you pushed to a branch in a repository on GitHub."
+PRAISE = "Pull requests (PRs) are a powerful tool for transparency and collaboration"
+
+
+@pytest.mark.parametrize("mark", ["", " [1]"])
+def test_praise_of_what_a_passage_is_about_is_not_cited_however_near_it_is(mark: str) -> None:
+    cited = cite(f"{PRAISE}{mark}.", [passage(PULLS)], cosines=np.array([[0.99]], dtype=np.float32))
+    assert cited.text == f"{PRAISE}."
+    assert cited.citations == ()
+    assert len(cited.unsupported) == 1
+
+
+def test_a_mark_of_the_model_may_rest_on_words_from_all_over_the_passage() -> None:
+    filler = "Something else is told here. "
+    scattered = "Trains are fast. " + filler * 3 + "Hotels are booked. " + filler * 3 + "The second class is full."
+    cited = cite("Trains are booked in second class [1].", [passage(scattered)])
+    assert [each.citation.number for each in cited.citations] == [1]
+    assert cite("Trains are a comfortable way to travel [1].", [passage(scattered)]).citations == ()
 
 
 def test_marks_may_stand_after_the_full_stop() -> None:

@@ -228,7 +228,7 @@ async def test_client_tools_get_their_call_without_citations() -> None:
     assert not [event for event in events if isinstance(event, CitationsReady)]
 
 
-async def test_meaning_is_asked_only_where_words_left_a_sentence_alone() -> None:
+async def test_meaning_is_asked_only_where_words_of_another_language_left_a_sentence_alone() -> None:
     class Embedder:
         num_calls = 0
 
@@ -237,9 +237,12 @@ async def test_meaning_is_asked_only_where_words_left_a_sentence_alone() -> None
             return np.ones((len(texts), 1), dtype=np.float32)
 
     embedder = Embedder()
-    await tell(ScriptedModel("Parental leave lasts twelve weeks."), Shelf(LEAVE), embedder=embedder)
+    train = "The train to Berlin costs 90 euros, and Dr. Weber pays for it. It is full on Mondays."
+    for said in ("The train to Berlin costs 90 euros.", "The train has a good kitchen. Dr. Weber pays."):
+        await tell(ScriptedModel(said), Shelf(train), embedder=embedder)
     assert embedder.num_calls == 0
-    events = await tell(ScriptedModel("Mums get paid leave at home."), Shelf(LEAVE), embedder=embedder)
+    german = ScriptedModel("Der Zug nach Berlin kostet laut Dr. Weber 90 Euro.")
+    events = await tell(german, Shelf(train), embedder=embedder)
     assert embedder.num_calls == 1
     assert len(only(events, CitationsReady).citations) == 1
 

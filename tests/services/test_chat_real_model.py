@@ -39,6 +39,7 @@ from services.chat_types import (
 from services.config import ChatConfig, RetrievalConfig
 from services.embedding_service import EmbeddingService
 from tests.seen import LABELS, seen
+from tests.support_pairs import compute_cosines, read_cosines, read_written
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
@@ -75,14 +76,14 @@ class Handbook:
 
     def __init__(self, store: VectorStore, embedder: EmbeddingService) -> None:
         self._store = store
-        self._embedder = embedder
+        self.embedder = embedder
 
     async def search(
         self, collections: Sequence[str], query: str, *, top_k: int | None, actor: str | None
     ) -> SearchResult:
         settings = RetrievalSettings(top_k=top_k or 3)
         store = seen(self._store, "col")
-        passages = await retrieve(query, ["col"], embedder=self._embedder, store=store, settings=settings)
+        passages = await retrieve(query, ["col"], embedder=self.embedder, store=store, settings=settings)
         return SearchResult(passages, {"col": "handbook"})
 
     async def check_quotes(self, citations: Sequence[Citation], *, actor: str | None) -> list[bool]:
@@ -159,6 +160,13 @@ async def test_a_question_about_the_handbook_is_answered_with_a_right_citation(
         assert page[cited.citation.start : cited.citation.end] == cited.citation.quote
         for start, end in cited.answer_spans:
             assert f"[{cited.citation.number}]" in only(events, Finished).text[start:end]
+
+
+async def test_the_kept_cosines_of_labelled_pairs_are_those_of_the_embedding_model(handbook: Handbook) -> None:
+    """Which the measure of support is judged with; each CPU computes a little differently."""
+    for name, file in (("written", "written.tsv"), ("held-out", "held-out.tsv")):
+        kept, pairs = read_cosines(name)[::20], read_written(file)[::20]
+        assert await compute_cosines(pairs, handbook.embedder) == pytest.approx(kept, abs=0.02)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from services.config import PlatformConfig, StreamsConfig
 from services.discovery import Directory
-from services.model_status import ApplicationState, DeploymentState
+from services.model_status import ApplicationState
 from tests.chaos.faults import hear
 from tests.chaos.replicas import Fleet
 from tests.chaos.stream_faults import Streams, fleet_of
@@ -68,17 +68,3 @@ async def test_the_directory_knows_how_long_a_model_has_been_away() -> None:
     beats.delete("windfarm/llm-tiny/r")
     await directory.refresh()
     assert directory.seconds_away("tiny") == 3.0
-
-
-def test_a_relay_is_missed_until_another_one_runs() -> None:
-    def platform(*running: int) -> ApplicationState:
-        deployments = zip(("Ui", "Gateway"), running, strict=True)
-        return ApplicationState(
-            "platform",
-            "DEPLOYING",
-            deployments=tuple(
-                DeploymentState(name, "UPDATING", "", {"RUNNING": n, "STOPPING": 1}) for name, n in deployments
-            ),
-        )
-
-    assert [platform(*numbers).num_running("Gateway") for numbers in ((1, 0), (0, 2))] == [0, 2]
