@@ -15,7 +15,7 @@ from services.chat import make_story
 from services.config import Environment, PlatformConfig
 from services.database import Database
 from services.discovery import RELAY_APP, Beacon, Directory, RayBeatStore, ReplicaEndpoint
-from services.endpoint import PLATFORM_APP, Endpoint, Surroundings
+from services.endpoint import Endpoint, Surroundings
 from services.environment import LOOPBACK, public_address, read_environment
 from services.knowledge_calls import RemoteSearcher, RemoteSentenceEmbedder
 from services.limiter import LimiterCalls
@@ -27,10 +27,7 @@ from services.reranker import make_reranker
 
 STORE_APP, STORE_DEPLOYMENT = "store", "Store"
 EMBED_APP, EMBED_DEPLOYMENT = "embed", "Embedding"
-# How long a relay that is replaced keeps the port open for the next one, and then lets its streams end.
-HAND_OVER_S = 30.0
-DRAIN_S = 120.0
-_LOOK_S = 0.2
+_DRAIN_S = 4.0
 # The balancer looks every half second at a directory that is refreshed every second.
 _NOTICE_S = 1.7
 
@@ -97,32 +94,15 @@ class Gateway:
     async def __del__(self) -> None:
         """Serve awaits this at a graceful shutdown. Parts are missing where the constructor failed."""
         with contextlib.suppress(AttributeError):
-            await self._hand_over()
             notice_s = _NOTICE_S if self._config.listen.balancer == "haproxy" else 0.0
             await self._beacon.set_state("draining")
             await asyncio.sleep(notice_s)
-            await self._listener.stop(DRAIN_S)
+            await self._listener.stop(_DRAIN_S - notice_s)
             await self._beacon.stop()
             await self._endpoint.stop()
             await self._states.stop()
             await self._directory.stop()
             self._database.close()
-
-    async def _hand_over(self) -> None:
-        """Where the application changes, requests are taken until the next relay has opened the port as well."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(HAND_OVER_S):
-                while await self._is_missed():  # noqa: ASYNC110  # Serve tells nobody
-                    await asyncio.sleep(_LOOK_S)
-
-    async def _is_missed(self) -> bool:
-        """Whether another relay is wanted and none takes requests yet."""
-        await self._states.refresh()
-        platform = self._states.application(PLATFORM_APP)
-        own_id = self._beacon.endpoint.replica_id
-        others = [each for each in self._directory.endpoints(RELAY_APP) if each.replica_id != own_id]
-        is_there = any(each.state == "ready" for each in others)
-        return platform is not None and platform.status == "DEPLOYING" and not is_there
 
     def _calls(self, app: str, deployment: str) -> ServeCalls:
         def why_not_ready() -> str | None:
