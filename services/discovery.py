@@ -189,6 +189,8 @@ class Directory:
         self._clock = clock
         self._entries: dict[str, _Entry] = {}
         self._view: _View | None = None
+        self._there_at: dict[str, float] = {}
+        """When each model was last seen with a replica."""
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -223,6 +225,13 @@ class Directory:
         """Names of all models that have a live replica."""
         return sorted(self._look().replicas)
 
+    def seconds_away(self, model: str) -> float | None:
+        """For how long no replica of the model has been there; 0: one is; none: nobody has seen one here."""
+        if self.replicas(model):
+            return 0.0
+        there_at = self._there_at.get(model)
+        return None if there_at is None else self._clock() - there_at
+
     def report_failure(self, replica_id: str) -> None:
         """A connection to this replica failed: leave it out until it beats again."""
         for entry in self._entries.values():
@@ -253,6 +262,7 @@ class Directory:
                 self._entries[key] = _Entry(endpoint, now)
             elif entry.endpoint.beat != endpoint.beat:
                 entry.endpoint, entry.changed_at = endpoint, now
+        self._there_at |= dict.fromkeys(self.models(), now)
         return [key for key, entry in self._entries.items() if now - entry.changed_at > FORGET_AFTER_S]
 
     def _look(self) -> _View:

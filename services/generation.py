@@ -72,7 +72,7 @@ class Generation:
         self._metrics = metrics
 
     def require(self, model: str) -> None:
-        """An unknown or unready model is refused before anything else is done; one that sleeps will be started."""
+        """An unknown or unready model is refused before anything is done; one that is about to come is waited for."""
         self._pool.require(model)
 
     async def chat(self, call: Call, request: ChatCompletionRequest) -> Answer | None:
@@ -155,6 +155,7 @@ class Generation:
             priority = "flex" if asked.service_tier == "flex" else priority
             estimate = estimate_chat(asked, self._config.default_max_tokens, 0)
         async with self._queues.place(asked.model, call.actor.key_id, priority, estimate.num_prompt_tokens) as place:
+            await self._pool.until_there(asked.model)
             return await work(place)
 
     async def _collect(self, call: Call, asked: Asked, request: GenerationRequest) -> list[GenerationChunk]:

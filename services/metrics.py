@@ -4,6 +4,7 @@ no client can make the number of series grow.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -53,6 +54,8 @@ class Metrics:
             "windfarm_streams_moved", "Answers that went on at another replica", ("model",), registry=self._registry
         )
         self._in_flight = Gauge("windfarm_requests_in_flight", "Requests that run now", registry=self._registry)
+        tasks = Gauge("windfarm_tasks", "Tasks on the event loop of this endpoint process", registry=self._registry)
+        tasks.set_function(lambda: len(asyncio.all_tasks()))
 
     def began(self) -> None:
         self._in_flight.inc()

@@ -92,6 +92,11 @@ class ServeStates:
         state = self._applications.get(MODEL_APP_PREFIX + model)
         return state is not None and state.starts_on_demand
 
+    def is_deploying(self, model: str) -> bool:
+        """Whether Serve is bringing up a model that is new or changed."""
+        state = self._applications.get(MODEL_APP_PREFIX + model)
+        return state is not None and state.status == "DEPLOYING"
+
     def why_not_ready(self, model: str) -> str:
         return self.why_application_not_ready(MODEL_APP_PREFIX + model, f"The model '{model}'")
 

@@ -36,6 +36,9 @@ _SILENCE_S = 60
 _LOOK_S = 1.0
 _TRY_AGAIN_S = 0.25
 _SAMPLING_FIELDS = tuple(field.name for field in fields(SamplingParams))
+# Requests for a model whose last replica has ended, because its configuration changes, wait for the next one.
+_CHANGE_WAIT_S = 600
+_WAIT_LOOK_S = 0.1
 # The request has not reached the replica, so it cannot have been what ended it.
 _NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
@@ -49,6 +52,9 @@ class ReplicaSource(Protocol):
 
     def is_alive(self, replica_id: str) -> bool: ...
 
+    def seconds_away(self, model: str) -> float | None:
+        """For how long no replica of the model has been there; none: there never was one."""
+
     def report_failure(self, replica_id: str) -> None: ...
 
 
@@ -59,6 +65,9 @@ class ModelStates(Protocol):
 
     def starts_on_demand(self, model: str) -> bool:
         """Whether a request starts the model that has no replica; it waits meanwhile."""
+
+    def is_deploying(self, model: str) -> bool:
+        """Whether the model is new or changed, and its replicas are being started."""
 
     def why_not_ready(self, model: str) -> str:
         """A sentence: what Serve says about a configured model without a ready replica."""
@@ -100,8 +109,8 @@ class ModelPool:
         return self._candidates(model)[0].info
 
     def require(self, model: str) -> None:
-        """Raises 404 or 503 where no replica is there and none will be started for the request."""
-        if not self.sleeps(model):
+        """Raises 404 or 503 where no replica of the model is there or about to come."""
+        if not self.sleeps(model) and not self._is_coming(model):
             self._candidates(model)
 
     def sleeps(self, model: str) -> bool:
@@ -111,6 +120,19 @@ class ModelPool:
     def why_not_ready(self, model: str) -> str:
         """What Ray Serve says of a model without a replica."""
         return self._states.why_not_ready(model)
+
+    async def until_there(self, model: str) -> None:
+        """Returns when the model has a replica, or when nobody should wait for one any longer: a model that is being
+        changed or restarted is away for some seconds, and that shall fail no request."""
+        while self._is_coming(model):  # noqa: ASYNC110  # three parties change it
+            await asyncio.sleep(_WAIT_LOOK_S)
+
+    def _is_coming(self, model: str) -> bool:
+        """Whether the model was there, has no replica at the moment, and is on its way back."""
+        away_s = self._replicas.seconds_away(model)
+        if not away_s or model not in self._states.configured_models():
+            return False
+        return away_s < (_CHANGE_WAIT_S if self._states.is_deploying(model) else self._config.move_wait_s)
 
     def num_slots(self, model: str) -> int:
         """Generations that the model's replicas run at once; 0 while there is none."""

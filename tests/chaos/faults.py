@@ -42,6 +42,8 @@ class Fault:
     num_trials: int = 10
     run_together: bool = False
     """The trials mostly wait, so they run side by side."""
+    needs: str | None = None
+    """A part of the machine (see tests/parts.py) without which it cannot be tried."""
 
     async def try_once(self, *, is_timed: bool = True) -> Outcome:
         """One trial; an error in it is its outcome. Not `is_timed`: however long it took, for tests, which may run

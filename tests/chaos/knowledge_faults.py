@@ -23,7 +23,6 @@ from services import database as database_module
 from tests.chaos.faults import Fault, Outcome, hear, seconds_of
 from tests.chaos.hash_engine import HashEngine
 from tests.chaos.postgres import Postgres
-from tests.parts import why_missing
 from tests.services.harness import error_of, running_endpoint
 from tests.services.knowledge_endpoint import KnowledgeEndpoint, knowledge_endpoint
 
@@ -34,9 +33,8 @@ TEXT = "Each visitor gets a yellow badge at the gate."
 
 def faults(quick: bool) -> list[Fault]:
     busy_s = 0.3 if quick else BUSY_S
-    gone = [] if why_missing("postgres") else [Fault("database gone", 5, lose_the_database)]
     return [
-        *gone,
+        Fault("database gone", 5, lose_the_database, needs="postgres"),
         Fault("database locked", 2 * busy_s + 5, partial(lock_the_database, busy_s=busy_s), run_together=True),
         Fault("database damaged", 5, damage_the_database),
         Fault("embedding service away", 5, partial(take_away, what="embedding")),

@@ -30,7 +30,7 @@ LIMIT_S = 180
 
 
 def faults(_quick: bool) -> list[Fault]:
-    return [Fault("network cut between nodes", 15, cut_the_network)]
+    return [Fault("network cut between nodes", 15, cut_the_network, needs="namespaces")]
 
 
 async def cut_the_network(_folder: Path) -> Outcome:

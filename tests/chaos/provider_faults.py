@@ -57,7 +57,7 @@ async def misbehave(folder: Path, *, fault: ProviderFault, code: str, status: in
         problem = f"Retry-After is {heard.headers.get('retry-after')}, the provider's is {RETRY_AFTER_S}"
     if problem is None and (fault == "stall") != bool(provider.num_left):
         problem = "the provider's connection was left open"
-    if problem is None and load != (0, 0):
+    if problem is None and load[:2] != (0, 0):
         problem = f"a slot is taken for ever: {load}"
     return Outcome(heard.seconds, seen, problem)
 

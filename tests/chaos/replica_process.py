@@ -123,6 +123,7 @@ def make(kind: str, num_slots: int) -> Engine:
         max_context=MAX_CONTEXT,
         parallel_requests=num_slots,
         threads=1,
+        options={"dtype": "float32"} if kind == "vllm" else {},
     )
     return make_engine(EngineChoice(kind, model_format, uses_gpu=False), settings)  # type: ignore[arg-type]
 

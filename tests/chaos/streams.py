@@ -222,19 +222,15 @@ def difference(said: Said, expected: Said) -> str:
     return "nothing differs"
 
 
-async def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
-    logging.disable()  # lost connections by the hundred
+async def campaign(num_trials: int, first_seed: int) -> tuple[int, int]:
+    """Trials that passed and that failed."""
     num_passed = num_failed = num_moved = 0
     with tempfile.TemporaryDirectory(prefix="windfarm-chaos-") as folder:
-        for number in range(options.trials):
+        for number in range(num_trials):
             home = Path(folder, str(number))
             home.mkdir()
             async with fleet_behind_endpoint(home) as (running, fleet):
-                outcome = await run_trial(running, fleet, options.seed + number)
+                outcome = await run_trial(running, fleet, first_seed + number)
             has_passed = not outcome.wrong
             num_passed, num_failed = num_passed + has_passed, num_failed + (not has_passed)
             faults, wrong = dict(outcome.faults), len(outcome.wrong)
@@ -244,8 +240,18 @@ async def main() -> None:
             for problem in outcome.wrong[:3]:
                 print("   ", problem)
     print(f"{num_moved} answers went on elsewhere")
+    return num_passed, num_failed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    logging.disable()  # lost connections by the hundred
+    num_passed, num_failed = asyncio.run(campaign(options.trials, options.seed))
     print(f"{num_passed} passed, {num_failed} failed")
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    main()

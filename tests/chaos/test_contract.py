@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.chaos import knowledge_faults, network_cut, product_faults, provider_faults, stream_faults
+from tests.chaos import balancer_faults, knowledge_faults, network_cut, product_faults, provider_faults, stream_faults
 from tests.chaos.contract import FILE, ROOT, read_rows, summary, with_measured
 from tests.chaos.faults import Fault, Outcome
 
@@ -12,7 +12,7 @@ ROWS = {row.fault: row for row in read_rows(FILE.read_text(encoding="utf-8"))}
 FAULTS: list[Fault] = [
     *(
         fault
-        for group in (stream_faults, provider_faults, knowledge_faults, network_cut)
+        for group in (stream_faults, provider_faults, knowledge_faults, network_cut, balancer_faults)
         for fault in group.faults(False)
     ),
     *product_faults.faults(None),  # type: ignore[arg-type]  # nothing is tried here

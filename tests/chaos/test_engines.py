@@ -6,13 +6,9 @@ from tests.chaos.engines import replicas_of, run_trial
 
 pytestmark = pytest.mark.integration
 
-BEST_DISTANCE = 0.1
-"""The model's weights have four bits; a prompt is computed in other batches than the answer was."""
-
 
 async def test_llamacpp_answers_go_on_when_their_process_is_killed() -> None:
     async with replicas_of("llamacpp") as (replicas, pool):
         verdict = await run_trial(replicas, pool)
-    assert verdict.faults == []
+    assert verdict.has_passed("llamacpp"), verdict
     assert verdict.num_moved >= 1
-    assert max(verdict.distances) <= BEST_DISTANCE
