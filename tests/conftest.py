@@ -16,7 +16,6 @@ from tests.parts import why_missing
 # The fixtures `product`: the whole product, started once for all tests that ask for it; and `postgres_url`.
 pytest_plugins = ["tests.product", "tests.postgres"]
 
-START_PRODUCTS = ("tests/e2e/test_gangs.py",)
 SHARE_PRODUCT = ("tests/test_readme.py", "tests/test_packages.py")
 
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
@@ -30,7 +29,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     In several processes (`-n`), what takes longest comes first, so that none ends long after the others.
     """
     is_spread = hasattr(config, "workerinput") or bool(config.getoption("numprocesses", None))
-    items.sort(key=lambda item: (_is_e2e(item) != is_spread, item.get_closest_marker("ends_product") is not None))
+    items.sort(
+        key=lambda item: (
+            _is_e2e(item) != is_spread,
+            item.get_closest_marker("ends_product") is not None,
+            "product" in getattr(item, "fixturenames", ()),  # those with a cluster of their own before it is started
+        )
+    )
 
 
 def _is_e2e(item: pytest.Item) -> bool:
@@ -43,12 +48,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 
 class _Groups(LoadScopeScheduling):
-    """The end-to-end tests share one product, so they stay in one process; so do the tests of any other file."""
+    """The end-to-end tests stay in one process: they share one product, and two products would take turns at two
+    cores. So do the tests of any other file."""
 
     def _split_scope(self, nodeid: str) -> str:
         file, _, test = nodeid.partition("::")
         shares_product = file.startswith("tests/e2e/") or file in SHARE_PRODUCT or "[remote" in test
-        return "product" if shares_product and file not in START_PRODUCTS else file
+        return "product" if shares_product else file
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -20,7 +20,10 @@ def postgres_server() -> Iterator[str]:
     assert initdb is not None and postgres is not None
     folder = Path(tempfile.mkdtemp(prefix="windfarm-pg-"))
     folder.chmod(0o777)
-    as_user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"] if os.geteuid() == 0 else []
+    # INT: PostgreSQL's fast end, also where pytest is killed.
+    as_user = ["setpriv", "--pdeathsig", "INT"]
+    if os.geteuid() == 0:
+        as_user += ["--reuid=nobody", "--regid=nogroup", "--clear-groups"]
     data = folder / "data"
     subprocess.run(
         [*as_user, initdb, "--no-sync", "-A", "trust", "-U", "windfarm", "-D", str(data)],
