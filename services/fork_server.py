@@ -170,10 +170,11 @@ def _show_first_id(server: socket.socket) -> None:
     """In the fork: go on only where the server has not seen this id before."""
     import ray
 
-    with server:
+    with contextlib.suppress(OSError), server:  # the server has stopped to wait
         server.sendall(ray.ObjectID.from_random().binary())
-        if not server.recv(1):
-            os._exit(1)
+        if server.recv(1):
+            return
+    os._exit(1)
 
 
 def _check_first_id(fork: socket.socket, first_ids: set[bytes]) -> None:
