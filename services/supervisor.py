@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -207,10 +207,28 @@ def apply(home: Path, config: RayConfig, show: Show, timeout_s: float) -> dict[s
         now = ask(state.control, {"do": "status"})
         show(now)
         _refuse_failed(now)
-        if all(app["status"] == "RUNNING" for app in now["applications"].values()):
+        is_running = all(app["status"] == "RUNNING" for app in now["applications"].values())
+        if is_running and _lists_models(state.api, home, config.app.models):
             return now
         time.sleep(POLL_S)
     raise StartFailed(f"Not all applications run after {timeout_s:.0f} s. `windfarm status` says what is missing.")
+
+
+def _lists_models(api: str, home: Path, models: Collection[str]) -> bool:
+    """Whether the public endpoint, which looks every few seconds, has seen which models there are now: otherwise the
+    next request could be told that there is no such model."""
+    from services.accounts import read_owner_key
+
+    key = read_owner_key(home)
+    if key is None:
+        return True
+    try:
+        answer = httpx.get(
+            f"{api}/v1/models", headers={"Authorization": f"Bearer {key}"}, timeout=5, trust_env=False
+        ).raise_for_status()
+    except httpx.HTTPError:
+        return False
+    return {model["id"] for model in answer.json()["data"] if model["kind"] == "chat"} == set(models)
 
 
 def status(home: Path) -> dict[str, Any]:

@@ -32,10 +32,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(
         key=lambda item: (
             _is_e2e(item) != is_spread,
-            item.get_closest_marker("ends_product") is not None,
-            "product" in getattr(item, "fixturenames", ()),  # those with a cluster of their own before it is started
+            _ends_product(item),
+            # Those with a cluster of their own before it is started.
+            _ends_product(item) or "product" in getattr(item, "fixturenames", ()),
         )
     )
+
+
+def _ends_product(item: pytest.Item) -> bool:
+    return item.get_closest_marker("ends_product") is not None
 
 
 def _is_e2e(item: pytest.Item) -> bool:

@@ -153,6 +153,9 @@ def test_closing_and_deleting_do_not_wait_for_a_merger(
 def test_a_merger_that_fails_is_an_error_and_changes_nothing(
     tmp_path: Path, store: VectorStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    damaged = tmp_path / "rag"
+    damaged.mkdir()
+    (damaged / "__init__.py").write_text("raise SystemExit(1)", encoding="utf-8")
     monkeypatch.setattr(vector_store_shard, "_SOURCE_ROOT", tmp_path)
     with pytest.raises(StoreError, match="ended with status 1"):
         store.optimize()

@@ -214,6 +214,7 @@ async def test_relays_share_the_slots_of_a_model(tmp_path: Path) -> None:
         async def four_wait() -> bool:
             return 'windfarm_waiting{model="tiny"} 4.0' in (await running.http.get("/metrics")).text
 
+        await wait_until(lambda: len(engine.requests) >= 3)
         await wait_until(four_wait)
         assert len(engine.requests) == 3
         go_on.set()

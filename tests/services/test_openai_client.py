@@ -18,6 +18,7 @@ from cluster.engines.choice import choose_engine, detect_hardware, make_engine
 from cluster.engines.settings import EngineSettings
 from cluster.home import open_home
 from cluster.weights.prepare import prepare
+from services.config import PlatformConfig, StreamsConfig
 from services.discovery import ReplicaEndpoint, encode_beat
 from services.model_status import ApplicationState
 from tests.services.harness import SECRET, Running, running_endpoint
@@ -154,8 +155,9 @@ async def test_a_killed_model_server_is_an_error_in_the_stream_and_the_next_requ
     )
     assert process.stdout is not None
     url = (await process.stdout.readline()).decode().strip()
-    states = {"llm-tiny": ApplicationState("llm-tiny", "DEPLOYING", "Its replica is being replaced.")}
-    async with running_endpoint(tmp_path, states=states) as running:
+    config = PlatformConfig(streams=StreamsConfig(move_wait_s=0.5))
+    states = {"llm-tiny": ApplicationState("llm-tiny", "UNHEALTHY", "Its replica is being replaced.")}
+    async with running_endpoint(tmp_path, config=config, states=states) as running:
         beat = ReplicaEndpoint("other", "llm-tiny", url, process.pid, model="tiny", info={"max_context": 512})
         running.beats.put(beat.key, encode_beat(beat))
         await running.directory.refresh()

@@ -47,6 +47,9 @@ class ScriptedVllm:
             try_get_generation_config=dict,
         )
 
+        cache = SimpleNamespace(num_gpu_blocks=8, block_size=16)
+        self.vllm_config = SimpleNamespace(cache_config=cache)
+
     def get_tokenizer(self) -> Any:
         return SimpleNamespace(eos_token_id=0)
 
