@@ -10,7 +10,7 @@ BIN := .venv/bin
 SETUP := $(PYTHON) -m infra.setup
 ARGS ?=
 
-.PHONY: help setup setup-dev up down test test-kills test-leaks test-ranks test-unit lint format bench-laptop bench-experts bench-retrieval bench-routing bench-overhead lock screenshots manifests manifests-check map clean
+.PHONY: help setup setup-dev up down test chaos test-kills test-leaks test-ranks test-unit lint format bench-laptop bench-experts bench-retrieval bench-routing bench-overhead lock screenshots manifests manifests-check map clean
 
 help: ## List all targets
 	@echo "windfarm: make up starts everything and prints the address of the page."
@@ -29,8 +29,9 @@ up: setup ## Start windfarm and print the address of its page (ctrl-C stops it)
 down: ## Stop windfarm and everything it started
 	@if [ -x $(BIN)/windfarm ]; then $(BIN)/windfarm down $(ARGS); else echo "Nothing is set up here, so nothing runs."; fi
 
+# In two processes: most of its time a test waits for what it has started.
 test: lint ## All checks and tests: what CI runs
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 test-kills: setup-dev ## 20 kills at random moments of an ingest of 200 files (minutes; `test` has the short form)
 	@WINDFARM_TEST_KILLS=20 WINDFARM_TEST_KILL_FILES=200 $(BIN)/python -m pytest tests/services/test_ingestion_kills.py $(ARGS)
@@ -38,8 +39,11 @@ test-kills: setup-dev ## 20 kills at random moments of an ingest of 200 files (m
 test-leaks: setup-dev ## 10,000 random tries to read what one may not (a minute; `test` has the short form)
 	@WINDFARM_TEST_TRIES=10000 $(BIN)/python -m pytest tests/services/test_no_leak.py $(ARGS)
 
-test-ranks: setup-dev ## vLLM in many processes: gangs, exactness, lost ranks, killed starters (many minutes, not part of `test`)
-	@$(BIN)/python -m pytest -m ranks $(ARGS)
+test-ranks: setup-dev ## vLLM in many processes: gangs, exactness, lost ranks and nodes (minutes; `test` has the short form)
+	@$(BIN)/python -m pytest -m "" tests/cluster/vllm_plugin tests/e2e/test_gangs.py $(ARGS)
+
+chaos: setup-dev ## Break everything many times, and write the measured times into docs/failure-contract.md (an hour)
+	@$(BIN)/python -m tests.chaos.campaign $(ARGS)
 
 test-unit: setup-dev ## Only the tests that start nothing: seconds
 	@$(BIN)/python -m pytest -m "not integration and not e2e and not bench" $(ARGS)

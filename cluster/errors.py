@@ -22,7 +22,11 @@ class ContextTooLong(InvalidRequest):
 
 
 class EngineBusy(ClusterError):
-    """No slot is free and the queue is full; try again later."""
+    """No slot is free and the queue is full; try again later. `retry_after_s`: when, where the other side says so."""
+
+    def __init__(self, message: str, *, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class EngineDead(ClusterError):

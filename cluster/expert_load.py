@@ -39,6 +39,9 @@ class ExpertLoad:
     until: float
     gang: str = ""
     """Which gang of ranks the engine belongs to; empty: it is no member of one and computes all experts itself."""
+    is_balanced: bool = False
+    """Whether the engine moves experts between its ranks while it runs (EPLB). Then nothing can be said of a rank:
+    `num_ranks` is 1 and `rank_of` 0, and there are no figures per rank."""
 
     def __post_init__(self) -> None:
         _check(self)
@@ -57,7 +60,9 @@ class ExpertLoad:
         return int(self.tokens.sum(axis=1).max()) // self.experts_per_token
 
     def rank_tokens(self) -> Counts:
-        """(token, expert) pairs that each rank had to compute, as [layer, rank]."""
+        """(token, expert) pairs that each rank had to compute, as [layer, rank]; no ranks where nobody can tell."""
+        if self.is_balanced:
+            return np.zeros((self.num_layers, 0), np.int64)
         result = np.zeros((self.num_layers, self.num_ranks), np.int64)
         for layer in range(self.num_layers):
             np.add.at(result[layer], self.rank_of[layer], self.tokens[layer])
@@ -69,7 +74,10 @@ class ExpertLoad:
         return np.divide(self.tokens, totals, out=np.zeros(self.tokens.shape), where=totals > 0)
 
     def imbalance(self) -> NDArray[np.float64]:
-        """Of each layer: busiest rank's pairs divided by the mean of the ranks; 1.0 is even, and so is no load."""
+        """Of each layer: busiest rank's pairs divided by the mean of the ranks; 1.0 is even, and so is no load. Empty
+        where nobody can tell what a rank computes."""
+        if self.is_balanced:
+            return np.zeros(0)
         ranks = self.rank_tokens()
         means = ranks.mean(axis=1)
         return np.divide(ranks.max(axis=1), means, out=np.ones(len(means)), where=means > 0)
@@ -91,6 +99,7 @@ class ExpertLoad:
             "since": self.since,
             "until": self.until,
             "gang": self.gang,
+            "is_balanced": self.is_balanced,
         }
 
     @staticmethod
@@ -105,6 +114,7 @@ class ExpertLoad:
                 since=float(data["since"]),
                 until=float(data["until"]),
                 gang=str(data["gang"]),
+                is_balanced=bool(data.get("is_balanced", False)),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise LoadError(f"These are no counts of experts ({type(error).__name__}: {error}).") from error
@@ -122,7 +132,8 @@ def sum_loads(loads: Sequence[ExpertLoad]) -> ExpertLoad:
                 f"cannot be added to those of {first.num_layers} layers with {first.experts_per_token} of "
                 f"{first.num_experts}."
             )
-        if load.num_ranks != first.num_ranks or not np.array_equal(load.rank_of, first.rank_of):
+        is_alike = (load.num_ranks, load.is_balanced) == (first.num_ranks, first.is_balanced)
+        if not is_alike or not np.array_equal(load.rank_of, first.rank_of):
             raise LoadError("Counts of engines that place the experts differently have no common load per rank.")
     return ExpertLoad(
         tokens=np.sum([load.tokens for load in loads], axis=0, dtype=np.int64),
@@ -133,6 +144,7 @@ def sum_loads(loads: Sequence[ExpertLoad]) -> ExpertLoad:
         since=min(load.since for load in loads),
         until=max(load.until for load in loads),
         gang=first.gang if all(load.gang == first.gang for load in loads) else "",
+        is_balanced=first.is_balanced,
     )
 
 
@@ -155,6 +167,8 @@ def _check(load: ExpertLoad) -> None:
         raise LoadError(f"{load.experts_per_token} experts per token cannot be chosen of {experts}.")
     if load.num_ranks < 1 or (load.rank_of >= load.num_ranks).any():
         raise LoadError(f"An expert stands on rank {load.rank_of.max()} of only {load.num_ranks}.")
+    if load.is_balanced and load.num_ranks > 1:
+        raise LoadError("Where the engine moves experts between its ranks, no ranks can be named.")
     _check_pairs(load)
 
 

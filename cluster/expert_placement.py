@@ -4,6 +4,9 @@ Pure: nothing is started or asked. `plan` tries the ways to cut a replica from t
 tensor-parallel group never leaves its node, a gang stays as close together as it can, replicas go to different nodes
 and zones where there is a choice), and never gives a rank more than its memory holds. Where nothing fits, `NoFit` says
 what is short and what would do.
+
+Pipelines are planned only where they are asked for: windfarm starts tensor-parallel groups and gangs of data-parallel
+ranks, but no stages that wait for each other.
 """
 
 from __future__ import annotations
@@ -19,8 +22,11 @@ from cluster.topology import Node, Topology
 # Shares of a device that the planner uses; the rest is for the runtime, fragmentation and the system.
 GPU_MEMORY_SHARE = 0.9
 NODE_MEMORY_SHARE = 0.8
-# Most stages that a replica is cut into, one after the other.
+# Most stages of a pipeline that is named as a way out.
 MAX_PIPELINE = 8
+# Tokens: the shortest context that is named as a way out, and the shortest that is taken where none was asked for.
+LEAST_CONTEXT = 512
+LEAST_CHOSEN_CONTEXT = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +50,7 @@ class ExpertLoads:
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """What to plan. `None` for a size lets the planner choose it."""
+    """What to plan. `None` for a size lets the planner choose it; it chooses no pipeline."""
 
     shape: ModelShape
     work: Workload
@@ -129,9 +135,36 @@ class _Space:
 
 def plan(topology: Topology, request: PlanRequest) -> Plan:
     """The cheapest plan that fits; raises `NoFit` or `PlanError` with the cause and what would do."""
-    _check_request(request)
-    if request.redundant_experts and not topology.has_accelerators:
-        raise PlanError("Redundant experts need GPUs: on CPU nodes each expert of a gang lies on one rank.")
+    _check_request(topology, request)
+    made, shortfalls = _try_all(topology, request)
+    if made is None:
+        raise NoFit(_nothing_fits(topology, request, shortfalls))
+    return made
+
+
+def plan_with_fitting_context(topology: Topology, request: PlanRequest) -> tuple[Plan, PlanRequest]:
+    """For a context that nobody asked for: that of the request, or the longest half, quarter, ... of it that fits.
+
+    Returns the plan, which says where it took less, and the request that it answers. Raises as `plan` does.
+    """
+    _check_request(topology, request)
+    wanted = request.work.context
+    for shorter in [request, *_shorter_contexts(request, LEAST_CHOSEN_CONTEXT)]:
+        made, _ = _try_all(topology, shorter)
+        if made is None:
+            continue
+        if shorter is request:
+            break
+        reason = (
+            f"{wanted} tokens per sequence do not fit, {shorter.work.context} do, and are planned with; --context asks "
+            "for another length."
+        )
+        return replace(made, reasons=(*made.reasons, reason)), shorter
+    return plan(topology, request), request
+
+
+def _try_all(topology: Topology, request: PlanRequest) -> tuple[Plan | None, list[_Shortfall]]:
+    """The first way to cut a replica that fits, or why each does not."""
     shortfalls: list[_Shortfall] = []
     for parallel in _candidates(topology, request):
         needs = _needs(topology, request, parallel)
@@ -141,9 +174,17 @@ def plan(topology: Topology, request: PlanRequest) -> Plan:
             experts = expert_partitions(request, parallel)
             placed = tuple(_finish(replica, parallel, needs, experts) for replica in replicas)
             free = {name: len(slots) for name, slots in space.slots.items()}
-            return Plan(request.shape, parallel, placed, free, _reasons(topology, request, parallel, needs))
+            reasons = _reasons(topology, request, parallel, needs) + _exchange_reasons(topology, placed)
+            return Plan(request.shape, parallel, placed, free, reasons), []
         shortfalls.append(_shortfall(topology, request, parallel, needs, len(replicas)))
-    raise NoFit(_nothing_fits(request, shortfalls))
+    return None, shortfalls
+
+
+def _shorter_contexts(request: PlanRequest, least: int) -> Iterator[PlanRequest]:
+    context = request.work.context // 2
+    while context >= least:
+        yield replace(request, work=replace(request.work, context=context))
+        context //= 2
 
 
 def expert_partitions(request: PlanRequest, parallel: Parallelism) -> tuple[Partition, ...]:
@@ -161,7 +202,7 @@ def expert_partitions(request: PlanRequest, parallel: Parallelism) -> tuple[Part
     return tuple(balanced_partition(layer, ranks) for layer in request.loads.tokens)
 
 
-def _check_request(request: PlanRequest) -> None:
+def _check_request(topology: Topology, request: PlanRequest) -> None:
     shape = request.shape
     if request.replicas < 1:
         raise PlanError(f"At least one replica is needed, not {request.replicas}.")
@@ -177,6 +218,8 @@ def _check_request(request: PlanRequest) -> None:
             f"use one of {', '.join(map(str, divisors))}."
         )
     _check_kv_heads(shape, tensor)
+    if (request.pipeline or 1) > 1 and (request.data or 1) > 1:
+        raise PlanError("A gang of data-parallel ranks has one pipeline stage: leave pipeline or data out.")
     ranks = tensor * (request.data or 1)
     if shape.is_sparse and ranks > shape.num_experts + request.redundant_experts:
         raise PlanError(
@@ -197,6 +240,8 @@ def _check_request(request: PlanRequest) -> None:
         request.loads.check(shape)
     if request.redundant_experts and request.loads is None:
         raise PlanError("Redundant experts are chosen by their load: give a routing trace as well.")
+    if request.redundant_experts and not topology.has_accelerators:
+        raise PlanError("Redundant experts need GPUs: on CPU nodes each expert of a gang lies on one rank.")
 
 
 def _check_kv_heads(shape: ModelShape, tensor: int) -> None:
@@ -208,22 +253,21 @@ def _check_kv_heads(shape: ModelShape, tensor: int) -> None:
 
 
 def _candidates(topology: Topology, request: PlanRequest) -> Iterator[Parallelism]:
-    """Ways to cut a replica. A pipeline only where nothing else fits (its stages wait for each other), then the fewest
-    ranks, then data-parallel attention with expert parallelism before tensor parallelism (less communication)."""
+    """Ways to cut a replica: the fewest ranks first, then data-parallel attention with expert parallelism before tensor
+    parallelism (less communication)."""
     shape = request.shape
     tensors = [request.tensor] if request.tensor else _tensor_sizes(topology, shape)
-    pipelines = [request.pipeline] if request.pipeline else list(range(1, min(MAX_PIPELINE, shape.num_layers) + 1))
+    pipeline = request.pipeline or 1
     datas = [request.data] if request.data else _data_sizes(topology, request)
     found = [
         Parallelism(tensor, pipeline, data, is_expert_parallel=shape.is_sparse and tensor * data > 1)
         for tensor in tensors
-        for pipeline in pipelines
         for data in datas
         if _is_sensible(shape, tensor, pipeline, data, request)
     ]
     places = _num_places(topology, request)
     fitting = [parallel for parallel in found if parallel.num_ranks <= places]
-    return iter(sorted(fitting or found[:1], key=lambda p: (p.pipeline, p.num_ranks, -p.data, p.tensor)))
+    return iter(sorted(fitting or found[:1], key=lambda p: (p.num_ranks, -p.data, p.tensor)))
 
 
 def _num_places(topology: Topology, request: PlanRequest) -> int:
@@ -334,19 +378,24 @@ def _zone_order(space: _Space, zone: set[str | None]) -> tuple[int, str]:
 
 
 def _fill(space: _Space, names: Sequence[str], tensor: int, groups: int) -> list[_Slot] | None:
+    """Among nodes that are otherwise alike those with the faster network, since the gang exchanges over it."""
     room = {name: len(space.slots[name]) // tensor for name in names}
     if sum(room.values()) < groups:
         return None
     per_node: dict[str, int] = {}
     if any(space.nodes[name].has_accelerators for name in names):
-        for name in sorted(names, key=lambda n: (space.used.get(n, 0), -room[n], n)):
+        for name in sorted(names, key=lambda n: (space.used.get(n, 0), -room[n], -_link(space, n), n)):
             per_node[name] = min(room[name], groups - sum(per_node.values()))
     else:
         while sum(per_node.values()) < groups:
             open_names = [name for name in names if per_node.get(name, 0) < room[name]]
-            name = min(open_names, key=lambda n: (per_node.get(n, 0), space.used.get(n, 0), n))
+            name = min(open_names, key=lambda n: (per_node.get(n, 0), space.used.get(n, 0), -_link(space, n), n))
             per_node[name] = per_node.get(name, 0) + 1
     return [slot for name, count in per_node.items() for slot in space.slots[name][: count * tensor]]
+
+
+def _link(space: _Space, name: str) -> float:
+    return space.nodes[name].link_gbit_s or 0.0
 
 
 def _finish(
@@ -383,9 +432,28 @@ def _reasons(topology: Topology, request: PlanRequest, parallel: Parallelism, ne
         reasons.append(f"Experts are spread: {share} of {request.shape.num_experts} per rank and layer.")
         how = "by measured load" if request.loads else "linearly, since no load was measured"
         reasons.append(f"Experts are assigned {how}.")
+        if topology.has_accelerators and request.loads:
+            copies = f"{request.redundant_experts} copies in each layer" if request.redundant_experts else "no copies"
+            reasons.append(
+                f"On GPUs vLLM's own balancer (EPLB, {copies}) moves them by the load that it sees; this is where such "
+                "a load would bring them."
+            )
     if parallel.pipeline > 1:
-        reasons.append(f"{parallel.pipeline} pipeline stages, since no node holds the whole model.")
+        reasons.append(
+            f"{parallel.pipeline} pipeline stages, as asked for. windfarm starts no pipelines: this plan shows what "
+            "one would take and cannot be applied."
+        )
     return tuple(reasons)
+
+
+def _exchange_reasons(topology: Topology, replicas: Sequence[ReplicaPlan]) -> tuple[str, ...]:
+    """What ranks on different nodes exchange over, where the nodes' links are known."""
+    links = {node.name: node.link_gbit_s for node in topology.nodes}
+    used = [links[name] for replica in replicas if len(replica.nodes) > 1 for name in replica.nodes]
+    known = [link for link in used if link is not None]
+    if not known or len(known) < len(used):
+        return ()
+    return (f"Ranks on different nodes exchange over the network: {min(known):g} Gbit/s at its slowest.",)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -438,20 +506,52 @@ def _missing_on_nodes(
     return short, f"for one rank more of {needs.total} bytes the node {name} is {short} bytes short of memory"
 
 
-def _nothing_fits(request: PlanRequest, shortfalls: Sequence[_Shortfall]) -> str:
+def _nothing_fits(topology: Topology, request: PlanRequest, shortfalls: Sequence[_Shortfall]) -> str:
     shown = "\n".join(f"  {item.sentence}" for item in sorted(shortfalls)[:3])
     replicas = "one replica" if request.replicas == 1 else f"{request.replicas} replicas"
-    remedies = ["more or larger devices", "quantized weights"]
+    remedies = [*_remedies(topology, request), "more or larger devices", "quantized weights"]
     if request.replicas > 1:
         remedies.append("fewer replicas")
-    if request.work.context > 1024:
-        remedies.append(f"a shorter context (for example {request.work.context // 2} tokens)")
+    if request.redundant_experts:
+        remedies.append("fewer copies of experts")
     if request.work.num_sequences > 1:
         remedies.append("fewer sequences at once")
     return (
         f"{request.shape.name} does not fit ({replicas}, {request.work.num_sequences} sequences of "
         f"{request.work.context} tokens each):\n{shown}\nWhat would do: {', '.join(remedies)}."
+        f"{_pipeline_that_fits(topology, request)}"
     )
+
+
+def _pipeline_that_fits(topology: Topology, request: PlanRequest) -> str:
+    """A sentence on its own line, where nobody asked for a number of stages and one would hold the model."""
+    if request.pipeline is not None or (request.data or 1) > 1:
+        return ""
+    for stages in range(2, min(MAX_PIPELINE, request.shape.num_layers) + 1):
+        if _try_all(topology, replace(request, pipeline=stages))[0] is not None:
+            return (
+                f"\n{stages} pipeline stages would hold it (--pipeline {stages} shows them), but windfarm starts none."
+            )
+    return ""
+
+
+def _remedies(topology: Topology, request: PlanRequest) -> list[str]:
+    """What was tried and fits."""
+    for shorter in _shorter_contexts(request, LEAST_CONTEXT):
+        made, _ = _try_all(topology, shorter)
+        if made is not None:
+            return [f"a shorter context ({shorter.work.context} tokens fit: {_cut_in_words(made)})"]
+    return []
+
+
+def _cut_in_words(made: Plan) -> str:
+    parallel = made.parallel
+    if parallel.num_ranks == 1:
+        return "one rank holds all of it"
+    if not parallel.is_expert_parallel:
+        return f"{parallel.num_ranks} ranks hold a slice of each layer"
+    share = made.shape.num_experts // parallel.num_expert_ranks
+    return f"{parallel.num_ranks} ranks hold {share} of {made.shape.num_experts} experts each"
 
 
 def _gb(num_bytes: int) -> str:

@@ -8,13 +8,15 @@ node. Deciding is the planner's business; here a plan becomes the options of a d
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from cluster.engines.parallelism import ExpertRanks, placement_of_partitions
 from cluster.errors import PlanError
+from cluster.expert_balance import Partition
 from cluster.expert_placement import Plan, PlanRequest
 from cluster.topology import Topology
 
@@ -42,7 +44,12 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """A plan as Ray Serve takes it. `nodes` are names of the only nodes that may hold ranks; empty: any."""
+    """A plan as Ray Serve takes it. `nodes` are names of the only nodes that may hold ranks; empty: any.
+
+    Serve places all gangs of a deployment by the same rule, so there is no word for "this gang here, that one there".
+    Ray gives a gang the emptiest node that holds it, so gangs go to different nodes while there are any; zones and the
+    nodes of one particular gang are kept only as far as `nodes` leaves no choice.
+    """
 
     gang_size: int
     num_gangs: int
@@ -50,6 +57,8 @@ class Placement:
     rank: Reservation
     expert_ranks: ExpertRanks | None = None
     nodes: tuple[str, ...] = ()
+    num_redundant_experts: int = 0
+    """Copies of experts in each layer, which vLLM's balancer places on GPUs; `expert_ranks` is empty then."""
 
     def deployment_options(self, node_ids: Mapping[str, str]) -> dict[str, Any]:
         """Options of the deployment, one Serve replica per rank. `node_ids` are Ray's ids by the names of the nodes."""
@@ -73,20 +82,39 @@ class Placement:
 
 
 def place(plan: Plan, reservation: Reservation) -> Placement:
-    """The plan's gangs. Ranks that the plan puts on different nodes are spread, others packed as close as they fit.
+    """The plan's gangs. On which nodes they are is left to Ray here, so that a gang can come back on others.
 
     `reservation` is that of one rank with its whole tensor-parallel group.
     """
     first = plan.replicas[0]
     experts = [rank.experts for rank in first.ranks]
     partitions = [[rank[layer] for rank in experts] for layer in range(len(experts[0]))]
+    copies = _num_redundant(experts, plan.shape.num_experts)
+    is_cpu = first.ranks[0].accelerator is None
     return Placement(
         gang_size=plan.parallel.data,
         num_gangs=len(plan.replicas),
-        strategy="SPREAD" if len(first.nodes) == plan.parallel.data > 1 else "PACK",
+        strategy=strategy_of([rank.node for rank in first.ranks if rank.tensor_rank == 0], is_cpu=is_cpu),
         rank=reservation,
-        expert_ranks=placement_of_partitions(partitions) if partitions else None,
+        expert_ranks=placement_of_partitions(partitions) if partitions and not copies else None,
+        num_redundant_experts=copies,
     )
+
+
+def strategy_of(nodes: Sequence[str], *, is_cpu: bool) -> Strategy:
+    """How Ray comes to what a plan has: `nodes` has the node of each data-parallel rank of one gang.
+
+    On GPU nodes gangs fill one node after the other, which is PACK. On CPU nodes they go over the nodes evenly, which
+    is SPREAD: it takes each node once before it takes any twice, the emptier one first. PACK would fill the first.
+    """
+    per_node = Counter(nodes).values()
+    is_even = max(per_node) - min(per_node) <= 1
+    return "SPREAD" if is_cpu and len(per_node) > 1 and is_even else "PACK"
+
+
+def _num_redundant(experts: Sequence[Partition], num_experts: int) -> int:
+    """Copies in each layer, where `experts[rank][layer]` are held by the ranks of one replica."""
+    return sum(len(rank[0]) for rank in experts) - num_experts if experts[0] else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +126,9 @@ class SavedPlan:
     data: int
     num_gangs: int
     nodes: tuple[str, ...]
+    strategy: Strategy
     expert_ranks: ExpertRanks | None
+    num_redundant_experts: int = 0
 
 
 def read_plan(path: Path) -> SavedPlan:
@@ -111,13 +141,20 @@ def read_plan(path: Path) -> SavedPlan:
             raise PlanError(f"{path} has {parallel['pipeline']} pipeline stages; only plans with one can be applied.")
         experts = [rank["experts"] for rank in replicas[0]]
         partitions = [[rank[layer] for rank in experts] for layer in range(len(experts[0]))]
+        num_experts = len({expert for held in partitions[0] for expert in held}) if partitions else 0
+        copies = _num_redundant(experts, num_experts)
         return SavedPlan(
             model=value["model"],
             tensor=parallel["tensor"],
             data=parallel["data"],
             num_gangs=len(replicas),
             nodes=tuple(dict.fromkeys(rank["node"] for ranks in replicas for rank in ranks)),
-            expert_ranks=placement_of_partitions(partitions) if partitions else None,
+            strategy=strategy_of(
+                [rank["node"] for rank in replicas[0] if rank["tensor_rank"] == 0],
+                is_cpu=replicas[0][0]["accelerator"] is None,
+            ),
+            expert_ranks=placement_of_partitions(partitions) if partitions and not copies else None,
+            num_redundant_experts=copies,
         )
     except OSError as error:
         raise PlanError(

@@ -1,7 +1,8 @@
 """The nodes that models can run on, as plain data: cores, memory, accelerators, zones, links.
 
 Read either from Ray's node records or from a YAML file that describes machines which are not there. Nothing here asks
-a machine anything; the planner works on these records alone.
+a machine anything; the planner works on these records alone. Zones and links of Ray's nodes are labels that their
+operator gives them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ GB = 10**9
 ZONE_LABELS = ("ray.io/availability-zone", "topology.kubernetes.io/zone", "zone")
 ACCELERATOR_LABEL = "ray.io/accelerator-type"
 ACCELERATOR_MEMORY_LABEL = "windfarm/accelerator-memory-gb"
+LINK_LABEL = "windfarm/link-gbit-s"
 
 # Memory of one accelerator in GB as the vendors name it, by Ray's accelerator type.
 ACCELERATOR_MEMORY_GB: Mapping[str, int] = {
@@ -49,7 +51,8 @@ class Accelerator:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One machine. `link_gbit_s` is its network to the other nodes; accelerators inside a node share faster links."""
+    """One machine. `link_gbit_s` is its network to the other nodes, none where nobody said; accelerators inside a node
+    share faster links, which nobody needs to describe."""
 
     name: str
     num_cores: float
@@ -91,13 +94,30 @@ def _node_from_ray(record: Mapping[str, Any]) -> Node:
     if num_gpus:
         kind = labels.get(ACCELERATOR_LABEL) or _accelerator_resource(resources)
         accelerators = (Accelerator(kind, _accelerator_memory(kind, labels)),) * num_gpus
+    name = record.get("NodeName") or record.get("NodeManagerAddress") or record["NodeID"]
     return Node(
-        name=record.get("NodeName") or record.get("NodeManagerAddress") or record["NodeID"],
+        name=name,
         num_cores=float(resources.get("CPU", 0)),
         memory_bytes=int(resources.get("memory", 0)),
         accelerators=accelerators,
         zone=next((labels[label] for label in ZONE_LABELS if label in labels), None),
+        link_gbit_s=_labelled_link(name, labels),
     )
+
+
+def _labelled_link(name: str, labels: Mapping[str, str]) -> float | None:
+    if LINK_LABEL not in labels:
+        return None
+    try:
+        link = float(labels[LINK_LABEL])
+    except ValueError:
+        link = 0.0
+    if not 0 < link < float("inf"):
+        raise TopologyError(
+            f"The label {LINK_LABEL} of the node {name} is {labels[LINK_LABEL]!r}; it is a number above 0: how many "
+            "gigabits per second its network carries."
+        )
+    return link
 
 
 def _accelerator_resource(resources: Mapping[str, Any]) -> str:

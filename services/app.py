@@ -17,7 +17,7 @@ from ray.serve import Application
 from cluster.home import open_home
 from services.config import EmbeddingConfig, ModelConfig, PlatformConfig, StoreConfig
 from services.environment import data_folder
-from services.resources import EMBEDDING, GATEWAY, PAGE, STORE, Resources, model_resources
+from services.resources import BALANCER, EMBEDDING, GATEWAY, PAGE, STORE, Resources, model_resources
 
 STOP_S = 5.0
 
@@ -46,17 +46,21 @@ def build_model(config: ModelConfig) -> Application:
     deployment = _deployment(ModelServer, model_resources(config), stop_s=DRAIN_S + STOP_S)
     if not is_sharded(config):
         return deployment.bind(config)
-    options, expert_ranks = options_on_cluster(config, open_home(data_folder()))
-    return deployment.options(**options).bind(config, expert_ranks)
+    options, section, expert_ranks = options_on_cluster(config, open_home(data_folder()))
+    return deployment.options(**options).bind(section, expert_ranks)
 
 
 def build_platform(config: PlatformConfig) -> Application:
-    """The public endpoint with chat and retrieval, and the page behind it."""
+    """The public endpoint with chat and retrieval, the page behind it, and a balancer before it where wanted."""
     from services.gateway import Gateway
     from services.page import Ui
 
-    page = _deployment(Ui, PAGE).bind(config)
-    return _deployment(Gateway, GATEWAY).bind(config, page)
+    beside = [_deployment(Ui, PAGE).bind(config)]
+    if config.listen.balancer == "haproxy":
+        from services.balancer import Balancer
+
+        beside.append(_deployment(Balancer, BALANCER).bind(config))
+    return _deployment(Gateway, GATEWAY).bind(config, *beside)
 
 
 def _deployment(

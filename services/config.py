@@ -49,7 +49,8 @@ class ModelConfig(Section):
     expert_parallel: bool = True
     """Whether each rank of a mixture holds whole experts; otherwise a slice of every expert."""
     expert_placement: Literal["linear", "planned"] = "linear"
-    """Which rank holds which experts: neighbours together, or balanced by the load in `expert_trace`."""
+    """Which rank holds which experts: neighbours together, or balanced by the load in `expert_trace`. On GPUs `planned`
+    turns vLLM's own balancer (EPLB) on, with as many copies of experts as `plan` has."""
     expert_trace: str | None = None
     """A routing trace of this model (`windfarm experts --save`), for `expert_placement: planned`."""
     plan: str | None = None
@@ -144,6 +145,9 @@ class ListenConfig(Section):
     port: Port = 8000
     allowed_hosts: list[str] = Field(default_factory=list)
     """Names beside localhost that may stand in a request while `host` is loopback (a proxy in front passes its own)."""
+    balancer: Literal["kernel", "haproxy"] = "kernel"
+    """How several processes of the endpoint share the port. kernel: each connection goes to one of them by its address.
+    haproxy: each request goes to the one with the fewest, and HAProxy notices at once when one is gone."""
 
 
 class RetrievalConfig(Section):

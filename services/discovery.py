@@ -22,6 +22,8 @@ DEAD_AFTER_S = 5.0
 FORGET_AFTER_S = 60.0
 
 BEATS_PREFIX = "windfarm/"
+RELAY_APP = "relay"
+"""The application under which the processes of the public endpoint announce themselves."""
 _log = logging.getLogger(__name__)
 
 ReplicaState = Literal["ready", "draining"]

@@ -19,7 +19,7 @@ from services.config import PlatformConfig
 from services.conversation_routes import ConversationRoutes
 from services.conversations import Conversations
 from services.database import Database
-from services.discovery import ReplicaEndpoint
+from services.discovery import RELAY_APP, ReplicaEndpoint
 from services.document_routes import DocumentRoutes
 from services.expert_observatory import ExpertObservatory
 from services.feedback import FeedbackBook
@@ -117,7 +117,7 @@ class Endpoint:
             self._session, around.replicas, around.states, config.streams, on_moved=metrics.stream_moved
         )
         conversations = Conversations(around.database)
-        queues = ModelQueues(config.queues, self._pool.num_slots)
+        queues = ModelQueues(config.queues, self._num_slots)
         metrics.watch_queues(queues.sizes)
         generation = Generation(config.chat, self._pool, queues, around.story, conversations, metrics)
         uploads = around.home / UPLOADS_FOLDER
@@ -169,6 +169,11 @@ class Endpoint:
         )
         hosts = HostCheck(around.listen_host, config.listen.allowed_hosts)
         return GatewayApp(routes, accounts, metrics, hosts, page)
+
+    def _num_slots(self, model: str) -> int:
+        """This process's share of the model's slots: other relays let requests in as well."""
+        num_relays = len([each for each in self._around.replicas.endpoints(RELAY_APP) if each.state == "ready"])
+        return -(-self._pool.num_slots(model) // max(1, num_relays))
 
     def _dependencies(self) -> Hashable | None:
         """The replicas that the proof rests on and the state of the other applications."""

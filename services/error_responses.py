@@ -56,7 +56,7 @@ def to_api_error(error: BaseException, request_id: str | None = None) -> ApiErro
         return ApiError(503, "service_unavailable", "database_unavailable", message, retry_after_s=1)
     for kind, status, type_, code in _TABLE:
         if isinstance(error, kind):
-            retry_after_s = 1 if status == 503 else None
+            retry_after_s = (getattr(error, "retry_after_s", None) or 1) if status == 503 else None
             own_code = getattr(error, "code", None) or code
             return ApiError(status, type_, own_code, str(error), getattr(error, "param", None), retry_after_s)
     where = f" Request id: {request_id}." if request_id else ""
@@ -66,7 +66,10 @@ def to_api_error(error: BaseException, request_id: str | None = None) -> ApiErro
 def _is_of_database(error: BaseException) -> bool:
     """Not by an import: model replicas have no database, and SQLAlchemy would be a third of their own start."""
     library = sys.modules.get("sqlalchemy.exc")
-    return library is not None and isinstance(error, library.OperationalError)
+    if library is None or not isinstance(error, library.DatabaseError):
+        return False
+    # A damaged file is a plain DatabaseError. What a statement of ours did wrong is none of these.
+    return not isinstance(error, library.IntegrityError | library.ProgrammingError | library.DataError)
 
 
 def is_expected(error: BaseException) -> bool:

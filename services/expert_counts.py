@@ -45,7 +45,11 @@ class ModelExperts:
     def total(self) -> ExpertLoad:
         """All copies together, with the placement of the first one."""
         first = self.gangs[0].load
-        return sum_loads([replace(gang.load, rank_of=first.rank_of, num_ranks=first.num_ranks) for gang in self.gangs])
+        loads = [
+            replace(gang.load, rank_of=first.rank_of, num_ranks=first.num_ranks, is_balanced=first.is_balanced)
+            for gang in self.gangs
+        ]
+        return sum_loads(loads)
 
     def minus(self, earlier: ModelExperts) -> ModelExperts:
         """What came after an earlier reading; copies that were not there then count whole."""
@@ -59,7 +63,8 @@ class ModelExperts:
 
 def experts_json(experts: ModelExperts) -> dict[str, Any]:
     """`tokens`, `shares` are [layer][expert], `pairs` [layer][expert][expert], `rank_tokens` [layer][rank]; each gang
-    has its own counts, the first ones are of all gangs together."""
+    has its own counts, the first ones are of all gangs together. Where vLLM moves experts between ranks
+    (`is_balanced`), `rank_tokens` and `imbalance` are empty and `mean_imbalance` is null."""
     answer: dict[str, Any] = {"model": experts.model, "has_experts": experts.has_experts}
     missing = [{"replica": silence.replica_id, "reason": silence.reason} for silence in experts.silent]
     if experts.has_experts is False:
@@ -91,7 +96,7 @@ def _gang_json(gang: GangCounts) -> dict[str, Any]:
         "replicas": list(gang.replica_ids),
         "rank_tokens": gang.load.rank_tokens().tolist(),
         "imbalance": [round(value, 6) for value in imbalance.tolist()],
-        "mean_imbalance": round(float(imbalance.mean()), 6),
+        "mean_imbalance": round(float(imbalance.mean()), 6) if len(imbalance) else None,
     }
 
 

@@ -55,6 +55,11 @@ def picture(experts: ModelExperts) -> RenderableType:
         return Group(*parts, Text("No token has gone through it yet. Ask the model something."))
     parts += [_cells(load), _legend(load)]
     parts += [_ranks(gang.name, gang.load) for gang in experts.gangs if gang.load.num_ranks > 1]
+    parts += [
+        Text(f"gang {gang.name}: vLLM moves its experts between the ranks by load (EPLB), so no rank has figures.")
+        for gang in experts.gangs
+        if gang.load.is_balanced
+    ]
     if pairs := strongest_pairs(load, NUM_SHOWN_PAIRS):
         parts.append(_pairs(pairs))
     return Group(*parts)

@@ -5,6 +5,7 @@ The process imports no engine. Several replicas may share the port; each checks 
 
 import asyncio
 import contextlib
+import os
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -13,7 +14,7 @@ from services.calls import ServeCalls
 from services.chat import make_story
 from services.config import Environment, PlatformConfig
 from services.database import Database
-from services.discovery import Directory, RayBeatStore
+from services.discovery import RELAY_APP, Beacon, Directory, RayBeatStore, ReplicaEndpoint
 from services.endpoint import Endpoint, Surroundings
 from services.environment import LOOPBACK, public_address, read_environment
 from services.knowledge_calls import RemoteSearcher, RemoteSentenceEmbedder
@@ -27,16 +28,20 @@ from services.reranker import make_reranker
 STORE_APP, STORE_DEPLOYMENT = "store", "Store"
 EMBED_APP, EMBED_DEPLOYMENT = "embed", "Embedding"
 _DRAIN_S = 4.0
+# The balancer looks every half second at a directory that is refreshed every second.
+_NOTICE_S = 1.7
 
 
 class Gateway:
-    """One replica of the public endpoint. `page` makes Serve start the page with it; they meet through discovery."""
+    """One replica of the public endpoint. `beside` makes Serve start the page (and a load balancer) with it; they meet
+    through discovery."""
 
-    async def __init__(self, config: PlatformConfig, page: DeploymentHandle) -> None:  # type: ignore[misc]
+    async def __init__(self, config: PlatformConfig, *beside: DeploymentHandle) -> None:  # type: ignore[misc]
         """Serve awaits this; the port is open when it returns."""
         close_replica_ports()
         log_into_replica_file()
         environment = read_environment()
+        self._config = config
         host, port = public_address(config.listen, environment)
         self._directory = Directory(RayBeatStore())
         self._states = ServeStates(read_serve)
@@ -62,7 +67,14 @@ class Gateway:
             )
         )
         await asyncio.gather(self._directory.start(), self._states.start())
-        self._listener = await self._listen(environment, host, port)
+        if config.listen.balancer == "haproxy":
+            # A port of its own, which only the balancer is told of.
+            self._listener = await start_listener(self._endpoint.app, environment.internal_host, websockets=True)
+        else:
+            self._listener = await self._listen(environment, host, port)
+        replica_id = serve.get_replica_context().replica_id.unique_id
+        self._beacon = Beacon(RayBeatStore(), ReplicaEndpoint(replica_id, RELAY_APP, self._listener.url, os.getpid()))
+        await self._beacon.start()
         await self._endpoint.start()
 
     async def _listen(self, environment: Environment, host: str, port: int) -> Listener:
@@ -82,7 +94,11 @@ class Gateway:
     async def __del__(self) -> None:
         """Serve awaits this at a graceful shutdown. Parts are missing where the constructor failed."""
         with contextlib.suppress(AttributeError):
-            await self._listener.stop(_DRAIN_S)
+            notice_s = _NOTICE_S if self._config.listen.balancer == "haproxy" else 0.0
+            await self._beacon.set_state("draining")
+            await asyncio.sleep(notice_s)
+            await self._listener.stop(_DRAIN_S - notice_s)
+            await self._beacon.stop()
             await self._endpoint.stop()
             await self._states.stop()
             await self._directory.stop()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 _WINDOW_S = 60.0
@@ -74,6 +74,15 @@ class RateMeter:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class LiveState:
+    """The running jobs at one moment: the part that is done (0 to 1), and what they wait for, by their ids. Whoever
+    joins it with rows of the database takes it first: a job that ends in between is then ended, not back at 0."""
+
+    progress: Mapping[str, float]
+    waiting_for: Mapping[str, str]
+
+
 class LiveJobs:
     """Of each running job the part that is done (0 to 1) and, where it cannot go on, what it waits for."""
 
@@ -90,9 +99,8 @@ class LiveJobs:
         self._progress.pop(job_id, None)
         self._waiting_for.pop(job_id, None)
 
-    def progress(self, job_id: str) -> float | None:
-        """None for a job that does not run."""
-        return self._progress.get(job_id)
+    def state(self) -> LiveState:
+        return LiveState(dict(self._progress), dict(self._waiting_for))
 
     def advance(self, job_id: str, progress: float) -> None:
         self._progress[job_id] = progress
@@ -103,6 +111,3 @@ class LiveJobs:
 
     def goes_on(self, job_id: str) -> None:
         self._waiting_for.pop(job_id, None)
-
-    def waiting_for(self, job_id: str) -> str | None:
-        return self._waiting_for.get(job_id)

@@ -25,7 +25,7 @@ from services.ingest_progress import LiveJobs
 from services.ingest_worker import IngestWorker
 from services.ingestion_errors import as_api_errors
 from services.job_control import Changed, JobControl
-from services.job_list import JobList
+from services.job_list import JobList, with_live
 from services.job_rows import JobRows
 from services.journal import Journal
 from services.knowledge import ACTIVE_JOB_STATES, Knowledge, job_json
@@ -122,11 +122,13 @@ class IngestionService:
         return job
 
     async def job(self, job_id: str, actor: str) -> dict[str, Any]:
-        return self._list.with_live(await asyncio.to_thread(self._knowledge.job, job_id, actor))
+        live = self._list.live()
+        return with_live(await asyncio.to_thread(self._knowledge.job, job_id, actor), live)
 
     async def jobs(self, collection: str, actor: str) -> list[dict[str, Any]]:
+        live = self._list.live()
         found = await asyncio.to_thread(self._knowledge.list_jobs, collection, actor)
-        return [self._list.with_live(job) for job in found]
+        return [with_live(job, live) for job in found]
 
     async def find_jobs(self, actor: str, **chosen: Any) -> dict[str, Any]:
         """See `JobList.find`."""
@@ -211,7 +213,7 @@ class IngestionService:
         with as_api_errors(), self._database.write() as session:
             session.add(job)
             session.flush()
-            return self._list.with_live(job_json(job, collection.name))
+            return with_live(job_json(job, collection.name), self._list.live())
 
     async def _change(self, decide: Callable[..., Changed], *what: Any) -> int:
         changed = await to_its_end(decide, *what)

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from services.database import Database, Job
 from services.errors import invalid
-from services.ingest_progress import LiveJobs
+from services.ingest_progress import LiveJobs, LiveState
 from services.knowledge import ACTIVE_JOB_STATES, Knowledge, job_json
 
 JOB_STATES = (*ACTIVE_JOB_STATES, "done", "failed", "cancelled")
@@ -42,18 +42,16 @@ class JobList:
         chosen = [Job.collection_id.in_(names), *([Job.batch == batch] if batch is not None else [])]
         listed = chosen + ([Job.state.in_(states)] if states else [])
         newest = select(Job).where(*listed).order_by(Job.created_at.desc(), Job.id.desc())
+        live = self.live()
         with self._database.read() as session:
             jobs = list(session.scalars(newest.limit(min(limit, MAX_LISTED)))) if limit else []
-            summary = self._summary(session, chosen)
-        data = [self.with_live(job_json(job, names[job.collection_id])) for job in jobs]
+            summary = self._summary(session, chosen, live)
+        data = [with_live(job_json(job, names[job.collection_id]), live) for job in jobs]
         return {"object": "list", "data": data, "summary": summary}
 
-    def with_live(self, job: dict[str, Any]) -> dict[str, Any]:
-        """A job's JSON with what only the running worker knows."""
-        is_active = job["state"] in ACTIVE_JOB_STATES
-        progress = self._live.progress(job["id"]) if is_active else None
-        waiting_for = self._live.waiting_for(job["id"]) if is_active else None
-        return job | {"waiting_for": waiting_for} | ({} if progress is None else {"progress": progress})
+    def live(self) -> LiveState:
+        """What only the running worker knows, to be taken before the database is asked."""
+        return self._live.state()
 
     def _names(self, actor: str, collection: str | None) -> dict[str, str]:
         """Names of the concerned collections by their ids: those that the actor may change, because jobs name files and
@@ -64,7 +62,7 @@ class JobList:
         visible = self._knowledge.list_collections(actor)
         return {entry["id"]: entry["name"] for entry in visible if entry["can_change"]}
 
-    def _summary(self, session: Session, chosen: list[ColumnElement[bool]]) -> dict[str, Any]:
+    def _summary(self, session: Session, chosen: list[ColumnElement[bool]], live: LiveState) -> dict[str, Any]:
         rows = session.execute(_grouped(chosen)).all()
         states = dict.fromkeys(JOB_STATES, 0)
         for state, _, num_jobs, _, _ in rows:
@@ -73,7 +71,7 @@ class JobList:
         # One byte more for each, so that empty files count too.
         total = sum(row.num_bytes + row.num_jobs for row in rows)
         unfinished = sum(row.num_bytes + row.num_jobs for row in active)
-        under_way = self._under_way(session, chosen)
+        under_way = _under_way(session, chosen, live)
         rates = self._live.meter.rates()
         return {
             "num_jobs": sum(states.values()),
@@ -84,24 +82,36 @@ class JobList:
             "progress": 1.0 if not total else (total - unfinished + under_way) / total,
             "tokens_per_s": None if rates is None else round(rates.tokens, 1),
             "files_per_s": None if rates is None else round(rates.files, 3),
-            "seconds_left": self._seconds_left(session, chosen, rates.bytes if rates else 0.0),
+            "seconds_left": _seconds_left(session, chosen, live, rates.bytes if rates else 0.0),
         }
 
-    def _under_way(self, session: Session, chosen: list[ColumnElement[bool]]) -> float:
-        """Bytes that are done of the jobs that run."""
-        running = select(Job.id, Job.num_bytes).where(*chosen, Job.state.in_(ACTIVE_JOB_STATES), Job.state != "queued")
-        return sum((self._live.progress(job_id) or 0.0) * num_bytes for job_id, num_bytes in session.execute(running))
 
-    def _seconds_left(self, session: Session, chosen: list[ColumnElement[bool]], bytes_per_s: float) -> float | None:
-        """Until the last of the chosen jobs has ended, those of others that come before it included."""
-        waiting = [Job.state.in_(ACTIVE_JOB_STATES), Job.is_paused.is_(False)]
-        last = session.scalar(select(func.max(Job.created_at)).where(*chosen, *waiting))
-        if last is None or bytes_per_s <= 0:
-            return None
-        ahead = [*waiting, Job.created_at <= last]
-        num_bytes = int(session.scalar(select(func.coalesce(func.sum(Job.num_bytes), 0)).where(*ahead)) or 0)
-        left = num_bytes - self._under_way(session, ahead)
-        return round(left / bytes_per_s, 1) if num_bytes else None
+def with_live(job: dict[str, Any], live: LiveState) -> dict[str, Any]:
+    """A job's JSON with what only the running worker knows."""
+    is_active = job["state"] in ACTIVE_JOB_STATES
+    progress = live.progress.get(job["id"]) if is_active else None
+    waiting_for = live.waiting_for.get(job["id"]) if is_active else None
+    return job | {"waiting_for": waiting_for} | ({} if progress is None else {"progress": progress})
+
+
+def _under_way(session: Session, chosen: list[ColumnElement[bool]], live: LiveState) -> float:
+    """Bytes that are done of the jobs that run."""
+    running = select(Job.id, Job.num_bytes).where(*chosen, Job.state.in_(ACTIVE_JOB_STATES), Job.state != "queued")
+    return sum(live.progress.get(job_id, 0.0) * num_bytes for job_id, num_bytes in session.execute(running))
+
+
+def _seconds_left(
+    session: Session, chosen: list[ColumnElement[bool]], live: LiveState, bytes_per_s: float
+) -> float | None:
+    """Until the last of the chosen jobs has ended, those of others that come before it included."""
+    waiting = [Job.state.in_(ACTIVE_JOB_STATES), Job.is_paused.is_(False)]
+    last = session.scalar(select(func.max(Job.created_at)).where(*chosen, *waiting))
+    if last is None or bytes_per_s <= 0:
+        return None
+    ahead = [*waiting, Job.created_at <= last]
+    num_bytes = int(session.scalar(select(func.coalesce(func.sum(Job.num_bytes), 0)).where(*ahead)) or 0)
+    left = num_bytes - _under_way(session, ahead, live)
+    return round(left / bytes_per_s, 1) if num_bytes else None
 
 
 def _grouped(chosen: list[ColumnElement[bool]]) -> Select[str, bool, int, int, int]:

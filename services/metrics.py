@@ -140,6 +140,8 @@ class _Experts(Collector):
                 for rank, tokens in enumerate(gang.load.rank_tokens().sum(axis=0).tolist()):
                     computed.add_metric((experts.model, gang.name, str(rank)), tokens)
                 imbalance = gang.load.imbalance()
+                if not len(imbalance):  # vLLM moves the experts between the ranks
+                    continue
                 mean.add_metric((experts.model, gang.name), float(imbalance.mean()))
                 worst.add_metric((experts.model, gang.name), float(imbalance.max()))
         return (computed, mean, worst)

@@ -19,7 +19,18 @@ from cluster.weights.checkpoint_check import check_checkpoint
 from services.config import ModelConfig
 from services.listener import ListenError, bind_socket
 from services.ray_config import RayConfig
-from services.resources import EMBEDDING, GATEWAY, GIB, MIB, PAGE, STORE, Resources, count_gpus, model_resources
+from services.resources import (
+    BALANCER,
+    EMBEDDING,
+    GATEWAY,
+    GIB,
+    MIB,
+    PAGE,
+    STORE,
+    Resources,
+    count_gpus,
+    model_resources,
+)
 from services.sharding import is_sharded, num_gangs, plan_model
 
 # Ray's head, Serve's controller, the guardian.
@@ -93,6 +104,8 @@ def demands(config: RayConfig) -> list[Demand]:
                 if isinstance(override.num_replicas, int):
                     replicas = override.num_replicas
             found.append(Demand(entry.name, name, replicas, each))
+    if config.app.platform.listen.balancer == "haproxy":
+        found.append(Demand("platform", "Balancer", 1, BALANCER))
     return found
 
 

@@ -91,7 +91,7 @@ BUILDERS: Mapping[str, Builder] = {
     "services.app:build_store": Builder(StoreConfig, ("Store",), single=("Store",)),
     "services.app:build_embedding": Builder(EmbeddingConfig, ("Embedding",)),
     "services.app:build_model": Builder(ModelConfig, ("ModelServer",)),
-    "services.app:build_platform": Builder(PlatformConfig, ("Gateway", "Ui"), single=("Ui",)),
+    "services.app:build_platform": Builder(PlatformConfig, ("Gateway", "Ui", "Balancer"), single=("Ui", "Balancer")),
 }
 FIXED_NAMES = {
     "services.app:build_store": "store",

@@ -42,6 +42,8 @@ STORE = Resources(num_cpus=0.2, memory=800 * MIB, is_on_head=True)
 EMBEDDING = Resources(num_cpus=0.3, memory=1200 * MIB)
 # The public port is opened on the machine where windfarm was started.
 GATEWAY = Resources(num_cpus=0.2, memory=500 * MIB, is_on_head=True)
+# HAProxy and the process that tells it of the relays.
+BALANCER = Resources(num_cpus=0.1, memory=200 * MIB, is_on_head=True)
 PAGE = Resources(num_cpus=0.1, memory=400 * MIB, is_on_head=True)
 
 MODEL_CPUS = 0.5

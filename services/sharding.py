@@ -12,6 +12,7 @@ from typing import Any
 
 from cluster.catalogue import resolve
 from cluster.engines.choice import choose_engine, detect_hardware
+from cluster.engines.expert_balancer import balancer_options, num_redundant_experts
 from cluster.engines.parallelism import ExpertRanks
 from cluster.errors import PlanError
 from cluster.expert_placement import ExpertLoads, Plan, PlanRequest, plan
@@ -57,6 +58,7 @@ def plan_model(config: ModelConfig, topology: Topology, home: Home, gangs: int) 
         )
     shape = model_shape(config, home)
     cpus = rank_cpus(config)
+    copies = _num_copies(config)
     request = PlanRequest(
         shape=shape,
         work=_workload(config, shape),
@@ -64,7 +66,8 @@ def plan_model(config: ModelConfig, topology: Topology, home: Home, gangs: int) 
         tensor=config.tensor_parallel_size,
         pipeline=1,
         data=config.data_parallel_size,
-        loads=_loads(config, shape, home),
+        loads=_loads(config, shape, home) or (_even_loads(shape) if copies else None),
+        redundant_experts=copies,
         cores_per_rank=cpus,
         runtime_bytes=RANK_RUNTIME_BYTES,
         node_memory_share=1.0,  # Ray's figure leaves out what the system and other programs hold
@@ -84,27 +87,34 @@ def plan_model(config: ModelConfig, topology: Topology, home: Home, gangs: int) 
     if config.expert_placement == "linear":
         return made, replace(placement, expert_ranks=None)  # what engines do by themselves
     if rank.accelerator is not None:
-        raise PlanError(
-            f"expert_placement of {config.id} is planned, which is for CPU nodes. On GPUs vLLM balances the experts: "
-            "use linear, and engine_options: {enable_eplb: true}."
-        )
+        balancer_options(copies, config.engine_options)  # refuses options that contradict the plan
+        return made, replace(placement, expert_ranks=None)
     return made, placement
 
 
-def options_on_cluster(config: ModelConfig, home: Home) -> tuple[dict[str, Any], ExpertRanks | None]:
-    """Options of the deployment and who holds which experts, with the nodes of the Ray that this process is part of.
+def options_on_cluster(config: ModelConfig, home: Home) -> tuple[dict[str, Any], ModelConfig, ExpertRanks | None]:
+    """Options of the deployment, the section with what the plan adds to it, and who holds which experts: with the nodes
+    of the Ray that this process is part of.
 
     Where nodes come with demand, nothing is asked of them and no file is prepared: what the operator planned beforehand
     stands in the file, with the resources of a rank in its `deployments:` override.
     """
     if has_elastic_nodes():
-        return _options_as_written(config), None
+        return _options_as_written(config), config, None
     import ray
 
     records = ray.nodes()
     _, placement = plan_model(config, topology_from_ray(records), home, gangs=1)
     ids = {record["NodeName"]: record["NodeID"] for record in records if record["Alive"]}
-    return placement.deployment_options(ids), placement.expert_ranks
+    return placement.deployment_options(ids), section_as_planned(config, placement), placement.expert_ranks
+
+
+def section_as_planned(config: ModelConfig, placement: Placement) -> ModelConfig:
+    """On GPUs a planned placement becomes vLLM's own balancer of experts, with room for the plan's copies."""
+    if config.expert_placement == "linear" or not placement.rank.num_gpus:
+        return config
+    options = balancer_options(placement.num_redundant_experts, config.engine_options)
+    return config.model_copy(update={"engine_options": options})
 
 
 def _options_as_written(config: ModelConfig) -> dict[str, Any]:
@@ -124,7 +134,7 @@ def _follow_plan(config: ModelConfig, request: PlanRequest, topology: Topology, 
     saved = read_plan(Path(config.plan))
     check_plan(saved, request, topology)
     experts = saved.expert_ranks if config.expert_trace is None else made.expert_ranks
-    return replace(made, nodes=saved.nodes, expert_ranks=experts)
+    return replace(made, nodes=saved.nodes, strategy=saved.strategy, expert_ranks=experts)
 
 
 def model_shape(config: ModelConfig, home: Home) -> ModelShape:
@@ -143,6 +153,18 @@ def _workload(config: ModelConfig, shape: ModelShape) -> Workload:
     """Half of all contexts at their full length, as the engine reserves them; each rank has slots of its own."""
     sequences = config.data_parallel_size * ((config.parallel_requests + 1) // 2)
     return Workload(config.max_context or shape.max_context, sequences)
+
+
+def _num_copies(config: ModelConfig) -> int:
+    """Copies of experts in each layer: those of the plan that is followed, else what engine_options tell vLLM."""
+    if config.plan is not None and config.expert_placement == "planned":
+        return read_plan(Path(config.plan)).num_redundant_experts
+    return num_redundant_experts(config.engine_options)
+
+
+def _even_loads(shape: ModelShape) -> ExpertLoads:
+    """Enough to see whether the copies fit; where they go is decided by vLLM while it runs."""
+    return ExpertLoads(shape.name, ((1,) * shape.num_experts,) * shape.num_layers)
 
 
 def _loads(config: ModelConfig, shape: ModelShape, home: Home) -> ExpertLoads | None:

@@ -11,14 +11,14 @@ import pytest
 
 from tests.parts import why_missing
 
-# The fixture `product`: the whole product, started once for all tests that ask for it.
-pytest_plugins = ["tests.product"]
+# The fixtures `product`: the whole product, started once for all tests that ask for it; and `postgres_url`.
+pytest_plugins = ["tests.product", "tests.postgres"]
 
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
     """In one process, end-to-end tests come last: the running product would take cores from all tests after it. Those
     that end it come after all others.
 
@@ -28,17 +28,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     is_spread = hasattr(config, "workerinput") or bool(config.getoption("numprocesses", None))
     items.sort(key=lambda item: (_is_e2e(item) != is_spread, item.get_closest_marker("ends_product") is not None))
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(_group(item)))
 
 
-def _is_e2e(item: pytest.Item) -> bool:
+def _is_e2e(item: pytest.Function) -> bool:
     return item.get_closest_marker("e2e") is not None
 
 
-def _group(item: pytest.Item) -> str:
-    parameters = getattr(getattr(item, "callspec", None), "params", {})
-    shares_product = "product" in getattr(item, "fixturenames", ()) or parameters.get("engine") == "remote"
-    return "product" if shares_product else item.nodeid.partition("::")[0]
+def _group(item: pytest.Function) -> str:
+    """The end-to-end tests share one product; all others share at most what their file starts."""
+    return "product" if _is_e2e(item) or "product" in item.fixturenames else item.nodeid.partition("::")[0]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -6,9 +6,15 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 from infra.setup.chromium import find_chromium
+from services.haproxy import find_haproxy
 from services.local_network import why_no_network
+from services.setup_errors import SetupError
+
+DEBIANS_POSTGRES = Path("/usr/lib/postgresql")
+"""Each version has its own folder `<version>/bin` here, and Debian puts no link into the PATH."""
 
 
 def why_missing(part: str) -> str | None:
@@ -46,9 +52,29 @@ def namespaces() -> str | None:
 
 @functools.cache
 def postgres() -> str | None:
-    if shutil.which("postgres") and shutil.which("initdb"):
+    if find_postgres("postgres") and find_postgres("initdb"):
         return None
     return "no PostgreSQL server (`sudo apt-get install postgresql`)"
+
+
+def find_postgres(name: str, debian: Path = DEBIANS_POSTGRES) -> str | None:
+    """Path of a program of PostgreSQL's server, the newest one of Debian's where the PATH has none."""
+    if (found := shutil.which(name)) is not None:
+        return found
+    versions = sorted(debian.glob(f"*/bin/{name}"), key=lambda path: _number(path.parts[-3]))
+    return str(versions[-1]) if versions else None
+
+
+def _number(version: str) -> float:
+    return float(version) if version.replace(".", "", 1).isdecimal() else 0.0
+
+
+@functools.cache
+def haproxy() -> str | None:
+    try:
+        return None if find_haproxy() else "no HAProxy"
+    except SetupError as error:
+        return str(error)
 
 
 @functools.cache
@@ -58,6 +84,7 @@ def git() -> str | None:
 
 PARTS: dict[str, Callable[[], str | None]] = {
     "chromium": chromium,
+    "haproxy": haproxy,
     "vllm": vllm,
     "tmpfs": tmpfs,
     "git": git,

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from cluster.home import default_root
+from services.control import ray_folder_of
 
 ROOT = Path(__file__).resolve().parents[1]
 WINDFARM = Path(sys.executable).with_name("windfarm")
@@ -66,6 +67,7 @@ def start_product(home: Path, arguments: Sequence[str] = ()) -> Iterator[Product
         yield Product(printed["ui"], printed["api"], printed["key"], home, port)
     finally:
         windfarm(home, ["down"], check=False)
+        shutil.rmtree(ray_folder_of(home), ignore_errors=True)  # Ray's logs lie outside the data folder
 
 
 def windfarm(home: Path, arguments: Sequence[str], *, check: bool = True) -> "subprocess.CompletedProcess[str]":

@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.parts import find_postgres
+
 ROOT = Path(__file__).resolve().parents[1]
 TEST = """
 import pytest
@@ -53,3 +57,15 @@ def test_in_ci_a_test_that_is_left_out_fails(tmp_path: Path) -> None:
     assert answer.returncode == 1
     assert "Left out although CI is set" in answer.stdout
     assert "1 passed, 1 xfailed, 1 error" in answer.stdout
+
+
+def test_debians_postgresql_is_found_although_it_is_not_in_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_postgres("initdb", tmp_path) is None
+    for version in ("9.6", "17", "15"):
+        program = tmp_path / version / "bin" / "initdb"
+        program.parent.mkdir(parents=True)
+        program.touch()
+    assert find_postgres("initdb", tmp_path) == str(tmp_path / "17" / "bin" / "initdb")

@@ -50,8 +50,11 @@ HEAVY = ("torch", "vllm", "transformers", "xllamacpp")
 
 TRANSPORT = ("aiohttp", "fastapi", "httpx", "ray", "starlette", "uvicorn", "services.routing", "services.listener")
 
-CHECKS = ("accounts", "host_check", "openai_api", "validation")
+CHECKS = ("accounts", "host_check", "limit_book", "limits", "openai_api", "validation")
 """Modules of `services` that check keys, hosts, limits and fields: plain functions without transport."""
+
+TEXT_PATH = ("frame_stream", "frames", "generation", "model_service", "model_wire", "openai_stream", "relay")
+"""Modules of `services` that text passes from engine to client: it must not become an object of Ray's."""
 
 LIGHT_PROCESSES = ("services.cli", "ui.app")
 """Modules whose process must stay light and outlive the model replicas; for the endpoint's see the last test."""
@@ -160,6 +163,16 @@ def test_checks_know_no_transport() -> None:
         for name in CHECKS
         for imported, line in imports(ROOT / "services" / f"{name}.py")
         if imported in TRANSPORT or imported.split(".")[0] in TRANSPORT
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_text_goes_from_engine_to_client_without_ray() -> None:
+    wrong = [
+        f"services/{name}.py:{line} imports {imported}"
+        for name in TEXT_PATH
+        for imported, line in imports(ROOT / "services" / f"{name}.py")
+        if imported.split(".")[0] == "ray"
     ]
     assert not wrong, "\n".join(wrong)
 

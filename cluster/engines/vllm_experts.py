@@ -31,7 +31,7 @@ def expert_options(parallelism: Parallelism, *, is_cpu: bool) -> dict[str, Any]:
     """Fields of vLLM's `EngineArgs`, for a model with experts. Raises `ClusterError` for what cannot be had here."""
     if not is_cpu:
         if parallelism.expert_placement is not None:
-            raise ClusterError("Experts are placed one by one only on CPU; on GPUs vLLM balances them (enable_eplb).")
+            raise ClusterError("Experts are placed singly only on CPU; on GPUs vLLM's balancer does it (enable_eplb).")
         return {"enable_return_routed_experts": True} if parallelism.count_experts else {}
     if not needs_plugin(parallelism):
         return {}
@@ -66,12 +66,14 @@ async def read_worker_counts(engine: Any, parallelism: Parallelism, config: Mapp
 class OutputCounts:
     """Counts on GPUs, from the experts that vLLM reports with each finished answer.
 
-    An answer's last token goes through no layer, and requests that end early are not counted.
+    An answer's last token goes through no layer, and requests that end early are not counted. vLLM names experts
+    whatever copy of them computed a token; where its balancer is on, nobody can say which rank that was.
     """
 
-    def __init__(self, parallelism: Parallelism, config: Mapping[str, Any]) -> None:
+    def __init__(self, parallelism: Parallelism, config: Mapping[str, Any], *, is_balanced: bool = False) -> None:
         self._parallelism = parallelism
         self._config = config
+        self._is_balanced = is_balanced
         self._since = time.time()
         experts = num_experts(config)
         self._together = np.zeros((int(config["num_hidden_layers"]), experts, experts), np.int64)
@@ -84,21 +86,28 @@ class OutputCounts:
         self._together += np.rint(chosen.transpose(0, 2, 1) @ chosen).astype(np.int64)
 
     def load(self) -> ExpertLoad:
-        return _load(self._together.copy(), self._parallelism, self._config, self._since)
+        return _load(self._together.copy(), self._parallelism, self._config, self._since, is_balanced=self._is_balanced)
 
 
 def _load(
-    together: np.ndarray[Any, np.dtype[np.int64]], parallelism: Parallelism, config: Mapping[str, Any], since: float
+    together: np.ndarray[Any, np.dtype[np.int64]],
+    parallelism: Parallelism,
+    config: Mapping[str, Any],
+    since: float,
+    *,
+    is_balanced: bool = False,
 ) -> ExpertLoad:
     layers, experts, _ = together.shape
+    rank_of = np.zeros((layers, experts)) if is_balanced else parallelism.expert_ranks(layers, experts)
     is_gang = parallelism.data_parallel_size > 1
     return ExpertLoad(
         tokens=np.einsum("lee->le", together).copy(),
         pairs=together,
-        rank_of=np.array(parallelism.expert_ranks(layers, experts), np.int64),
-        num_ranks=parallelism.num_expert_ranks,
+        rank_of=np.array(rank_of, np.int64),
+        num_ranks=1 if is_balanced else parallelism.num_expert_ranks,
         experts_per_token=int(config["num_experts_per_tok"]),
         since=since,
         until=time.time(),
         gang=f"{parallelism.data_parallel_address}:{parallelism.data_parallel_rpc_port}" if is_gang else "",
+        is_balanced=is_balanced,
     )

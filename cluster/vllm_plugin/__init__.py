@@ -47,7 +47,10 @@ def _cpu_parts() -> list[str]:
     if not _is_for_us():
         return []
     names = ["patient_queues"]
-    if multiprocessing.current_process().name.startswith(_WORKER_NAME):
+    process = multiprocessing.current_process().name
+    if process.startswith(_SCHEDULER_NAME):
+        names += ["forked_workers"]
+    if process.startswith(_WORKER_NAME):
         names += ["cpu_linear", "cpu_collectives", "cpu_experts", "placed_experts", "expert_counters"]
     return names
 

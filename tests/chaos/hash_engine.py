@@ -52,13 +52,20 @@ _FIRST_WHOLE = 1 + 2 * len(_CUT)
 
 
 class HashEngine:
-    """`pace_s` is the mean time between two chunks."""
+    """`pace_s` is the mean time between two chunks. `num_slots` is what it tells; it counts nobody."""
 
-    def __init__(self, *, model: str = "tiny", pace_s: float = 0.0, max_context: int = MAX_CONTEXT) -> None:
-        self.info = ModelInfo(model, "hash", max_context=max_context, max_concurrency=1000, continues_answers=True)
+    def __init__(
+        self,
+        *,
+        model: str = "tiny",
+        pace_s: float = 0.0,
+        max_context: int = MAX_CONTEXT,
+        num_slots: int = 1000,
+    ) -> None:
+        self.info = ModelInfo(model, "hash", max_context=max_context, max_concurrency=num_slots, continues_answers=True)
         self.num_tokens = 0
         """Sampled by this engine, over all answers."""
-        self._pace_s = pace_s
+        self.pace_s = pace_s
         self._num_running = 0
         self._runs = asyncio.Event()
         self._runs.set()
@@ -111,8 +118,8 @@ class HashEngine:
             self._num_running -= 1
 
     async def _wait(self) -> None:
-        if self._pace_s:
-            await asyncio.sleep(random.uniform(0, 2 * self._pace_s))
+        if self.pace_s:
+            await asyncio.sleep(random.uniform(0, 2 * self.pace_s))
         await self._runs.wait()
         if self._is_dead:
             raise EngineDead("The engine's process has ended.")

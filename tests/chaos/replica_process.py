@@ -1,6 +1,7 @@
-"""A model replica in a process of its own, without Ray: it announces itself in a folder and ends with its input.
+"""A model replica in a process of its own, without Ray: it announces itself in a folder, or at a URL over the network,
+and ends with its input.
 
-python -m tests.chaos.replica_process FOLDER REPLICA_ID hash|llamacpp|vllm SECRET NUM_SLOTS
+python -m tests.chaos.replica_process FOLDER_OR_URL REPLICA_ID hash|llamacpp|vllm SECRET NUM_SLOTS ADDRESS
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ import subprocess
 import sys
 from pathlib import Path
 from urllib.parse import quote, unquote
+from urllib.request import ProxyHandler, Request, build_opener
 
 from cluster.engine import Engine
+from services.discovery import BeatStore
+from services.local_network import Seat
 
 MAX_CONTEXT = 2048
 
@@ -42,14 +46,46 @@ class FolderBeats:
         return found
 
 
-class ReplicaProcess:
-    """Starts at once; its record appears when it can answer."""
+class RemoteBeats:
+    """The replica's side of records that are kept elsewhere: like those of Ray, they do not come through a network that
+    is cut."""
 
-    def __init__(self, folder: Path, replica_id: str, engine: str, secret: str, num_slots: int = 8) -> None:
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._opener = build_opener(ProxyHandler({}))
+
+    def put(self, key: str, value: bytes) -> None:
+        self._ask("PUT", key, value)
+
+    def delete(self, key: str) -> None:
+        self._ask("DELETE", key)
+
+    def read_all(self, prefix: str) -> dict[str, bytes]:
+        raise NotImplementedError("replicas only write")
+
+    def _ask(self, method: str, key: str, value: bytes | None = None) -> None:
+        with self._opener.open(Request(f"{self._url}/{quote(key, safe='')}", value, method=method), timeout=2):
+            pass
+
+
+class ReplicaProcess:
+    """Starts at once, in its seat; its record appears when it can answer."""
+
+    def __init__(
+        self,
+        records: Path | str,
+        replica_id: str,
+        engine: str,
+        secret: str,
+        num_slots: int = 8,
+        seat: Seat | None = None,
+    ) -> None:
+        """`records`: a folder, or the URL of those who keep them."""
         self.replica_id = replica_id
-        command = [sys.executable, "-m", "tests.chaos.replica_process", str(folder), replica_id, engine, secret]
-        command.append(str(num_slots))
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
+        seat = seat or Seat("127.0.0.1")
+        command = [sys.executable, "-m", "tests.chaos.replica_process", str(records), replica_id, engine, secret]
+        command += [str(num_slots), seat.address]
+        self._process = subprocess.Popen(seat.command(command), stdin=subprocess.PIPE)
 
     def kill(self) -> None:
         self._process.send_signal(signal.SIGKILL)
@@ -91,11 +127,12 @@ def make(kind: str, num_slots: int) -> Engine:
     return make_engine(EngineChoice(kind, model_format, uses_gpu=False), settings)  # type: ignore[arg-type]
 
 
-async def serve(folder: Path, replica_id: str, kind: str, secret: str, num_slots: int) -> None:
+async def serve(records: str, replica_id: str, kind: str, secret: str, num_slots: int, address: str) -> None:
     from services.model_service import ModelService
 
+    beats: BeatStore = RemoteBeats(records) if records.startswith("http:") else FolderBeats(Path(records))
     service = ModelService(
-        make(kind, num_slots), secret, app="llm-tiny", replica_id=replica_id, beats=FolderBeats(folder)
+        make(kind, num_slots), secret, app="llm-tiny", replica_id=replica_id, beats=beats, host=address
     )
     await service.start()
     await asyncio.to_thread(sys.stdin.read)
@@ -103,4 +140,4 @@ async def serve(folder: Path, replica_id: str, kind: str, secret: str, num_slots
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(Path(sys.argv[1]), *sys.argv[2:5], int(sys.argv[5])))
+    asyncio.run(serve(*sys.argv[1:5], int(sys.argv[5]), sys.argv[6]))

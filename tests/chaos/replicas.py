@@ -69,15 +69,16 @@ class Replica:
 class Fleet:
     """The replicas of one model behind a running endpoint."""
 
-    def __init__(self, running: Running, *, pace_s: float) -> None:
+    def __init__(self, running: Running, *, pace_s: float, num_slots: int = 1000) -> None:
         self._running = running
         self._pace_s = pace_s
+        self._num_slots = num_slots
         self._numbers = itertools.count()
         self._ended: list[Replica] = []
         self.alive: list[Replica] = []
 
-    async def grow(self) -> Replica:
-        engine = HashEngine(pace_s=self._pace_s)
+    async def grow(self, pace_s: float | None = None) -> Replica:
+        engine = HashEngine(pace_s=self._pace_s if pace_s is None else pace_s, num_slots=self._num_slots)
         service = ModelService(
             engine, SECRET, app="llm-tiny", replica_id=f"replica-{next(self._numbers)}", beats=self._running.beats
         )

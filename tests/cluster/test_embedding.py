@@ -152,7 +152,8 @@ def names(source: str, precision: str, flags: frozenset[str], *, has_torch: bool
 
 def test_bf16_is_tried_only_where_the_processor_computes_it() -> None:
     assert names("embed", "auto", AVX2) == [("llamacpp", "cpu")]
-    assert names("embed", "auto", BF16) == [("llamacpp", "cpu"), ("torch-bf16", "cpu")]
+    for flag in ("avx512_bf16", "amx_bf16"):
+        assert names("embed", "auto", AVX2 | {flag}) == [("llamacpp", "cpu"), ("torch-bf16", "cpu")]
     assert names("embed", "auto", BF16, has_torch=False) == [("llamacpp", "cpu")]
     assert names("embed", "auto", AVX2, has_gpu=True) == [("torch-bf16", "cuda")]
 

@@ -6,7 +6,13 @@ import pytest
 
 from cluster.errors import NoFit, PlanError
 from cluster.expert_balance import busiest
-from cluster.expert_placement import GPU_MEMORY_SHARE, ExpertLoads, PlanRequest, plan
+from cluster.expert_placement import (
+    GPU_MEMORY_SHARE,
+    ExpertLoads,
+    PlanRequest,
+    plan,
+    plan_with_fitting_context,
+)
 from cluster.sizing import ModelShape, Parallelism, Workload, rank_bytes
 from cluster.topology import GB, GIB, Accelerator, Node, Topology
 
@@ -57,6 +63,18 @@ def test_cpu_gangs_go_over_the_nodes() -> None:
     assert made.replicas[0].nodes == ("n0", "n1", "n2", "n3")
 
 
+def test_a_gang_over_nodes_goes_where_the_network_is_fastest() -> None:
+    links = (10.0, None, 100.0, 25.0)
+    on_cpus = Topology(tuple(Node(f"n{i}", 8, 32 * GIB, link_gbit_s=link) for i, link in enumerate(links)))
+    made = plan(on_cpus, PlanRequest(SMALL, Workload(2048, 8, 2048), data=2))
+    assert made.replicas[0].nodes == ("n2", "n3")
+    assert "exchange over the network: 25 Gbit/s at its slowest" in made.reasons[-1]
+    on_gpus = Topology(tuple(Node(f"n{i}", 8, 32 * GIB, (H100,), None, link) for i, link in enumerate(links)))
+    assert plan(on_gpus, PlanRequest(SMALL, Workload(2048, 8, 2048), data=2)).replicas[0].nodes == ("n2", "n3")
+    one_node = plan(gpu_nodes(A100, 4, None), PlanRequest(MIXTRAL, WORK))
+    assert "Gbit/s" not in " ".join(one_node.reasons)
+
+
 def test_no_card_gets_more_than_its_share_and_one_byte_less_does_not_fit() -> None:
     need = rank_bytes(MISTRAL, Parallelism(), WORK).total
     card_bytes = next(
@@ -74,6 +92,30 @@ def test_what_does_not_fit_says_what_is_short_and_what_would_do() -> None:
         plan(gpu_nodes(Accelerator("L4", 24 * GB), 1, None), PlanRequest(MIXTRAL, WORK))
     assert "bytes short" in str(caught.value)
     assert "quantized weights" in str(caught.value)
+
+
+def test_a_model_that_only_a_pipeline_holds_does_not_fit_and_the_pipeline_is_named() -> None:
+    with pytest.raises(NoFit) as caught:
+        plan(cpu_nodes(4), PlanRequest(MIXTRAL, Workload(8192, 8)))
+    words = str(caught.value)
+    assert "a shorter context (4096 tokens fit: 4 ranks hold 2 of 8 experts each)" in words
+    assert "4 pipeline stages would hold it (--pipeline 4 shows them), but windfarm starts none." in words
+    shown = plan(cpu_nodes(4), PlanRequest(MIXTRAL, Workload(8192, 8), pipeline=4))
+    assert shown.parallel == Parallelism(pipeline=4)
+    assert "windfarm starts no pipelines" in " ".join(shown.reasons)
+
+
+def test_where_no_context_was_asked_for_the_longest_that_fits_is_taken_and_said() -> None:
+    request = PlanRequest(MIXTRAL, Workload(8192, 8))
+    made, answered = plan_with_fitting_context(cpu_nodes(4), request)
+    assert made.parallel == Parallelism(data=4, is_expert_parallel=True)
+    assert made.replicas[0].nodes == ("n0", "n1", "n2", "n3")
+    assert answered.work == Workload(4096, 8)
+    assert "8192 tokens per sequence do not fit, 4096 do" in made.reasons[-1]
+    roomy, same = plan_with_fitting_context(cpu_nodes(4, memory_gib=64), request)
+    assert (same, "do not fit" in " ".join(roomy.reasons)) == (request, False)
+    with pytest.raises(NoFit, match="sequences of 8192 tokens"):
+        plan_with_fitting_context(cpu_nodes(2), request)
 
 
 def test_quantized_weights_fit_where_the_full_ones_do_not() -> None:
@@ -108,6 +150,7 @@ def test_redundant_experts_follow_the_load() -> None:
         ({"data": 16}, "16 ranks are more than the 8 experts"),
         ({"tensor": 3}, "do not divide the 32 attention heads"),
         ({"replicas": 0}, "At least one replica"),
+        ({"pipeline": 2, "data": 2}, "has one pipeline stage"),
         ({"work": Workload(65536)}, "at most 32768 tokens"),
         ({"redundant_experts": 2}, "give a routing trace"),
         ({"loads": ExpertLoads("other", ())}, "of the model 'other'"),

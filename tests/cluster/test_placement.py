@@ -55,6 +55,29 @@ def test_ranks_on_one_node_are_packed() -> None:
     assert placement.deployment_options({})["ray_actor_options"]["num_gpus"] == 1.0
 
 
+def test_ranks_that_share_nodes_evenly_are_spread_and_not_heaped_on_the_first() -> None:
+    two = Topology(NODES.nodes[:2])
+    made = plan(two, request(data=4))
+    assert [rank.node for rank in made.replicas[0].ranks] == ["a", "a", "b", "b"]
+    assert place(made, RANK).strategy == "SPREAD"
+    cards = (Accelerator("H100", 80 * 10**9),) * 2
+    on_gpus = plan(Topology(tuple(Node(name, 64, 512 * GIB, cards) for name in "abc")), request(data=4))
+    assert on_gpus.replicas[0].nodes == ("a", "b")
+    assert place(on_gpus, Reservation(1, GIB, 1.0)).strategy == "PACK"
+
+
+def test_a_saved_plan_says_itself_whether_its_ranks_are_spread(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    cards = (Accelerator("H100", 80 * 10**9),) * 4
+    for topology, strategy in (
+        (Topology(NODES.nodes[:2]), "SPREAD"),
+        (Topology(NODES.nodes[:1]), "PACK"),
+        (Topology((Node("gpu", 64, 512 * GIB, cards),)), "PACK"),
+    ):
+        file.write_text(json.dumps(plan_data(plan(topology, request(data=4)))), encoding="utf-8")
+        assert read_plan(file).strategy == strategy
+
+
 def test_a_tensor_parallel_group_alone_is_no_gang() -> None:
     options = place(plan(NODES, request(tensor=2, data=1)), RANK).deployment_options({})
     assert "gang_scheduling_config" not in options

@@ -51,8 +51,20 @@ def test_rays_records_become_nodes_and_dead_ones_are_left_out() -> None:
             "Alive": True,
             "NodeName": "n1",
             "Resources": {"CPU": 2.0, "memory": 8.0 * GIB, "GPU": 1.0},
-            "Labels": {"ray.io/accelerator-type": "H100", "ray.io/availability-zone": "eu-1a"},
+            "Labels": {
+                "ray.io/accelerator-type": "H100",
+                "ray.io/availability-zone": "eu-1a",
+                "windfarm/link-gbit-s": "2.5",
+            },
         },
         {"NodeID": "2", "Alive": False, "NodeName": "n2", "Resources": {}},
     ]
-    assert topology_from_ray(records) == Topology((Node("n1", 2.0, 8 * GIB, (Accelerator("H100", 80 * GB),), "eu-1a"),))
+    card = Accelerator("H100", 80 * GB)
+    assert topology_from_ray(records) == Topology((Node("n1", 2.0, 8 * GIB, (card,), "eu-1a", 2.5),))
+
+
+@pytest.mark.parametrize("value", ["fast", "0", "-1", "nan", "inf"])
+def test_a_link_that_is_no_speed_is_refused_with_its_node(value: str) -> None:
+    record = {"NodeID": "1", "Alive": True, "NodeName": "n1", "Labels": {"windfarm/link-gbit-s": value}}
+    with pytest.raises(TopologyError, match=r"windfarm/link-gbit-s of the node n1 is .*a number above 0"):
+        topology_from_ray([record])

@@ -1,7 +1,7 @@
 """A sparse model in gangs over three nodes, beside replicas of a dense one: placed, changed, broken, and served again.
 
 One cluster is started for all of it, in network namespaces where this machine allows them. The mixture is made of the
-first layers of the bundled model, so that a gang starts in seconds.
+first layers of the bundled model, so that a gang starts in seconds. `make test-ranks` runs all of it in this order.
 """
 
 import asyncio
@@ -29,7 +29,12 @@ from tests.e2e.test_closed import ESTABLISHED, LISTEN, is_loopback, sockets_of, 
 from tests.expert_oracle import shortened
 from tests.product import ROOT, Product, start_product
 
-pytestmark = [pytest.mark.e2e, pytest.mark.ranks, pytest.mark.requires("vllm"), pytest.mark.timeout(420)]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.xdist_group("gangs"),
+    pytest.mark.requires("vllm"),
+    pytest.mark.timeout(420),
+]
 
 LAYERS = 2
 ANSWER = 300
@@ -215,6 +220,8 @@ def test_two_gangs_and_two_replicas_serve_side_by_side(cluster: Product) -> None
         assert len({rank["node"] for rank in gang["ranks"]}) == 2  # each rank has a node of its own
     assert len([node for node in status["nodes"] if node["alive"]]) == 3
     assert len({node["address"] for node in status["nodes"]}) == 3
+    tiny = status["applications"]["llm-tiny"]["deployments"]["ModelServer"]["replicas"]
+    assert len({replica["node"] for replica in tiny}) == 2  # where there is a choice, not on the same one
     shown = cluster.run("status").stdout
     assert all(name in shown for name in gangs)
 
@@ -260,6 +267,7 @@ async def test_experts_are_counted_and_the_trace_plans_the_next_start(
     assert balance["bound"] <= balance["planned"] <= balance["linear"]
 
 
+@pytest.mark.ranks
 def test_shards_talk_over_a_network_and_nobody_else_can_listen_or_call(cluster: Product) -> None:
     processes = tagged(tag_of(cluster))
     engines = [process for process in processes if "EngineCore" in title(process)]
@@ -320,6 +328,7 @@ async def test_a_killed_rank_ends_its_gang_alone_and_its_streams_go_on_at_the_ot
         (restart,) = status["gangs"]["llm-mixture"]["restarts"]
         assert restart["lost_gang"] == lost
         assert 0 < restart["seconds"] < WAIT_S
+        print(f"a lost gang served again after {restart['seconds']:.0f} s")
         assert f"gang {lost} lost rank" in cluster.run("status").stdout
         log = (cluster.home / "logs" / "windfarm.log").read_text(encoding="utf-8")
         assert f"serves in place of {lost}" in log
@@ -332,34 +341,44 @@ async def test_a_killed_rank_ends_its_gang_alone_and_its_streams_go_on_at_the_ot
         assert all(is_whole(events) for events in answers)
 
 
-async def test_a_change_of_the_ranks_drops_no_request_of_another_model(
+def tiny_replicas(status: dict[str, Any]) -> list[str]:
+    return sorted(r["id"] for r in status["applications"]["llm-tiny"]["deployments"]["ModelServer"]["replicas"])
+
+
+async def test_one_gang_less_drops_no_request_of_another_model(
     cluster: Product, checkpoint: Path, tmp_path: Path
 ) -> None:
-    def tiny_replicas(status: dict[str, Any]) -> list[str]:
-        return sorted(r["id"] for r in status["applications"]["llm-tiny"]["deployments"]["ModelServer"]["replicas"])
-
     before = tiny_replicas(status_of(cluster))
     fewer = write_config(tmp_path, checkpoint, gangs=1)
     async with Client(cluster) as client, asking(client, "tiny") as answers:
         long = asyncio.create_task(client.stream("tiny", "a long answer", 600))
         await client.until_begun(["a long answer"])
-        # Fewer replicas: one gang stays and goes on.
         kept = set(gangs_of(await asyncio.to_thread(status_of, cluster)))
         await asyncio.to_thread(cluster.run, "apply", "--config", str(fewer))
         status = await asyncio.to_thread(wait_for, cluster, lambda now: num_whole(now) == 1)
         assert set(gangs_of(status)) < kept
-        # Fewer ranks: the whole model on one.
-        whole = write_config(tmp_path, checkpoint, ranks=1, gangs=1)
+        assert is_whole(await long)
+    assert [events[-1] for events in answers if not is_whole(events)] == []
+    assert tiny_replicas(status) == before
+
+
+@pytest.mark.ranks
+async def test_another_number_of_ranks_drops_no_request_of_another_model(
+    cluster: Product, checkpoint: Path, tmp_path: Path
+) -> None:
+    before = tiny_replicas(status_of(cluster))
+    whole = write_config(tmp_path, checkpoint, ranks=1, gangs=1)
+    async with Client(cluster) as client, asking(client, "tiny") as answers:
         await asyncio.to_thread(cluster.run, "apply", "--config", str(whole))
         status = await asyncio.to_thread(
             wait_for, cluster, lambda now: num_whole(now) == 0 and num_running(now, "llm-mixture") == 1
         )
-        assert is_whole(await long)
         await client.until_answered("mixture")
     assert [events[-1] for events in answers if not is_whole(events)] == []
     assert tiny_replicas(status) == before
 
 
+@pytest.mark.ranks
 def test_a_lost_node_is_shown_and_what_ran_there_runs_elsewhere(cluster: Product) -> None:
     status = status_of(cluster)
     address = sorted(node["address"] for node in status["nodes"])[-1]

@@ -110,8 +110,13 @@ class Vectors:
 class EmbeddingCalls:
     """Vectors of four numbers, made from the length of the text or of its list of token ids."""
 
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
     async def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
         assert method in ("embed", "embed_token_ids")
+        if self.error is not None:
+            raise self.error
         texts = args[0]
         vectors = np.array([[len(text), 1, 0, 0] for text in texts], dtype=np.float32)
         return Vectors(vectors, [len(text) for text in texts], [len(text) > 100 for text in texts])
@@ -189,6 +194,7 @@ class Running:
         self.beats = beats
         self.store = StoreCalls()
         self.limiter = BookCalls()
+        self.embedding = EmbeddingCalls()
         self.services: list[ModelService] = []
         self.http = httpx.AsyncClient(
             base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=60, trust_env=False
@@ -220,18 +226,20 @@ async def running_endpoint(
     limiter: BookCalls | None = None,
     beats: BeatStore | None = None,
     store: Calls | None = None,
+    embedding: EmbeddingCalls | None = None,
     proves: bool = False,
     documents: Sequence[str] = (),
+    database_url: str | None = None,
 ) -> AsyncIterator[Running]:
     """`proves`: also run the proof behind `/ready`, which sends a request of its own to the model. `documents`: ids of
     some that the owner may read; answers that rest on others are not shown. `store`: who answers in the place of
     `StoreCalls`."""
-    url = f"sqlite:///{home}/windfarm.db"
+    url = database_url or f"sqlite:///{home}/windfarm.db"
     upgrade(url)
     database = Database(url)
     owner = ensure_owner(Accounts(database), home)
     _add_documents(database, documents)
-    beats = beats or Beats()
+    beats = Beats() if beats is None else beats  # an empty one is false
     async with AsyncExitStack() as stack:
         directory = Directory(beats)
         await directory.start()
@@ -240,6 +248,7 @@ async def running_endpoint(
         await serve_states.refresh()
         scripted_store = StoreCalls()
         running_limiter = limiter or BookCalls()
+        running_embedding = embedding or EmbeddingCalls()
         endpoint = Endpoint(
             Surroundings(
                 config=config or PlatformConfig(),
@@ -250,7 +259,7 @@ async def running_endpoint(
                 replicas=directory,
                 states=serve_states,
                 store=store or scripted_store,
-                embedding=EmbeddingCalls(),
+                embedding=running_embedding,
                 limiter=running_limiter,
                 story=story,
             )
@@ -261,6 +270,7 @@ async def running_endpoint(
         running = Running(listener.url, owner.key, database, directory, beats, endpoint.app)
         running.store = scripted_store
         running.limiter = running_limiter
+        running.embedding = running_embedding
         stack.push_async_callback(_stop_all, running)
         for number, engine in enumerate(engines):
             await running.add_model(engine, replica_id=f"r{number}")

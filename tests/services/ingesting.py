@@ -106,9 +106,10 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    home: Path, *, embedder: HashEmbedder | None = None, config: IngestionConfig = CONFIG
+    home: Path, *, embedder: HashEmbedder | None = None, config: IngestionConfig = CONFIG, url: str | None = None
 ) -> AsyncIterator[Running]:
-    url = f"sqlite:///{home / 'windfarm.db'}"
+    """`url`: of the database; a file in `home` where it is None."""
+    url = url or f"sqlite:///{home / 'windfarm.db'}"
     upgrade(url)
     database = Database(url)
     _ensure_owner(database)

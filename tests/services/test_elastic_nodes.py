@@ -22,7 +22,8 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
 
 def test_a_gang_is_described_before_there_is_a_node_for_it(home: Home) -> None:
     assert not ray.is_initialized()
-    options, expert_ranks = options_on_cluster(MIXTRAL, home)
+    options, section, expert_ranks = options_on_cluster(MIXTRAL, home)
+    assert section == MIXTRAL
     assert not ray.is_initialized()
     assert expert_ranks is None  # placed linearly, by the engine
     assert options["gang_scheduling_config"].gang_size == 4
@@ -32,7 +33,7 @@ def test_a_gang_is_described_before_there_is_a_node_for_it(home: Home) -> None:
 
 
 def test_a_tensor_parallel_group_alone_is_no_gang(home: Home) -> None:
-    options, _ = options_on_cluster(MIXTRAL.model_copy(update={"data_parallel_size": 1}), home)
+    options, _, _ = options_on_cluster(MIXTRAL.model_copy(update={"data_parallel_size": 1}), home)
     assert "gang_scheduling_config" not in options
     assert options["num_replicas"] == 1
 

@@ -6,7 +6,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from services.errors import unavailable
 from tests.services.harness import (
+    EmbeddingCalls,
     ScriptedEngine,
     error_of,
     running_endpoint,
@@ -50,6 +52,22 @@ async def test_ready_follows_a_real_token_and_a_real_vector(tmp_path: Path) -> N
         await running.services[0].stop(drain_s=0)
         await running.directory.refresh()
         assert (await running.http.get("/ready")).status_code == 503
+
+
+async def test_without_a_vector_nothing_is_ready_although_tokens_come(tmp_path: Path) -> None:
+    engine, embedding = ScriptedEngine(*words("x")), EmbeddingCalls()
+    embedding.error = unavailable("The embedding model does not answer.", code="restarting")
+    async with running_endpoint(tmp_path, engine, embedding=embedding, proves=True) as running:
+
+        async def has_failed() -> bool:
+            status = (await running.http.get("/v1/status")).json()
+            return bool(status["not_ready_because"] == "The embedding model does not answer.")
+
+        await wait_until(has_failed)
+        assert engine.requests
+        assert (await running.http.get("/ready")).status_code == 503
+        embedding.error = None
+        await until_ready(running)
 
 
 async def test_a_foreign_host_name_is_refused_on_loopback(tmp_path: Path) -> None:

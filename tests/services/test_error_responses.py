@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 from ray.exceptions import RayTaskError
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, IntegrityError, OperationalError
 
 from cluster.errors import ContextTooLong, EngineBusy, EngineDead, EngineFailed
 from rag.errors import ParseError, StoreLocked
@@ -69,6 +69,16 @@ def test_a_database_error_does_not_show_its_statement() -> None:
     assert (found.status, found.code) == (503, "database_unavailable")
     assert "disk is full" in found.message
     assert "SELECT" not in found.message
+
+
+def test_a_damaged_database_is_told_and_a_wrong_statement_is_a_bug() -> None:
+    damaged = DatabaseError("SELECT", {}, Exception("database disk image is malformed"))
+    assert (to_api_error(damaged).status, to_api_error(damaged).code) == (503, "database_unavailable")
+    assert to_api_error(IntegrityError("INSERT", {}, Exception("UNIQUE"))).code == "internal_error"
+
+
+def test_a_provider_that_says_when_to_come_back_is_repeated() -> None:
+    assert error_headers(to_api_error(EngineBusy("busy", retry_after_s=7))) == {"retry-after": "7"}
 
 
 def test_errors_have_openais_shape_in_bodies_and_streams() -> None:

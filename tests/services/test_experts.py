@@ -217,6 +217,22 @@ def test_the_heat_map_fits_80_columns_and_many_experts() -> None:
     assert any(shade in text for shade in "▒▓█")
 
 
+async def test_where_vllm_moves_experts_between_ranks_no_rank_is_named(tmp_path: Path) -> None:
+    load = replace(load_of((0, 1), (0, 2)), is_balanced=True)
+    text = shown(ModelExperts("small", True, "f1", (GangCounts("g", ("r0",), load),)))
+    assert "vLLM moves its experts between the ranks" in text
+    assert "busiest rank" not in text
+    async with running_endpoint(tmp_path, ScriptedEngine(*words("a"))) as running:
+        await add_gang(running, "g", load, replace(load_of(), is_balanced=True))
+        answer = await ask(running, model="small")
+        scraped = (await running.http.get("/metrics")).text.splitlines()
+    (gang,) = answer["gangs"]
+    assert (answer["num_tokens"], gang["is_balanced"], gang["mean_imbalance"]) == (2, True, None)
+    assert (gang["rank_tokens"], gang["imbalance"]) == ([[]] * NUM_LAYERS, [])
+    assert experts_from_json(answer).total.is_balanced
+    assert not [line for line in scraped if line.startswith("windfarm_expert")]
+
+
 def test_a_model_that_saw_no_token_says_so() -> None:
     assert "No token has gone through it yet" in shown(ModelExperts("m", True, "f", (GangCounts("r", (), load_of()),)))
 

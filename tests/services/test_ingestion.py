@@ -59,6 +59,34 @@ async def test_a_changed_file_replaces_its_old_version(tmp_path: Path) -> None:
         windfarm.check_agreement()
 
 
+@pytest.mark.integration
+@pytest.mark.requires("postgres")
+async def test_ingestion_journal_jobs_and_reconciler_work_on_postgresql(tmp_path: Path, postgres_url: str) -> None:
+    """A document comes, is changed, is replaced over a restart of the service, and goes."""
+    async with running(tmp_path, url=postgres_url) as windfarm:
+        windfarm.create()
+        first = await windfarm.ingest("handbook", "rules.md", TEXT)
+        assert (first["state"], first["error"]) == ("done", None)
+        assert (await windfarm.ingest("handbook", "rules.md", TEXT))["unchanged"]
+        bad = await windfarm.ingest("handbook", "nothing.txt", "")
+        assert (bad["state"], bad["error"]["code"]) == ("failed", "empty_file")
+        several = [await windfarm.service.submit("handbook", f"{n}.txt", b"Apples are red.", OWNER) for n in range(3)]
+    async with running(tmp_path, url=postgres_url) as windfarm:
+        assert windfarm.report.agreed
+        for job in several:
+            assert (await windfarm.service.wait_for_job(job["id"], OWNER, timeout_s=30))["state"] == "done"
+        second = await windfarm.ingest("handbook", "rules.md", TEXT.replace("free days", "working weekends"))
+        assert second["document_id"] == first["document_id"]
+        assert windfarm.found("handbook", "weekends") and not windfarm.found("handbook", "free")
+        windfarm.check_agreement()
+        names = [document["name"] for document in windfarm.knowledge.list_documents("handbook", OWNER)]
+        assert names == ["0.txt", "1.txt", "2.txt", "rules.md"]
+        receipt = await windfarm.service.delete_collection("handbook", OWNER)
+        assert receipt["deleted"] and not windfarm.store.list_versions()
+        windfarm.check_agreement()
+    assert not (tmp_path / "windfarm.db").exists()
+
+
 async def test_files_of_one_name_in_two_collections_are_two_documents(tmp_path: Path) -> None:
     async with running(tmp_path) as windfarm:
         windfarm.create("one")

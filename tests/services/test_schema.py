@@ -1,11 +1,5 @@
 """Migrations lead to the tables that the models describe, on SQLite and PostgreSQL, whoever starts at the same time."""
 
-import os
-import shutil
-import socket
-import subprocess
-import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -135,41 +129,6 @@ def test_all_tables_compile_for_postgresql() -> None:
 def test_postgresql_urls_get_the_driver_that_is_installed() -> None:
     assert normalized_url("postgresql://u:p@db/windfarm") == "postgresql+psycopg://u:p@db/windfarm"
     assert normalized_url("sqlite:////data/windfarm.db") == "sqlite:////data/windfarm.db"
-
-
-@pytest.fixture(scope="module")
-def postgres_url() -> Iterator[str]:
-    """A PostgreSQL server of our own on a socket in a temporary folder; it refuses to run as root."""
-    folder = Path(tempfile.mkdtemp(prefix="windfarm-pg-"))
-    folder.chmod(0o777)
-    as_user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"] if os.geteuid() == 0 else []
-    data = folder / "data"
-    subprocess.run(
-        [*as_user, "initdb", "--no-sync", "-A", "trust", "-U", "windfarm", "-D", str(data)],
-        check=True,
-        capture_output=True,
-        cwd=folder,
-    )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        [*as_user, "postgres", "-D", str(data), "-k", str(folder), "-c", "listen_addresses=", "-p", str(port), "-F"],
-        cwd=folder,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stderr is not None
-    for line in server.stderr:
-        if "ready to accept connections" in line:
-            break
-    try:
-        yield f"postgresql://windfarm@/postgres?host={folder}&port={port}"
-    finally:
-        server.terminate()
-        server.wait(20)
-        server.stderr.close()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.integration

@@ -11,7 +11,7 @@ from cluster.errors import ClusterError, NoFit, PlanError
 from cluster.expert_load import ExpertLoad
 from cluster.home import Home, open_home
 from cluster.routing_trace import RoutingTrace, write_trace
-from cluster.topology import Node, Topology
+from cluster.topology import GB, Accelerator, Node, Topology
 from cluster.weights.safetensors_header import fingerprint
 from services import supervisor
 from services.config import ModelConfig
@@ -20,7 +20,7 @@ from services.preflight import check_ranks, explain
 from services.ray_config import parse_ray_config
 from services.resources import GIB
 from services.setup_errors import ConfigError, StartRefused
-from services.sharding import num_gangs, plan_model
+from services.sharding import num_gangs, plan_model, section_as_planned
 
 FILE = Path(__file__).resolve().parents[2] / "ray_config.yaml"
 CHECKPOINT: dict[str, Any] = {
@@ -184,6 +184,39 @@ def test_experts_are_placed_by_the_load_of_a_trace(mixture: str, home: Home, tmp
     for layer, busiest in enumerate(((0, 1), (6, 7))):
         ranks = placement.expert_ranks[layer]
         assert ranks[busiest[0]] != ranks[busiest[1]]  # the two that have most to do are apart
+
+
+def with_cards(number: int) -> Topology:
+    return Topology((Node("gpu", 64, 512 * GIB, (Accelerator("H100", 80 * GB),) * number),))
+
+
+@pytest.mark.requires("vllm")
+def test_on_gpus_a_plan_with_copies_becomes_vllms_balancer(mixture: str, home: Home, tmp_path: Path) -> None:
+    load = load_of([{(0, 1): 70, (2, 3): 12, (4, 5): 12, (6, 7): 12}] * 2)
+    trace, file = tmp_path / "trace.json", tmp_path / "plan.json"
+    write_trace(trace, RoutingTrace("mixture", fingerprint(Path(mixture)), load))
+    by_trace = model(mixture, data_parallel_size=4, expert_placement="planned", expert_trace=str(trace))
+    copies = {"enable_eplb": True, "eplb_config": {"num_redundant_experts": 4}}
+    made, placement = plan_model(by_trace.model_copy(update={"engine_options": copies}), with_cards(4), home, 1)
+    assert {len(rank.experts[0]) for rank in made.replicas[0].ranks} == {3}
+    assert placement.expert_ranks is None
+    file.write_text(json.dumps(plan_data(made)), encoding="utf-8")
+
+    by_plan = model(mixture, data_parallel_size=4, expert_placement="planned", plan=str(file))
+    _, placement = plan_model(by_plan, with_cards(4), home, 1)
+    assert (placement.num_redundant_experts, placement.expert_ranks) == (4, None)
+    assert section_as_planned(by_plan, placement).engine_options == copies
+    _, placement = plan_model(by_trace, with_cards(4), home, 1)
+    balanced = {"enable_eplb": True, "eplb_config": {"num_redundant_experts": 0}}
+    assert section_as_planned(by_trace, placement).engine_options == balanced
+    linear = model(mixture, data_parallel_size=4)
+    assert section_as_planned(linear, plan_model(linear, with_cards(4), home, 1)[1]) == linear
+
+    with pytest.raises(PlanError, match="Redundant experts need GPUs"):
+        plan_model(by_plan, nodes(*[100 * GIB] * 4), home, 1)
+    off = by_plan.model_copy(update={"engine_options": {"enable_eplb": False}})
+    with pytest.raises(PlanError, match="set expert_placement: linear"):
+        plan_model(off, with_cards(4), home, 1)
 
 
 def test_replicas_of_a_gang_come_in_whole_gangs() -> None:

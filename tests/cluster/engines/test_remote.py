@@ -138,6 +138,14 @@ async def test_refusals_become_our_errors(status: int, body, error: type, messag
             await collect(engine)
 
 
+@pytest.mark.parametrize("silence_s", [0, -1, "long", True])
+def test_a_limit_of_silence_that_is_none_is_refused(silence_s: object) -> None:
+    with pytest.raises(ClusterError, match="silence_s is a number of seconds above 0"):
+        make_engine(
+            EngineChoice("remote", None, uses_gpu=False), settings("http://x/v1", options={"silence_s": silence_s})
+        )
+
+
 async def test_a_lost_or_absent_server_is_an_error_and_unhealthy() -> None:
     remote = Remote(FaultyApi(event("a")))
     async with remote as engine:

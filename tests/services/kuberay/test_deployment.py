@@ -1,6 +1,7 @@
 """What can be deployed becomes pods that hold it; what cannot is refused with the reason and a next step."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,9 @@ from cluster.expert_placement import ExpertLoads, PlanRequest, plan
 from cluster.known_shapes import KNOWN_SHAPES
 from cluster.sizing import ModelShape, Workload
 from cluster.topology import GB, GIB, Accelerator, Node, Topology
+from services.config import ModelConfig
 from services.kuberay.deployment import RUNTIME_BYTES, Deployment, deployment_of
+from services.kuberay.serve_config import serve_config
 
 MIXTRAL, MISTRAL, LLAMA = (KNOWN_SHAPES[name] for name in ("mixtral-8x7b", "mistral-7b", "llama-2-70b"))
 
@@ -72,13 +75,29 @@ def test_memory_that_a_pod_does_not_have_is_refused_to_the_byte() -> None:
 
 def test_a_pipeline_is_refused() -> None:
     with pytest.raises(PlanError, match=r"4 pipeline stages.*--data"):
-        deploy(cpu_nodes(4), MIXTRAL, context=8192)
+        deploy(cpu_nodes(4), MIXTRAL, context=8192, pipeline=4)
 
 
-def test_experts_by_measured_load_are_refused() -> None:
-    loads = ExpertLoads("mixtral-8x7b", ((9, 9, 1, 1, 1, 1, 1, 1),) * 32)
+LOADS = ExpertLoads("mixtral-8x7b", ((9, 9, 1, 1, 1, 1, 1, 1),) * 32)
+
+
+def engine_options_of(deployment: Deployment) -> dict[str, Any]:
+    """As the pods' own configuration reads them."""
+    (model,) = (app for app in serve_config(deployment)["applications"] if app["import_path"].endswith("build_model"))
+    return ModelConfig(**model["args"]).engine_options
+
+
+@pytest.mark.parametrize("copies", [0, 4])
+def test_on_gpus_experts_by_measured_load_are_vllms_balancer_in_the_pods(copies: int) -> None:
+    deployment = deploy(gpu_nodes(1, gigabytes=80), MIXTRAL, loads=LOADS, data=4, redundant_experts=copies)
+    expected = {"enable_eplb": True, "eplb_config": {"num_redundant_experts": copies}}
+    assert engine_options_of(deployment) == expected
+    assert engine_options_of(deploy(gpu_nodes(1), MIXTRAL)) == {}
+
+
+def test_on_cpu_nodes_experts_by_measured_load_are_refused() -> None:
     with pytest.raises(PlanError, match="Leave --load"):
-        deploy(gpu_nodes(1), MIXTRAL, loads=loads)
+        deploy(cpu_nodes(4), MIXTRAL, loads=LOADS, data=4)
 
 
 def test_unlike_nodes_are_refused() -> None:

@@ -1,0 +1,116 @@
+"""What a fault of the contract is: a trial that makes it happen, and a limit for what a client notices of it.
+
+Groups of faults live in modules of their own; `contract` joins them and knows the table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Of one trial."""
+
+    seconds: float
+    """What the row's limit bounds: the longest silence of a stream, or the time until a client heard or was served."""
+    seen: str
+    """What the client saw."""
+    problem: str | None = None
+    """What was not as the contract says."""
+
+
+Trial = Callable[[Path], Awaitable[Outcome]]
+"""Gets an empty folder of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    row: str
+    """The first cell of its row in the table."""
+    at_most_s: float
+    trial: Trial
+    num_trials: int = 10
+    run_together: bool = False
+    """The trials mostly wait, so they run side by side."""
+
+    async def try_once(self, *, is_timed: bool = True) -> Outcome:
+        """One trial; an error in it is its outcome. Not `is_timed`: however long it took, for tests, which may run
+        beside anything."""
+        with tempfile.TemporaryDirectory(prefix="windfarm-chaos-") as folder:
+            try:
+                outcome = await self.trial(Path(folder))
+            except Exception as error:  # noqa: BLE001  # a campaign goes on
+                return Outcome(float("nan"), "-", f"{type(error).__name__}: {error}")
+        if is_timed and outcome.problem is None and not outcome.seconds <= self.at_most_s:
+            problem = f"took {outcome.seconds:.2f} s, the contract says {self.at_most_s:g}"
+            return Outcome(outcome.seconds, outcome.seen, problem)
+        return outcome
+
+
+@dataclass
+class Heard:
+    """One answer as its client heard it."""
+
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    body: str = ""
+    longest_silence_s: float = 0.0
+    """Between two events, or between the request and the first one. Comments are no events."""
+    seconds: float = 0.0
+    was_cut: bool = False
+    """The connection ended in the middle of the answer."""
+
+    @property
+    def is_complete(self) -> bool:
+        return self.status == 200 and self.body.rstrip().endswith("data: [DONE]")
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error that it ends with; empty: with none."""
+        last = self.body.strip().rpartition("data: ")[2] if self.status == 200 else self.body
+        try:
+            return dict(json.loads(last).get("error") or {})
+        except (ValueError, AttributeError):
+            return {}
+
+
+async def hear(http: httpx.AsyncClient, body: dict[str, Any], heard: Heard | None = None) -> Heard:
+    """Ask for a chat and listen to its end. `heard` is filled while the answer comes."""
+    heard = heard or Heard()
+    started = last = time.monotonic()
+    try:
+        async with http.stream("POST", "/v1/chat/completions", json=body) as answer:
+            heard.status, heard.headers = answer.status_code, dict(answer.headers)
+            async for part in answer.aiter_text():
+                heard.body += part
+                if "data: " in part:
+                    now = time.monotonic()
+                    heard.longest_silence_s, last = max(heard.longest_silence_s, now - last), now
+    except httpx.TransportError:
+        heard.was_cut = True
+    heard.seconds = time.monotonic() - started
+    heard.longest_silence_s = max(heard.longest_silence_s, time.monotonic() - last)
+    return heard
+
+
+async def until(condition: Callable[[], Any], limit_s: float = 30.0) -> None:
+    """For states that nothing announces."""
+    async with asyncio.timeout(limit_s):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+async def seconds_of(awaitable: Awaitable[Any]) -> tuple[float, Any]:
+    started = time.monotonic()
+    result = await awaitable
+    return time.monotonic() - started, result
