@@ -23,12 +23,12 @@ def client(product: Product) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def memos(client: httpx.Client) -> Iterator[str]:
-    """A collection with one PDF."""
+    """A collection with a PDF, and with a page that also counts laptops and names a day."""
     name = "memos-for-answers"
     client.post("/collections", json={"name": name}).raise_for_status()
-    with MEMO.open("rb") as file:
-        job = client.post(f"/collections/{name}/documents?wait=true", files={"file": (MEMO.name, file)}).json()["job"]
-    assert job["state"] == "done", job
+    for file in ((MEMO.name, MEMO.read_bytes()), ("repairs.md", b"Of all laptops, 35 were repaired on March 2.")):
+        job = client.post(f"/collections/{name}/documents?wait=true", files={"file": file}).json()["job"]
+        assert job["state"] == "done", job
     yield name
     client.delete(f"/collections/{name}").raise_for_status()
 
@@ -47,12 +47,14 @@ def test_a_citation_says_document_page_span_text_and_score(client: httpx.Client,
     said = answer["choices"][0]["message"]["content"]
     citations = answer["windfarm"]["citations"]
     assert citations, said
+    assert "200" in said
+    assert "200 laptops delivered on January 23" in " ".join(citations[0]["text"].split())
     for start, end in answer["windfarm"]["unsupported"]:
         assert 0 <= start < end <= len(said)
     for citation in citations:
         document = client.get(f"/collections/{memos}/documents/{citation['document_id']}").json()
         page = next(page for page in document["pages"] if page["number"] == citation["page"])
-        assert citation["document"] == MEMO.name
+        assert citation["document"] == MEMO.name, citation
         assert page["start"] <= citation["start"] < citation["end"] <= page["end"]
         assert document["text"][citation["start"] : citation["end"]] == citation["text"]
         assert citation["score"] > 0

@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 from playwright.sync_api import Playwright, expect, sync_playwright
 
+from tests.e2e.other_api import other_api
 from tests.e2e.visitor import Visitor, visitor
 from tests.product import ROOT, Product
 
@@ -30,6 +32,26 @@ def person(playwright: Playwright, product: Product) -> Iterator[Visitor]:
         assert somebody.faults == []
 
 
+@pytest.fixture
+def second_model(product: Product, tmp_path: Path) -> Iterator[str]:
+    """A model `second` of the running product, at somebody else's API; gives what it always says."""
+    sentence = "I am the second model."
+    text = (ROOT / "ray_config.yaml").read_text("utf-8")
+    with other_api(sentence) as source:
+        line = (
+            "  - {name: llm-second, route_prefix: null, import_path: 'services.app:build_model', "
+            f"args: {{id: second, source: '{source}'}}}}\n"
+        )
+        before, name, after = text.partition("  - name: embed\n")
+        edited = tmp_path / "edited.yaml"
+        edited.write_text(before + line + name + after, "utf-8")
+        try:
+            product.run("apply", "--config", str(edited))
+            yield sentence
+        finally:
+            product.run("apply", "--config", str(ROOT / "ray_config.yaml"))
+
+
 def test_a_wrong_key_is_told_in_words(person: Visitor) -> None:
     person.open()
     person.page.get_by_label("Your key").fill("wf-wrong")
@@ -38,13 +60,17 @@ def test_a_wrong_key_is_told_in_words(person: Visitor) -> None:
     assert "wf-wrong" not in person.page.url
 
 
-def test_a_newcomer_adds_a_pdf_asks_and_opens_the_citation(person: Visitor, product: Product) -> None:
+def test_a_newcomer_drops_a_pdf_asks_and_opens_the_citation(person: Visitor, product: Product) -> None:
     person.sign_in(product.key)
-    person.upload(DOCUMENTS / "fake-memo.pdf", DOCUMENTS / "empty.txt")
+    person.note_progress()
+    person.drop(person.page.locator("#wf-chat"), DOCUMENTS / "fake-memo.pdf", DOCUMENTS / "empty.txt")
     uploads = person.page.locator("#wf-uploads")
     expect(uploads.locator(".is-done")).to_contain_text("fake-memo.pdf")
     expect(uploads.locator(".is-failed")).to_contain_text("empty.txt")
     expect(uploads.locator(".is-failed p")).not_to_be_empty()
+    expect(uploads.get_by_role("progressbar")).to_have_count(0)
+    bar = person.progress()["fake-memo.pdf"]
+    assert bar == sorted(bar) and 0 <= bar[0] <= bar[-1] <= 100, "the bar was seen, and only grew"
     expect(person.page.locator("#wf-collections .token")).to_have_count(1)
 
     person.ask("How many laptops were delivered on January 23?")
@@ -167,6 +193,53 @@ def test_without_evidence_the_page_says_that_the_documents_do_not_say_it(person:
         person.wait_until_answered()
         expect(person.page.locator('#wf-chat a[href^="#cite-msg"]')).to_have_count(0)
         api.delete("/collections/memos-for-the-page").raise_for_status()
+
+
+def test_a_file_dropped_on_the_field_is_added_too(person: Visitor, product: Product) -> None:
+    person.sign_in(product.key)
+    person.panel("documents")
+    person.drop(person.page.locator("#wf-files"), DOCUMENTS / "empty.txt")
+    expect(person.page.locator("#wf-uploads .is-failed")).to_contain_text("empty.txt")
+
+
+def test_light_and_dark_follow_the_system_until_the_switch_is_pressed(person: Visitor, product: Product) -> None:
+    person.page.emulate_media(color_scheme="light")
+    person.sign_in(product.key)
+    body, switch = person.page.locator("body"), person.page.get_by_role("button", name="Switch between light and dark")
+
+    def expect_look(is_dark: bool) -> None:
+        """Page and side bar have the ground of that look, and text stands out from it."""
+        told = re.compile(r"\bdark\b")
+        expect(body).to_have_class(told) if is_dark else expect(body).not_to_have_class(told)
+        for css in ("body", "#wf-side"):
+            ground, text = person.brightness(css), person.brightness(css, "color")
+            assert (ground < 60 < 150 < text) if is_dark else (ground > 200 > 100 > text), (css, ground, text)
+
+    expect_look(is_dark=False)
+    person.page.emulate_media(color_scheme="dark")
+    expect_look(is_dark=True)
+    switch.click()
+    expect_look(is_dark=False)
+    person.page.reload()
+    expect(person.question).to_be_visible()
+    expect_look(is_dark=False)  # The choice holds against the system's.
+    switch.click()
+    expect_look(is_dark=True)
+
+
+def test_the_chosen_model_answers_and_stays_chosen(person: Visitor, product: Product, second_model: str) -> None:
+    person.sign_in(product.key)
+    person.choose_no_collection()
+    chosen = person.page.locator("#wf-model input")
+    expect(chosen).to_have_value("tiny")
+    chosen.click()
+    person.page.get_by_role("option", name="second", exact=True).click()
+    person.ask("Who are you?")
+    expect(person.answers.last).to_contain_text(second_model)
+    person.wait_until_answered()
+    person.page.reload()
+    expect(person.page.locator("#wf-chat")).to_contain_text(second_model)
+    expect(chosen).to_have_value("second")
 
 
 def test_signing_out_forgets_the_key(person: Visitor, product: Product) -> None:

@@ -89,6 +89,43 @@ class Visitor:
         self.panel("documents")
         self.page.locator("#wf-files input[type=file]").set_input_files([str(file) for file in files])
 
+    def drop(self, place: Locator, *files: Path) -> None:
+        """Drag files from outside onto a place of the page, as the browser itself would get them."""
+        box = place.bounding_box()
+        assert box is not None
+        where = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+        data = {"items": [], "files": [str(file) for file in files], "dragOperationsMask": 1}
+        session = self.page.context.new_cdp_session(self.page)
+        for step in ("dragEnter", "dragOver", "drop"):
+            session.send("Input.dispatchDragEvent", {"type": step, "data": data, **where})
+        session.detach()
+
+    def note_progress(self) -> None:
+        """From now on keep what progress bars say, however short they stand there; `progress` reads it."""
+        self.page.evaluate(
+            """() => {
+                window.seenBars = {};
+                const look = () => document.querySelectorAll('[role=progressbar]').forEach((bar) => {
+                    const seen = (window.seenBars[bar.getAttribute('aria-label')] ??= []);
+                    const isDrawn = bar.getBoundingClientRect().height > 0 && bar.firstElementChild.offsetWidth > 0;
+                    const value = isDrawn ? Number(bar.getAttribute('aria-valuenow')) : -1;
+                    if (seen.at(-1) !== value) seen.push(value);
+                });
+                new MutationObserver(look).observe(document.body, {childList: true, subtree: true, attributes: true});
+            }"""
+        )
+
+    def progress(self) -> dict[str, list[int]]:
+        """What the bars said one after the other, in percent, by their names; -1 for one that could not be seen."""
+        seen: dict[str, list[int]] = self.page.evaluate("window.seenBars")
+        return seen
+
+    def brightness(self, css: str, part: str = "backgroundColor") -> float:
+        """Of a colour of an element, from 0 (black) to 255 (white)."""
+        colour = self.page.locator(css).first.evaluate(f"element => getComputedStyle(element).{part}")
+        red, green, blue = (float(value) for value in re.findall(r"[\d.]+", colour)[:3])
+        return 0.299 * red + 0.587 * green + 0.114 * blue
+
     def picture(self, name: str, folder: Path = ARTIFACTS) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{name}.png"
