@@ -50,21 +50,42 @@ def in_worker():
     started = subprocess.run([sys.executable, "-c", CODE], cwd="/", capture_output=True, text=True, check=True)
     return here, started.stdout.split()
 
+def imported(replica):
+    # In the process of a replica: what it has imported by itself.
+    return {name: sys.modules[name].__file__ for name in PACKAGES if name in sys.modules}
+
 ray.init(log_to_driver=False)
-print(json.dumps(ray.get(in_worker.remote())))
+replicas = {}
+for actor in ray.util.list_named_actors(all_namespaces=True):
+    if actor["name"].startswith("SERVE_REPLICA::"):
+        handle = ray.get_actor(actor["name"], namespace=actor["namespace"])
+        replicas[actor["name"].split("#")[1]] = ray.get(handle.__ray_call__.remote(imported))
+print(json.dumps([ray.get(in_worker.remote()), replicas]))
 """
 
 
 @pytest.mark.e2e
-def test_the_packages_are_ours_in_a_ray_worker_and_in_a_process_that_it_starts(
+def test_the_packages_are_ours_in_every_replica_in_a_ray_worker_and_in_a_process_that_it_starts(
     product: Product, tmp_path: Path
 ) -> None:
-    """Replicas are such workers, and engine processes are started by them."""
+    """Where llama.cpp serves a model, its replica is the engine's process; other engines are started by theirs."""
     variables = json.loads(product.run("env", "--json").stdout)
     (tmp_path / "driver.py").write_text(IN_A_WORKER)
     command = [sys.executable, "driver.py"]
     environment = {**os.environ, **variables}
     answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
-    for origins in json.loads(answer.stdout.splitlines()[-1]):
-        assert [Path(origin).parent for origin in origins] == [ROOT / package for package in PACKAGES]
+    origins, replicas = json.loads(answer.stdout.splitlines()[-1])
+    for found in origins:
+        assert [Path(origin).parent for origin in found] == [ROOT / package for package in PACKAGES]
+    wanted = {
+        "ModelServer": {"cluster", "services"},
+        "Embedding": {"cluster", "services"},
+        "Store": {"rag", "services"},
+        "Gateway": {"services"},
+        "Ui": {"ui", "services"},
+    }
+    assert replicas.keys() == wanted.keys()
+    for deployment, files in replicas.items():
+        assert wanted[deployment] <= files.keys()
+        assert {name: Path(file).parent for name, file in files.items()} == {name: ROOT / name for name in files}

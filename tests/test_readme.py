@@ -8,6 +8,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.product import WINDFARM, Product
@@ -99,6 +100,77 @@ def test_the_shell_examples_run(product: Product, short_clone: Path) -> None:
     )
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert re.search(r"\[\d+\]", answer.stdout), answer.stdout
+
+
+RUN = (
+    "user add",
+    "group add",
+    "group join",
+    "share handbook",
+    "jobs list",
+    "jobs pause",
+    "jobs resume",
+    "jobs show",
+    "kb export",
+    "kb import",
+    "backup",
+    "feedback list",
+)
+"""Commands of other blocks that run on a product with a handbook in it, in this order. The rest needs a network (web
+pages, git), more machines, other models or minutes (plans, evaluations), or turns the product back (restore)."""
+
+
+def lines_of(command: str) -> list[str]:
+    """The lines of the README's shell blocks with this command."""
+    found = [line for line in "".join(blocks("sh")).splitlines() if line.startswith(f"windfarm {command} ")]
+    found += [line for line in "".join(blocks("sh")).splitlines() if line == f"windfarm {command}"]
+    assert found, f"the README says nothing of {command}"
+    return found
+
+
+@pytest.mark.e2e
+def test_the_commands_of_other_blocks_run(product: Product, tmp_path: Path) -> None:
+    """In one shell, with the ids of things that are there in the place of the README's."""
+    with httpx.Client(base_url=product.api, headers=product.headers, timeout=120) as client:
+        client.delete("/collections/handbook")
+        client.post("/collections", json={"name": "handbook"}).raise_for_status()
+        page = (ROOT / HANDBOOK / "pull-requests.md").read_bytes()
+        sent = client.post("/collections/handbook/documents?wait=true", files={"file": ("pull-requests.md", page)})
+        job = sent.json()["job"]
+        lines = [line for command in RUN for line in lines_of(command)]
+        # What is imported must not be there any more.
+        at = next(number for number, line in enumerate(lines) if line.startswith("windfarm kb import"))
+        lines.insert(at, "windfarm collections --delete handbook > deleted.txt")
+        script = "set -ex\n" + "\n".join(lines)
+        for written, meant in (("doc_5f3a", job["document_id"]), ("job_1", job["id"]), (" anna", " anna-of-hr")):
+            script = script.replace(written, meant)
+        environment = {
+            **os.environ,
+            "WINDFARM_HOME": str(product.home),
+            "PATH": f"{WINDFARM.parent}:{os.environ['PATH']}",
+        }
+        answer = subprocess.run(
+            ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+        (document,) = client.get("/collections/handbook/documents").json()["data"]
+        client.delete("/collections/handbook").raise_for_status()
+    assert document["id"] == job["document_id"]
+    assert "handbook: 1 documents" in answer.stdout
+    assert all((tmp_path / name).stat().st_size > 1000 for name in ("handbook.kb", "monday.backup"))
+
+
+@pytest.mark.e2e
+def test_the_example_of_vector_stores_runs(product: Product, tmp_path: Path) -> None:
+    (example,) = blocks("py")
+    shutil.copy(ROOT / "tests/data/documents/fake-memo.pdf", tmp_path / "report.pdf")
+    client = f"from openai import OpenAI\nclient = OpenAI(base_url={product.api!r}, api_key={product.key!r})\n"
+    clean_up = "client.vector_stores.delete(store.id)\n"
+    answer = subprocess.run(
+        [sys.executable, "-c", client + example + clean_up], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert re.match(r"0?\.\d+ report\.pdf \S", answer.stdout), answer.stdout
 
 
 @pytest.mark.e2e

@@ -106,6 +106,11 @@ def title(process: Process) -> str:
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_no_port_gives_anything_away_without_a_key(product: Product, method: str) -> None:
+    assert given_away(listening_ports(product), product.port, method) == []
+
+
+def given_away(ports: set[int], public_port: int, method: str) -> list[str]:
+    """What the ports answer to somebody without a key, but for errors."""
     paths = (
         "/",
         "/metrics",
@@ -118,15 +123,15 @@ def test_no_port_gives_anything_away_without_a_key(product: Product, method: str
         "/get_or_create_runtime_env",
         "/get_runtime_envs_info",
     )
-    given_away = []
-    for port in sorted(listening_ports(product)):
+    found = []
+    for port in sorted(ports):
         for path in paths:
-            if port == product.port and path == "/":
+            if port == public_port and path == "/":
                 continue  # the page itself, which shows nothing but the place for the key
             answer = try_http(method, port, path)
             if answer is not None and answer.status_code < 400:
-                given_away.append(f"{method} {port}{path}: {answer.status_code} {answer.text[:80]!r}")
-    assert given_away == []
+                found.append(f"{method} {port}{path}: {answer.status_code} {answer.text[:80]!r}")
+    return found
 
 
 def try_http(method: str, port: int, path: str) -> httpx.Response | None:
@@ -148,12 +153,18 @@ RAY_CALLS = {
 
 def test_no_port_of_rays_answers_a_call_without_the_token(product: Product) -> None:
     """gRPC without the token, on every port: whatever knows the call refuses it as unauthenticated."""
-    refusals: dict[str, set[str]] = {}
-    for port in sorted(listening_ports(product)):
-        for name, method in RAY_CALLS.items():
-            refusals.setdefault(name, set()).add(try_grpc(port, method))
+    refusals = refusals_of_ray(listening_ports(product))
     assert {name for name, codes in refusals.items() if "OK" in codes} == set()
     assert {name for name, codes in refusals.items() if "UNAUTHENTICATED" not in codes} == set()
+
+
+def refusals_of_ray(ports: set[int]) -> dict[str, set[str]]:
+    """What the ports answer to each of Ray's calls without the token."""
+    refusals: dict[str, set[str]] = {}
+    for port in sorted(ports):
+        for name, method in RAY_CALLS.items():
+            refusals.setdefault(name, set()).add(try_grpc(port, method))
+    return refusals
 
 
 def try_grpc(port: int, method: str) -> str:

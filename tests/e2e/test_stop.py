@@ -27,7 +27,8 @@ from services.knowledge import Knowledge
 from services.processes import Process, descendants, end_with_parent, find_process, tagged
 from services.store_opening import open_store
 from tests.e2e.by_hand import ByHand, serve_by_hand
-from tests.product import ROOT, WINDFARM, Product, free_port, logs, windfarm
+from tests.e2e.test_closed import LISTEN, given_away, is_loopback, refusals_of_ray, sockets_of
+from tests.product import ROOT, WINDFARM, Product, free_port, link_models, logs, windfarm
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ends_product]
 
@@ -143,6 +144,17 @@ def test_plain_serve_run_in_the_printed_environment_answers_beside_the_product(
     assert httpx.get(f"{product.address}/ready", timeout=10).status_code == 200
 
 
+def test_what_serve_run_has_started_is_closed_as_well(by_hand: ByHand) -> None:
+    listening = [found for found in sockets_of(by_hand.processes()) if found.state == LISTEN]
+    ports = {found.local[1] for found in listening}
+    assert by_hand.port in ports
+    assert [found for found in listening if not is_loopback(found.local[0])] == []
+    assert [answer for method in ("GET", "POST") for answer in given_away(ports, by_hand.port, method)] == []
+    refusals = refusals_of_ray(ports)
+    assert {name for name, codes in refusals.items() if "OK" in codes} == set()
+    assert {name for name, codes in refusals.items() if "UNAUTHENTICATED" not in codes} == set()
+
+
 def test_a_model_that_needs_too_much_memory_is_pending_with_the_reason(product: Product, tmp_path: Path) -> None:
     """Here, because Serve takes half a minute to give up a replica that never started: the product ends with it."""
     edited = tmp_path / "edited.yaml"
@@ -164,10 +176,28 @@ def test_a_model_that_needs_too_much_memory_is_pending_with_the_reason(product: 
 
 
 @pytest.mark.timeout(600)
+def test_two_windfarms_run_side_by_side_and_ctrl_c_ends_only_its_own(
+    product: Product, by_hand: ByHand, tmp_path: Path
+) -> None:
+    home = tmp_path / "second" / "home"
+    link_models(home)
+    key = windfarm(home, ["key"]).stdout.strip()
+    first = detached(product)
+    with foreground(home, key) as second:
+        assert {first.state.port, first.state.instance}.isdisjoint({second.state.port, second.state.instance})
+        assert {process.pid for process in first.processes()}.isdisjoint({p.pid for p in second.processes()})
+        first.upload("first.txt", "A document of the first windfarm.")
+        end_life(second, press_ctrl_c, [], by_hand)
+    assert httpx.get(f"{product.address}/ready", timeout=60).status_code == 200
+    assert first.documents() == ["first.txt"]
+    assert documents_of(home) == ["press_ctrl_c.txt"]
+
+
+@pytest.mark.timeout(600)
 def test_nothing_survives_no_document_is_lost_and_another_windfarm_goes_on(product: Product, by_hand: ByHand) -> None:
-    uploaded: list[str] = []
+    uploaded = detached(product).documents()
     end_life(detached(product), down, uploaded, by_hand)
-    ways: list[Callable[[Life], None]] = [kill_the_starter, kill_rays_head, kill_the_guardian, press_ctrl_c]
+    ways: list[Callable[[Life], None]] = [kill_the_starter, kill_rays_head, kill_the_guardian]
     for end in ways:
         with foreground(product.home, product.key) as life:
             assert life.documents() == sorted(uploaded)

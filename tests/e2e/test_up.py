@@ -1,10 +1,18 @@
 """`windfarm up` gives a product that answers, takes a change without restarting the rest, and refuses a second up."""
 
+import http.server
 import json
+import os
+import signal
 import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -86,6 +94,107 @@ def test_a_change_of_one_model_leaves_all_other_replicas_running_and_its_own_str
         product.run("apply", "--config", str(ROOT / "ray_config.yaml"))
 
 
+class KeyAdder(http.server.BaseHTTPRequestHandler):
+    """Passes everything on to the product's own API with the product's key, as a team's gateway would."""
+
+    product: Product
+
+    def do_GET(self) -> None:
+        self.pass_on(None)
+
+    def do_POST(self) -> None:
+        self.pass_on(self.rfile.read(int(self.headers["Content-Length"])))
+
+    def pass_on(self, body: bytes | None) -> None:
+        headers = self.product.headers | {"Content-Type": "application/json"}
+        with httpx.stream(
+            self.command, f"{self.product.address}{self.path}", headers=headers, content=body, timeout=120
+        ) as answer:
+            self.send_response(answer.status_code)
+            self.send_header("Content-Type", answer.headers["content-type"])
+            self.end_headers()
+            for part in answer.iter_raw():
+                self.wfile.write(part)
+                self.wfile.flush()
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@contextmanager
+def remote_api(product: Product) -> Iterator[str]:
+    """An OpenAI-compatible API somewhere else, which is the product itself."""
+    handler = type("Handler", (KeyAdder,), {"product": product})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/v1"
+        finally:
+            server.shutdown()
+
+
+def one_line(model: str, arguments: str) -> str:
+    return (
+        f"  - {{name: llm-{model}, route_prefix: null, import_path: 'services.app:build_model', "
+        f"args: {{id: {model}, {arguments}}}}}\n"
+    )
+
+
+def test_one_line_adds_a_model_from_a_file_or_a_remote_api_and_nothing_restarts(
+    product: Product, tmp_path: Path
+) -> None:
+    before = replica_ids(product)
+    (weights,) = (product.home / "models" / "tiny" / "gguf").glob("*.gguf")
+    text = (ROOT / "ray_config.yaml").read_text(encoding="utf-8")
+    edited = tmp_path / "edited.yaml"
+    with remote_api(product) as url:
+        lines = one_line("second", f"source: '{weights}', memory_gib: 1.2, parallel_requests: 1")
+        lines += one_line("third", f"source: '{url}', engine: remote, remote_model: tiny")
+        edited.write_text(text.replace("applications:\n", f"applications:\n{lines}", 1), encoding="utf-8")
+        try:
+            product.run("apply", "--config", str(edited))
+            after = replica_ids(product)
+            assert {name: after[name] for name in before} == before
+            assert after.keys() - before.keys() == {"llm-second/ModelServer", "llm-third/ModelServer"}
+            client = openai.OpenAI(base_url=product.api, api_key=product.key)
+            assert {"tiny", "second", "third"} <= {model.id for model in client.models.list()}
+            said = {
+                model: client.completions.create(model=model, prompt="One, two,", max_tokens=6, temperature=0)
+                for model in ("tiny", "second", "third")
+            }
+        finally:
+            product.run("apply", "--config", str(ROOT / "ray_config.yaml"))
+    assert len({answer.choices[0].text for answer in said.values()}) == 1
+    assert {name for name, answer in said.items() if answer.model == name} == set(said)
+    assert replica_ids(product) == before
+
+
+def test_a_killed_model_comes_back_and_the_endpoint_goes_on_meanwhile(product: Product) -> None:
+    def pid_of(app: str, deployment: str) -> int:
+        applications = json.loads(product.run("status", "--json").stdout)["applications"]
+        (replica,) = applications[app]["deployments"][deployment]["replicas"]
+        return int(replica["pid"])
+
+    endpoint, model = pid_of("platform", "Gateway"), pid_of("llm-tiny", "ModelServer")
+    client = openai.OpenAI(base_url=product.api, api_key=product.key, max_retries=0, timeout=120)
+    os.kill(model, signal.SIGKILL)
+    assert client.models.list().data
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            answer = client.completions.create(model="tiny", prompt="Once", max_tokens=4)
+            break
+        except openai.APIStatusError as error:
+            assert error.status_code in (502, 503), error
+            assert time.monotonic() < deadline, error
+            time.sleep(0.2)
+    assert answer.choices[0].text
+    while httpx.get(f"{product.address}/ready", timeout=60).status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert pid_of("platform", "Gateway") == endpoint
+    assert pid_of("llm-tiny", "ModelServer") != model
+
+
 def test_a_wrong_change_is_refused_and_nothing_restarts(product: Product, tmp_path: Path) -> None:
     before = replica_ids(product)
     edited = tmp_path / "edited.yaml"
@@ -117,6 +226,23 @@ def test_ingest_search_and_ask_from_the_command_line(product: Product, tmp_path:
     assert asked["answer"]
     assert [citation["document"] for citation in asked["citations"]] in ([], ["leave.md"])
     product.run("collections", "--delete", "cli")
+
+
+def test_a_chat_in_the_terminal_remembers_what_was_said(product: Product) -> None:
+    answer = product.run("chat", "--max-tokens", "12", "--temperature", "0", typed="My name is Ada.\nWho am I?\n\n")
+    prompts = answer.stdout.split("> ")
+    assert len(prompts) == 4, answer.stdout  # nothing, two answers, and what the empty line ends
+    assert prompts[1].strip()
+    assert prompts[2].strip()
+    client = openai.OpenAI(base_url=product.api, api_key=product.key)
+    messages: Any = [
+        {"role": "user", "content": "My name is Ada."},
+        {"role": "assistant", "content": prompts[1].strip()},
+        {"role": "user", "content": "Who am I?"},
+    ]
+    alike = client.chat.completions.create(model="tiny", messages=messages, max_tokens=12, temperature=0)
+    assert alike.choices[0].message.content is not None
+    assert prompts[2].split() == alike.choices[0].message.content.split()
 
 
 def test_logs_show_each_application(product: Product) -> None:
