@@ -64,10 +64,6 @@ from cluster.weights.safetensors_header import fingerprint
 STOP_LIMIT_S = 10.0
 # vLLM measures free GPU memory itself; on a CPU it would take most of the machine.
 _CPU_CACHE_SHARE = 0.25
-# Tokens of one prompt in one step; the rest waits for the next ones. The step has room for more, so that short prompts
-# are computed beside a long one, and running answers get their next token soon. So many fill the cores of a CPU.
-_CPU_PROMPT_CHUNK = 128
-_GPU_PROMPT_CHUNK = 1024
 
 _OWNED_OPTIONS = {
     "model",
@@ -339,8 +335,6 @@ class VllmEngine:
         if num_experts(self._config):
             options |= expert_options(self._settings.parallelism, is_cpu=self._is_cpu)
         options["additional_config"] = options.get("additional_config", {}) | closed_stores_option()
-        chunk = _CPU_PROMPT_CHUNK if self._is_cpu else _GPU_PROMPT_CHUNK
-        options["long_prefill_token_threshold"] = min(chunk, self._max_context)
         if self._is_cpu:
             options["kv_cache_memory_bytes"] = _cpu_cache_bytes(self._settings, self._config, self._max_context)
             # Compiling takes longer than loading the model.

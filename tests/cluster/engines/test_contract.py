@@ -232,21 +232,6 @@ async def test_slots_run_side_by_side(engine: Engine) -> None:
     assert all(answer[-1].finish_reason for answer in answers)
 
 
-@pytest.mark.requires("vllm")
-async def test_a_long_prompt_of_vllm_is_computed_in_parts_and_a_short_one_beside_it(vllm: Engine) -> None:
-    ended = []
-
-    async def ask(name: str, first_id: int, num_ids: int) -> None:
-        ids = list(range(first_id, first_id + num_ids))
-        sampling = SamplingParams(max_tokens=1, ignore_eos=True)
-        chunks = await collect(vllm, GenerationRequest(name, prompt_token_ids=ids, sampling=sampling))
-        ended.append((name, chunks[-1].usage))
-
-    await asyncio.gather(ask("long", 1000, MAX_CONTEXT - 8), ask("short", 2000, 8))
-    assert [name for name, _ in ended] == ["short", "long"]
-    assert [usage.num_prompt_tokens for _, usage in ended if usage] == [8, MAX_CONTEXT - 8]
-
-
 async def test_a_running_engine_is_healthy(engine: Engine) -> None:
     await engine.check_health()
     # A remote API says itself what it takes.
