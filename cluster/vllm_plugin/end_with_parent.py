@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+from typing import Any
 
 PARENT_VARIABLE = "WINDFARM_ENGINE_PARENT"
 _PR_SET_PDEATHSIG = 1
@@ -17,12 +18,31 @@ _PR_SET_PDEATHSIG = 1
 def install() -> bool:
     """Does nothing, and says so, outside processes that descend from an engine of ours."""
     starter = os.environ.get(PARENT_VARIABLE)
-    if starter is None or int(starter) == os.getpid():
+    if starter is None:
+        return False
+    if int(starter) == os.getpid():
+        _bind_coordinator()
         return False
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if not _exists(int(starter)):  # it ended before the signal was armed
         os._exit(1)
     return True
+
+
+def _bind_coordinator() -> None:
+    """In the starter: the process that coordinates a gang loads no plugins, so it begins with a function of ours."""
+    from vllm.v1.engine.coordinator import DPCoordinatorProc
+
+    process: Any = DPCoordinatorProc
+    process.run_coordinator = staticmethod(run_bound_coordinator)
+
+
+def run_bound_coordinator(*args: Any, **options: Any) -> None:
+    """vLLM's coordinator, in a new process that ends with its parent."""
+    from vllm.v1.engine.coordinator import DPCoordinatorProc
+
+    install()
+    DPCoordinatorProc.run_coordinator(*args, **options)
 
 
 def _exists(pid: int) -> bool:
