@@ -118,16 +118,17 @@ def read_serve() -> dict[str, ApplicationState]:
     from services.ray_adapter import connected_client, serve_details
 
     applications = serve_details(connected_client())["applications"]
-    return {name: _application(name, details) for name, details in applications.items()}
+    return {name: read_application(name, details) for name, details in applications.items()}
 
 
-def _application(name: str, details: Mapping[str, Any]) -> ApplicationState:
+def read_application(name: str, details: Mapping[str, Any]) -> ApplicationState:
     """From an application of Serve's schema `ServeInstanceDetails`."""
     deployments = tuple(
         DeploymentState(
             name=deployment,
             status=_text(state["status"]),
             message=state["message"],
+            # No Counter: its copies, which dataclasses make, count its items.
             replicas=dict(Counter(_text(replica["state"]) for replica in state["replicas"])),
             scales_to_zero=_min_replicas(state) == 0,
         )

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from services.errors import unavailable
+from services.model_status import read_application
 from tests.services.harness import (
     EmbeddingCalls,
     ScriptedEngine,
@@ -126,3 +127,22 @@ async def test_a_revoked_key_is_refused_within_seconds(tmp_path: Path) -> None:
             return (await running.http.get("/v1/me")).status_code == 401
 
         await wait_until(is_refused)
+
+
+async def test_the_status_tells_what_serve_says_of_every_replica(tmp_path: Path) -> None:
+    details = {
+        "status": "RUNNING",
+        "message": "",
+        "deployments": {
+            "ModelServer": {
+                "status": "HEALTHY",
+                "message": "",
+                "replicas": [{"state": "RUNNING"}, {"state": "RUNNING"}, {"state": "STARTING"}],
+            }
+        },
+    }
+    states = {"llm-tiny": read_application("llm-tiny", details)}
+    async with running_endpoint(tmp_path, states=states) as running:
+        answer = await running.http.get("/v1/status")
+    (application,) = answer.json()["applications"]
+    assert application["deployments"][0]["replicas"] == {"RUNNING": 2, "STARTING": 1}
