@@ -10,7 +10,7 @@ BIN := .venv/bin
 SETUP := $(PYTHON) -m infra.setup
 ARGS ?=
 
-.PHONY: help setup setup-dev up down test chaos test-kills test-leaks test-ranks test-unit lint format bench-laptop bench-experts bench-retrieval bench-routing bench-overhead bench-scaling bench-coldstart lock screenshots manifests manifests-check map clean
+.PHONY: help setup setup-dev up down test chaos test-kills test-leaks test-ranks test-nodes test-unit lint format bench-laptop bench-experts bench-retrieval bench-routing bench-overhead bench-scaling bench-coldstart lock screenshots manifests manifests-check map clean
 
 help: ## List all targets
 	@echo "windfarm: make up starts everything and prints the address of the page."
@@ -44,6 +44,9 @@ test-ranks: setup-dev ## vLLM in many processes: gangs, exactness, lost ranks an
 
 chaos: setup-dev ## Break everything many times, and write the measured times into docs/failure-contract.md (an hour)
 	@$(BIN)/python -m tests.chaos.campaign $(ARGS)
+
+test-nodes: setup-dev ## Nodes that come and go with requests, by Ray's autoscaler (two minutes, not part of `test`)
+	@$(BIN)/python -m pytest -m nodes $(ARGS)
 
 test-unit: setup-dev ## Only the tests that start nothing: seconds
 	@$(BIN)/python -m pytest -m "not integration and not e2e and not bench" $(ARGS)
