@@ -11,7 +11,7 @@ BIN := .venv/bin
 SETUP := $(PYTHON) -m infra.setup
 ARGS ?=
 
-.PHONY: help setup setup-dev up down test chaos soak test-kills test-leaks test-ranks test-unit lint format bench-laptop bench-experts bench-retrieval bench-routing bench-overhead bench-scaling bench-coldstart lock screenshots manifests manifests-check map clean
+.PHONY: help setup setup-dev up down test chaos soak test-kills test-leaks test-ranks test-nodes test-unit lint format bench-laptop bench-experts bench-retrieval bench-routing bench-overhead bench-scaling bench-coldstart lock screenshots manifests manifests-check map clean
 
 help: ## List all targets
 	@echo "windfarm: make up starts everything and prints the address of the page."
@@ -48,6 +48,9 @@ chaos: setup-dev ## Break everything many times, and write the measured times in
 
 soak: setup-dev ## Mixed traffic with faults for MINUTES=60: memory, handles, tasks, processes and rows stay bounded
 	@$(BIN)/python -m tests.chaos.soak --minutes $(or $(MINUTES),60) $(ARGS)
+
+test-nodes: setup-dev ## Nodes that come and go with requests, by Ray's autoscaler (two minutes, not part of `test`)
+	@$(BIN)/python -m pytest -m nodes $(ARGS)
 
 test-unit: setup-dev ## Only the tests that start no engine and no product
 	@$(BIN)/python -m pytest -m "not integration and not e2e and not bench" $(ARGS)
