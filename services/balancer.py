@@ -1,19 +1,18 @@
 """The deployment that opens the public port where several relays share it by HAProxy (`platform.listen.balancer`).
 
 The relays announce themselves; whoever is there takes requests. Where this replica is lost Serve starts another one;
-until then nobody listens, and a kernel that queues connections for it cannot lose a stream that has begun.
+until then connections wait in the kernel's queue.
 """
 
 import asyncio
 import contextlib
 import logging
-import socket
 
-from services.config import Environment, PlatformConfig
+from services.config import PlatformConfig
 from services.discovery import RELAY_APP, Directory, RayBeatStore
 from services.environment import public_address, read_environment
 from services.haproxy import Haproxy
-from services.listener import bind_socket, bind_socket_in
+from services.public_port import public_socket
 from services.ray_adapter import close_replica_ports
 from services.replica_log import log_into_replica_file
 
@@ -31,7 +30,7 @@ class Balancer:
         environment = read_environment()
         self._directory = Directory(RayBeatStore())
         await self._directory.start()
-        sock = _public_socket(config, environment)
+        sock = public_socket(environment, *public_address(config.listen, environment), environment.public_namespace)
         # Made on the event loop, whose thread lives as long as the replica.
         self._haproxy = Haproxy(sock, self._relays(), environment.home / "run")
         self._task = asyncio.create_task(self._follow(), name="balancer")
@@ -59,10 +58,3 @@ class Balancer:
             relays = self._relays()
             if relays and self._haproxy.share_among(relays):  # where all are silent, it is the directory that is away
                 _log.info("HAProxy shares requests among %s.", ", ".join(relay_id for relay_id, _ in relays))
-
-
-def _public_socket(config: PlatformConfig, environment: Environment) -> socket.socket:
-    host, port = public_address(config.listen, environment)
-    if environment.public_namespace is not None:
-        return bind_socket_in(environment.public_namespace, host, port)
-    return bind_socket(host, port)

@@ -16,17 +16,19 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from services import ray_adapter
 from services.control import ControlServer
 from services.discovery import RayBeatStore
-from services.environment import INTERNAL_HOST_VARIABLE
+from services.environment import INTERNAL_HOST_VARIABLE, PORTS_VARIABLE
 from services.fork_server import start_fork_server
 from services.gang_tracker import GangTracker
 from services.local_network import Seat
 from services.local_node import STARTED, LocalNode
 from services.processes import end_with_parent
+from services.public_port import PortLender
 from services.ray_status import summarize
 from services.ray_worker import SOCKET_VARIABLE
 
@@ -167,6 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     end_with_parent()
+    ports = PortLender(Path(options.control).with_name("ports.sock"))
+    os.environ[PORTS_VARIABLE] = str(ports.path)  # before anything that may borrow from it is started
     start_fork_server(os.environ[SOCKET_VARIABLE])
     conductor = Conductor(ray_adapter.NodeOptions(**options.head), options.node)
     conductor.end_on_signals()
@@ -175,6 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return conductor.run()
     finally:
         control.close()
+        ports.close()
 
 
 if __name__ == "__main__":

@@ -259,6 +259,8 @@ class Environment(Section):
     """`WINDFARM_INTERNAL_HOST`: the address of this node that internal ports (models, page) listen on."""
     public_namespace: Path | None = None
     """The network namespace in which the public port is opened too, where this process runs in one of its own."""
+    ports: Path | None = None
+    """`WINDFARM_PORTS`: the Unix socket at which windfarm's own process lends the public port."""
     public_url: str | None = None
     """`WINDFARM_PUBLIC_URL`: where the page reaches the public endpoint that is not on its own machine."""
     qdrant_url: str | None = None

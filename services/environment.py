@@ -18,6 +18,7 @@ from services.setup_errors import ConfigError
 SECRET_VARIABLE = "WINDFARM_INTERNAL_SECRET"
 INTERNAL_HOST_VARIABLE = "WINDFARM_INTERNAL_HOST"
 NAMESPACES_VARIABLE = "WINDFARM_NAMESPACES"
+PORTS_VARIABLE = "WINDFARM_PORTS"
 LOOPBACK = "127.0.0.1"
 # Enough that nobody guesses it: internal ports on the network have nothing else in front of them.
 MIN_SECRET_CHARACTERS = 32
@@ -45,6 +46,7 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
         internal_secret=secret,
         internal_host=internal_host,
         public_namespace=_public_namespace(variables),
+        ports=Path(variables[PORTS_VARIABLE]) if variables.get(PORTS_VARIABLE) else None,
         public_url=_url(variables, "WINDFARM_PUBLIC_URL"),
         qdrant_url=_url(variables, "WINDFARM_QDRANT_URL"),
         listen_host=variables.get("WINDFARM_HOST") or None,

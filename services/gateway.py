@@ -6,6 +6,7 @@ The process imports no engine. Several replicas may share the port; each checks 
 import asyncio
 import contextlib
 import os
+import socket
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -16,19 +17,23 @@ from services.config import Environment, PlatformConfig
 from services.database import Database
 from services.demand import DemandBeacon
 from services.discovery import RELAY_APP, Beacon, Directory, RayBeatStore, ReplicaEndpoint
-from services.endpoint import Endpoint, Surroundings
+from services.endpoint import PLATFORM_APP, Endpoint, Surroundings
 from services.environment import LOOPBACK, public_address, read_environment
 from services.knowledge_calls import RemoteSearcher, RemoteSentenceEmbedder
 from services.limiter import LimiterCalls
-from services.listener import Listener, bind_socket_in, start_listener
+from services.listener import start_listener, start_listener_on
 from services.model_status import ServeStates, read_serve
+from services.public_port import public_socket
 from services.ray_adapter import close_replica_ports
 from services.replica_log import log_into_replica_file
 from services.reranker import make_reranker
 
 STORE_APP, STORE_DEPLOYMENT = "store", "Store"
 EMBED_APP, EMBED_DEPLOYMENT = "embed", "Embedding"
-_DRAIN_S = 4.0
+# How long streams may still take: where this process is replaced (a client's connection cannot be moved), and where
+# windfarm ends.
+DRAIN_S = 120.0
+_DOWN_DRAIN_S = 4.0
 # The balancer looks every half second at a directory that is refreshed every second.
 _NOTICE_S = 1.7
 
@@ -68,11 +73,12 @@ class Gateway:
             )
         )
         await asyncio.gather(self._directory.start(), self._states.start())
+        app = self._endpoint.app
         if config.listen.balancer == "haproxy":
             # A port of its own, which only the balancer is told of.
-            self._listener = await start_listener(self._endpoint.app, environment.internal_host, websockets=True)
+            self._listener = await start_listener(app, environment.internal_host, websockets=True)
         else:
-            self._listener = await self._listen(environment, host, port)
+            self._listener = await start_listener_on(_public_sockets(environment, host, port), app, websockets=True)
         replica_id = serve.get_replica_context().replica_id.unique_id
         self._beacon = Beacon(RayBeatStore(), ReplicaEndpoint(replica_id, RELAY_APP, self._listener.url, os.getpid()))
         await self._beacon.start()
@@ -80,15 +86,6 @@ class Gateway:
         self._endpoint.on_sleeper = self._demand.hurry
         await self._demand.start()
         await self._endpoint.start()
-
-    async def _listen(self, environment: Environment, host: str, port: int) -> Listener:
-        """Where this process has a network of its own, the public port is opened outside, and inside for the page."""
-        outside = []
-        if environment.public_namespace is not None:
-            outside.append(bind_socket_in(environment.public_namespace, host, port, reuse_port=True))
-            host = LOOPBACK
-        app = self._endpoint.app
-        return await start_listener(app, host, port, reuse_port=True, websockets=True, others=outside)
 
     async def check_health(self) -> None:
         """Serve restarts the replica when this raises."""
@@ -101,13 +98,18 @@ class Gateway:
             notice_s = _NOTICE_S if self._config.listen.balancer == "haproxy" else 0.0
             await self._beacon.set_state("draining")
             await asyncio.sleep(notice_s)
-            await self._listener.stop(_DRAIN_S - notice_s)
+            await self._listener.stop(_DOWN_DRAIN_S - notice_s if self._is_all_ending() else DRAIN_S)
             await self._beacon.stop()
             await self._demand.stop()
             await self._endpoint.stop()
             await self._states.stop()
             await self._directory.stop()
             self._database.close()
+
+    def _is_all_ending(self) -> bool:
+        """Whether the application goes, and not only this process of it."""
+        platform = self._states.application(PLATFORM_APP)
+        return platform is None or platform.status == "DELETING"
 
     def _calls(self, app: str, deployment: str) -> ServeCalls:
         def why_not_ready() -> str | None:
@@ -119,3 +121,11 @@ class Gateway:
         # Applications start side by side, so the other one may not be known yet; calls say so until it is.
         handle = serve.get_deployment_handle(deployment, app_name=app, _check_exists=False)
         return ServeCalls(handle, why_not_ready)
+
+
+def _public_sockets(environment: Environment, host: str, port: int) -> list[socket.socket]:
+    """Where this process has a network of its own, the public port is opened outside, and inside for the page."""
+    if environment.public_namespace is None:
+        return [public_socket(environment, host, port)]
+    inside = public_socket(environment, LOOPBACK, port)
+    return [inside, public_socket(environment, host, port, environment.public_namespace)]

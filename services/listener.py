@@ -82,17 +82,21 @@ async def start_listener(
     host: str = "127.0.0.1",
     port: int = 0,
     *,
-    reuse_port: bool = False,
     websockets: bool = False,
     lifespan: bool = False,
-    others: Sequence[socket.socket] = (),
 ) -> Listener:
     """Serve `app` at `host`:`port` (0: any free port); returns when connections are accepted.
 
-    `reuse_port` lets several processes share one port (each must ask for it). `lifespan` runs the app's own start and
-    shutdown events. `others` are bound sockets on which the app is served as well.
+    `lifespan` runs the app's own start and shutdown events.
     """
-    sock = bind_socket(host, port, reuse_port=reuse_port)
+    return await start_listener_on([bind_socket(host, port)], app, websockets=websockets, lifespan=lifespan)
+
+
+async def start_listener_on(
+    sockets: Sequence[socket.socket], app: Callable[..., Any], *, websockets: bool = False, lifespan: bool = False
+) -> Listener:
+    """The same on bound sockets, of which the first one is the listener's address. It closes them when it stops."""
+    host, port = sockets[0].getsockname()[:2]
     config = uvicorn.Config(
         app,
         http="httptools",
@@ -108,17 +112,17 @@ async def start_listener(
         backlog=BACKLOG,
     )
     server = _Server(config)
-    task = asyncio.create_task(_serve(server, [sock, *others]), name=f"listener {host}:{port}")
+    task = asyncio.create_task(_serve(server, list(sockets)), name=f"listener {host}:{port}")
     started = asyncio.create_task(server.has_started.wait())
     try:
         await asyncio.wait([task, started], return_when=asyncio.FIRST_COMPLETED)
     finally:
         started.cancel()
     if task.done():
-        for bound in (sock, *others):
-            bound.close()
+        for sock in sockets:
+            sock.close()
         task.result()
-    return Listener(server, task, host, sock.getsockname()[1])
+    return Listener(server, task, host, port)
 
 
 def bind_socket(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:

@@ -29,16 +29,6 @@ async def test_a_taken_port_is_a_clear_error() -> None:
     await listener.stop()
 
 
-async def test_two_listeners_may_share_a_port() -> None:
-    first = await start_listener(_hello, reuse_port=True)
-    second = await start_listener(_hello, port=first.port, reuse_port=True)
-    await first.stop()
-    async with aiohttp.ClientSession() as session, session.get(second.url) as answer:
-        assert answer.status == 200
-    await second.stop()
-    await second.stop()
-
-
 async def test_stopping_lets_a_running_request_finish() -> None:
     entered, leave = asyncio.Event(), asyncio.Event()
 
