@@ -81,17 +81,68 @@ def test_a_change_of_one_model_leaves_all_other_replicas_running_and_its_own_str
     edited = tmp_path / "edited.yaml"
     text = (ROOT / "ray_config.yaml").read_text(encoding="utf-8")
     edited.write_text(text.replace("parallel_requests: 4", "parallel_requests: 3"), encoding="utf-8")
-    client = openai.OpenAI(base_url=product.api, api_key=product.key, max_retries=0)
-    stream = client.completions.create(model="tiny", prompt="Once upon a time", max_tokens=900, stream=True)
-    next(stream)
+    stream = long_stream(product)
     try:
-        product.run("apply", "--config", str(edited))
-        after = replica_ids(product)
+        with asking(product) as answers:
+            product.run("apply", "--config", str(edited))
+            after = replica_ids(product)
         assert [name for name in before if before[name] != after[name]] == ["llm-tiny/ModelServer"]
         # What the former replica began, it ended: an error or a lost connection would raise here.
         assert [chunk.choices[0].finish_reason for chunk in stream if chunk.choices][-1] in ("stop", "length")
+        assert set(answers) == {"200"}
     finally:
         product.run("apply", "--config", str(ROOT / "ray_config.yaml"))
+
+
+def test_a_change_of_the_endpoint_itself_fails_no_request_and_cuts_no_stream(product: Product, tmp_path: Path) -> None:
+    """What comes while one relay has gone and the next is not there yet waits at the port; streams end where they began."""
+    before = replica_ids(product)
+    edited = tmp_path / "edited.yaml"
+    text = (ROOT / "ray_config.yaml").read_text(encoding="utf-8")
+    edited.write_text(text.replace("default_max_tokens: 512", "default_max_tokens: 500"), encoding="utf-8")
+    stream = long_stream(product)
+    with asking(product) as answers:
+        product.run("apply", "--config", str(edited))
+        after = replica_ids(product)
+        product.run("apply", "--config", str(ROOT / "ray_config.yaml"))
+    assert [name for name in before if before[name] != after[name]] == ["platform/Gateway", "platform/Ui"]
+    assert [chunk.choices[0].finish_reason for chunk in stream if chunk.choices][-1] in ("stop", "length")
+    assert set(answers) == {"200"}
+    assert len(answers) > 5
+
+
+def long_stream(product: Product) -> "openai.Stream[Any]":
+    """One that has begun."""
+    client = openai.OpenAI(base_url=product.api, api_key=product.key, max_retries=0, timeout=240)
+    stream = client.completions.create(model="tiny", prompt="Once upon a time", max_tokens=900, stream=True)
+    next(stream)
+    return stream
+
+
+@contextmanager
+def asking(product: Product) -> Iterator[list[str]]:
+    """Short requests one after the other while the block runs, each on a connection of its own; what came of each."""
+    answers: list[str] = []
+    is_over = threading.Event()
+
+    def ask() -> None:
+        body = {"model": "tiny", "prompt": "One", "max_tokens": 2}
+        while not is_over.wait(0.1):
+            try:
+                answer = httpx.post(
+                    f"{product.api}/completions", json=body, headers=product.headers, timeout=240, trust_env=False
+                )
+                answers.append(str(answer.status_code) if answer.is_success else f"{answer.status_code} {answer.text}")
+            except httpx.TransportError as error:
+                answers.append(repr(error))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield answers
+    finally:
+        is_over.set()
+        thread.join()
 
 
 class KeyAdder(http.server.BaseHTTPRequestHandler):
