@@ -146,7 +146,7 @@ class ListenConfig(Section):
     allowed_hosts: list[str] = Field(default_factory=list)
     """Names beside localhost that may stand in a request while `host` is loopback (a proxy in front passes its own)."""
     balancer: Literal["kernel", "haproxy"] = "kernel"
-    """How several processes of the endpoint share the port. kernel: each connection goes to one that is free to take it.
+    """How several processes of the endpoint share the port. kernel: each connection goes to one that is free.
     haproxy: each request goes to the one with the fewest, and HAProxy notices at once when one is gone."""
 
 

@@ -95,7 +95,7 @@ def test_a_change_of_one_model_leaves_all_other_replicas_running_and_its_own_str
 
 
 def test_a_change_of_the_endpoint_itself_fails_no_request_and_cuts_no_stream(product: Product, tmp_path: Path) -> None:
-    """What comes while one relay has gone and the next is not there yet waits at the port; streams end where they began."""
+    """What comes between one relay and the next waits at the port; streams end where they began."""
     before = replica_ids(product)
     edited = tmp_path / "edited.yaml"
     text = (ROOT / "ray_config.yaml").read_text(encoding="utf-8")
