@@ -53,7 +53,7 @@ class ApiClient:
     def default_model(self) -> str:
         """The model that is used when nobody names one: the first chat model that the endpoint lists."""
         for model in self.models():
-            if model.get("windfarm", {}).get("task", "chat") == "chat":
+            if model.get("kind", "chat") == "chat":
                 return str(model["id"])
         raise ApiFailed(503, "no_model", "No chat model is ready. `windfarm status` says what is pending.")
 

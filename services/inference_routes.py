@@ -112,8 +112,10 @@ class InferenceRoutes:
         raise unknown_model(wanted, [model["id"] for model in models])
 
     def _models(self) -> list[dict[str, Any]]:
-        names = sorted({*self._states.configured_models(), *self._replicas.models()})
-        chat = [self._model(name, "chat") for name in names]
+        """The default model first: it is what page and command line take where nobody names one."""
+        names = {*self._states.configured_models(), *self._replicas.models()}
+        ordered = sorted(names, key=lambda name: (name != self._config.default_model, name))
+        chat = [self._model(name, "chat") for name in ordered]
         return [*chat, {**self._head(self._embedding_model), "kind": "embedding"}]
 
     def _model(self, name: str, kind: str) -> dict[str, Any]:

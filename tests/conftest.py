@@ -18,6 +18,8 @@ pytest_plugins = ["tests.product", "tests.postgres"]
 
 SHARE_PRODUCT = ("tests/test_readme.py", "tests/test_packages.py")
 
+EARLY = ("tests/chaos/test_faults.py", "tests/cluster/engines/test_contract.py", "tests/cluster/vllm_plugin/")
+
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 
 
@@ -31,12 +33,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     is_spread = hasattr(config, "workerinput") or bool(config.getoption("numprocesses", None))
     items.sort(
         key=lambda item: (
-            _is_e2e(item) != is_spread,
+            _turn_of_several(item) if is_spread else _is_e2e(item),
             _ends_product(item),
             # Those with a cluster of their own before it is started.
             _ends_product(item) or "product" in getattr(item, "fixturenames", ()),
         )
     )
+
+
+def _turn_of_several(item: pytest.Item) -> int:
+    """vLLM's processes wait for each other by spinning, so two sets of them on two cores take many times as long: what
+    starts it comes beside faults, which mostly wait, and before the end-to-end tests, which begin with gangs."""
+    if _shares_product(item.nodeid):
+        return 1
+    return 0 if item.nodeid.startswith(EARLY) else 2
 
 
 def _ends_product(item: pytest.Item) -> bool:
@@ -57,9 +67,12 @@ class _Groups(LoadScopeScheduling):
     cores. So do the tests of any other file."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file, _, test = nodeid.partition("::")
-        shares_product = file.startswith("tests/e2e/") or file in SHARE_PRODUCT or "[remote" in test
-        return "product" if shares_product else file
+        return "product" if _shares_product(nodeid) else nodeid.partition("::")[0]
+
+
+def _shares_product(nodeid: str) -> bool:
+    file, _, test = nodeid.partition("::")
+    return file.startswith("tests/e2e/") or file in SHARE_PRODUCT or "[remote" in test
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -212,8 +212,7 @@ def test_light_and_dark_follow_the_system_until_the_switch_is_pressed(person: Vi
         told = re.compile(r"\bdark\b")
         expect(body).to_have_class(told) if is_dark else expect(body).not_to_have_class(told)
         for css in ("body", "#wf-side"):
-            ground, text = person.brightness(css), person.brightness(css, "color")
-            assert (ground < 60 < 150 < text) if is_dark else (ground > 200 > 100 > text), (css, ground, text)
+            person.wait_for_look(css, is_dark=is_dark)
 
     expect_look(is_dark=False)
     person.page.emulate_media(color_scheme="dark")

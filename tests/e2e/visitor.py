@@ -2,6 +2,7 @@
 
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -119,6 +120,16 @@ class Visitor:
         """What the bars said one after the other, in percent, by their names; -1 for one that could not be seen."""
         seen: dict[str, list[int]] = self.page.evaluate("window.seenBars")
         return seen
+
+    def wait_for_look(self, css: str, *, is_dark: bool) -> None:
+        """Until the element has a dark (or light) ground from which its text stands out: colours may change slowly."""
+        deadline = time.monotonic() + PATIENCE_MS / 1000
+        while True:
+            ground, text = self.brightness(css), self.brightness(css, "color")
+            if (ground < 60 < 150 < text) if is_dark else (ground > 200 > 100 > text):
+                return
+            assert time.monotonic() < deadline, (css, ground, text)
+            self.page.wait_for_timeout(50)
 
     def brightness(self, css: str, part: str = "backgroundColor") -> float:
         """Of a colour of an element, from 0 (black) to 255 (white)."""

@@ -7,6 +7,7 @@ import pytest
 
 from cluster.engine import GenerationChunk
 from cluster.errors import EngineBusy, EngineFailed
+from services.model_status import ApplicationState
 from tests.services.harness import (
     HELLO,
     ScriptedEngine,
@@ -61,6 +62,12 @@ async def test_openais_client_gets_vectors_and_models(tmp_path: Path) -> None:
     assert [entry.embedding for entry in ids.data] == [[3, 1, 0, 0]]
     assert models == ["tiny", "embed"]
     assert (tiny.id, tiny.model_extra["max_context"], tiny.model_extra["ready"]) == ("tiny", 64, True)
+
+
+async def test_the_default_model_is_listed_first(tmp_path: Path) -> None:
+    states = {name: ApplicationState(name, "RUNNING") for name in ("llm-tiny", "llm-a-small-one", "llm-zebra")}
+    async with running_endpoint(tmp_path, states=states) as running:
+        assert [model.id async for model in running.openai.models.list()] == ["tiny", "a-small-one", "zebra", "embed"]
 
 
 async def test_openais_client_is_told_which_inputs_were_cut(tmp_path: Path) -> None:
