@@ -12,9 +12,9 @@ from tests.product import ROOT, Product, start_product
 
 IMAGES = ROOT / "infra" / "images"
 HANDBOOK = ROOT / "tests" / "data" / "company-kb" / "gds-way-en" / "standards"
-FIRST = ("pull-requests.md", "storing-credentials.md", "alerting.md")
-LATER = ("pair-programming.md", "monitoring.md", "logging.md")
-QUESTION = "Who is responsible for obtaining a code review of a pull request?"
+FIRST = ("pull-requests.md", "logging.md", "alerting.md")
+LATER = ("pair-programming.md", "monitoring.md", "storing-credentials.md")
+QUESTION = "How long are logs kept?"
 
 
 def take_pictures(product: Product, playwright: Playwright, folder: Path) -> None:
