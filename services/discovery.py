@@ -99,9 +99,11 @@ class RayBeatStore:
     def read_all(self, prefix: str) -> dict[str, bytes]:
         from ray.experimental import internal_kv
 
-        keys = internal_kv._internal_kv_list(prefix, namespace=self.NAMESPACE)
-        values = {key.decode(): internal_kv._internal_kv_get(key, namespace=self.NAMESPACE) for key in keys}
-        return {key: value for key, value in values.items() if value is not None}
+        if not (keys := internal_kv._internal_kv_list(prefix, namespace=self.NAMESPACE)):
+            return {}
+        client = internal_kv.internal_kv_get_gcs_client()
+        values = client.internal_kv_multi_get(keys, self.NAMESPACE)  # one call for all of them; what has gone is absent
+        return {key.decode(): value for key, value in values.items()}
 
 
 class Beacon:

@@ -33,6 +33,8 @@ _DELETE_CACHE = (600, 3600)
 # Generations wait on the network; the models' own queues decide how many run.
 _MAX_EVENTS = 256
 _LOOK_FOR_EVENTS_EVERY_S = 0.05
+# Nothing here reports progress through Gradio, which looks a hundred times a second for some.
+_LOOK_FOR_PROGRESS_EVERY_S = 10.0
 
 
 def create_app(api_url: str, *, max_file_mib: float = 64) -> FastAPI:
@@ -81,6 +83,7 @@ def _calm_down(blocks: gr.Blocks) -> None:
     """Gradio looks for new events a thousand times a second, 6 % of a core while nobody uses the page. Has to come
     after `queue`, which makes a new one."""
     blocks._queue.sleep_when_free = _LOOK_FOR_EVENTS_EVERY_S
+    blocks._queue.progress_update_sleep_when_free = _LOOK_FOR_PROGRESS_EVERY_S
 
 
 # Options of all events: no endpoint for scripts (they have the API), no spinner over the components.
