@@ -85,7 +85,7 @@ def short_clone(tmp_path: Path) -> Path:
         (tmp_path / name).symlink_to(ROOT / name)
     handbook = tmp_path / HANDBOOK
     handbook.mkdir(parents=True)
-    for page in ("pull-requests.md", "pair-programming.md", "storing-credentials.md"):
+    for page in ("pull-requests.md", "pair-programming.md", "logging.md"):
         shutil.copy(ROOT / HANDBOOK / page, handbook)
     return tmp_path
 

@@ -27,7 +27,6 @@ from services.knowledge import Knowledge
 from services.processes import Process, descendants, end_with_parent, find_process, tagged
 from services.store_opening import open_store
 from tests.e2e.by_hand import ByHand, serve_by_hand
-from tests.e2e.test_closed import LISTEN, given_away, is_loopback, refusals_of_ray, sockets_of
 from tests.product import ROOT, WINDFARM, Product, free_port, link_models, logs, windfarm
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ends_product]
@@ -142,17 +141,6 @@ def test_plain_serve_run_in_the_printed_environment_answers_beside_the_product(
     )
     assert answer.json()["choices"][0]["message"]["content"]
     assert httpx.get(f"{product.address}/ready", timeout=10).status_code == 200
-
-
-def test_what_serve_run_has_started_is_closed_as_well(by_hand: ByHand) -> None:
-    listening = [found for found in sockets_of(by_hand.processes()) if found.state == LISTEN]
-    ports = {found.local[1] for found in listening}
-    assert by_hand.port in ports
-    assert [found for found in listening if not is_loopback(found.local[0])] == []
-    assert [answer for method in ("GET", "POST") for answer in given_away(ports, by_hand.port, method)] == []
-    refusals = refusals_of_ray(ports)
-    assert {name for name, codes in refusals.items() if "OK" in codes} == set()
-    assert {name for name, codes in refusals.items() if "UNAUTHENTICATED" not in codes} == set()
 
 
 def test_a_model_that_needs_too_much_memory_is_pending_with_the_reason(product: Product, tmp_path: Path) -> None:

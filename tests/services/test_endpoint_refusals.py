@@ -78,7 +78,7 @@ async def test_a_model_that_starts_is_503_with_what_serve_says(tmp_path: Path) -
     assert (answer.status_code, error_of(answer)["code"]) == (503, "model_not_ready")
     assert "'llm-big' is DEPLOYING. Ray Serve says: It needs 4 CPUs, 2 are there." in error_of(answer)["message"]
     assert answer.headers["retry-after"] == "5"
-    assert [(model["id"], model.get("ready")) for model in listed] == [("big", False), ("tiny", True), ("embed", None)]
+    assert [(model["id"], model.get("ready")) for model in listed] == [("tiny", True), ("big", False), ("embed", None)]
 
 
 async def test_the_embedding_model_does_not_chat_and_chat_models_do_not_embed(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict
 
 from services.errors import ApiError
-from services.model_status import ApplicationState, DeploymentState, ServeStates, _application
+from services.model_status import ApplicationState, DeploymentState, ServeStates, read_application
 from services.readiness import Readiness
 from tests.services.harness import wait_until
 
@@ -78,13 +78,13 @@ def test_what_serve_says_of_a_model_that_scales_to_zero_can_be_told_as_json() ->
         deployment = {"status": "HEALTHY", "message": "", "replicas": replicas, "deployment_config": deployment_config}
         return {"status": "RUNNING", "message": "", "deployments": {"ModelServer": deployment}}
 
-    state = _application("llm-tiny", details(autoscaling_config={"min_replicas": 0}))
+    state = read_application("llm-tiny", details(autoscaling_config={"min_replicas": 0}))
     assert state.starts_on_demand
     assert json.loads(json.dumps(asdict(state)))["deployments"][0]["replicas"] == {"RUNNING": 2, "STARTING": 1}
-    assert not _application("llm-tiny", details(autoscaling_config={"min_replicas": 1})).starts_on_demand
-    assert not _application("llm-tiny", details(num_replicas=0)).starts_on_demand
+    assert not read_application("llm-tiny", details(autoscaling_config={"min_replicas": 1})).starts_on_demand
+    assert not read_application("llm-tiny", details(num_replicas=0)).starts_on_demand
     failed = details(autoscaling_config={"min_replicas": 0}) | {"status": "DEPLOY_FAILED"}
-    assert not _application("llm-tiny", failed).starts_on_demand
+    assert not read_application("llm-tiny", failed).starts_on_demand
 
 
 async def test_when_serve_does_not_answer_the_last_state_stays() -> None:
