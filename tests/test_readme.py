@@ -175,7 +175,7 @@ def test_the_example_of_vector_stores_runs(product: Product, tmp_path: Path) -> 
 
 @pytest.mark.e2e
 def test_the_python_example_runs_and_cites(product: Product) -> None:
-    product.run("ingest", f"{HANDBOOK}/pull-requests.md", "--collection", "handbook")
+    product.run("ingest", f"{HANDBOOK}/logging.md", "--collection", "handbook")
     (example,) = blocks("python")
     example = example.replace("http://127.0.0.1:8000/v1", product.api).replace(
         "the key that make up printed", product.key
