@@ -212,6 +212,8 @@ class LlamaCppEngine:
         if self._server is None or self._mailbox is None or self._workers is None:
             self._admission.release()
             raise EngineDead("llama.cpp is not running.")
+        if self._spinning is not None and self._admission.num_running == 1:
+            self._spinning.begin()
         call = Call(self._mailbox, self._note_token)
         self._mailbox.open(call)
         loop = asyncio.get_running_loop()

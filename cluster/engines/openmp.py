@@ -27,8 +27,6 @@ FIXED_SPIN_COUNT = "500"
 # woken: with 20000 spins (0.2 ms) a stream of a small model was 5 to 10 % slower beside windfarm's own processes.
 GOVERNED_SPIN_COUNT = "300000"
 SAMPLE_S = 0.25
-# A sample that covers a pause between answers tells nothing about now.
-STALE_S = 2.0
 # Cores that others may use beyond those left over before threads stop spinning, and below which they spin again. Short
 # work of many processes (those of windfarm itself take up to 0.4) delays threads little; one busy process takes 1.
 CONTENDED_CORES = 0.75
@@ -90,13 +88,19 @@ class SpinGovernor:
         """Whether threads sleep at once instead of spinning."""
         return bool(self._parked)
 
+    def begin(self) -> None:
+        """An answer begins after a pause: what others did with the cores meanwhile says nothing of now."""
+        with self._lock:
+            self._last = read_cpu_times()
+            self._next_at = self._last.clock_s + SAMPLE_S
+
     def adapt(self) -> None:
         if not self._libraries or time.monotonic() < self._next_at or not self._lock.acquire(blocking=False):
             return
         try:
             now, last = read_cpu_times(), self._last
             self._last, self._next_at = now, now.clock_s + SAMPLE_S
-            if SAMPLE_S <= now.clock_s - last.clock_s <= STALE_S:
+            if now.clock_s - last.clock_s >= SAMPLE_S:
                 others = others_cores(last, now)
                 self._let_spin(not is_contended(others, self._num_threads, os.cpu_count() or 1, self.is_sleeping))
         finally:

@@ -1,5 +1,6 @@
 """Threads spin while the cores are ours: the rule, the readings, and llama.cpp beside a process that wants a core."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from cluster.engine import Engine
 from cluster.engines import openmp
 from cluster.engines.llamacpp import LlamaCppEngine
-from cluster.engines.openmp import CpuTimes, SpinGovernor, is_contended, others_cores, read_cpu_times
+from cluster.engines.openmp import CpuTimes, SpinGovernor, is_contended, loaded_openmp, others_cores, read_cpu_times
 from tests.cluster.engines.conftest import chat, make_local_engine
 
 HOG = "import os\nprint('on', flush=True)\nwhile os.getppid() != 1: pass"
@@ -69,6 +70,27 @@ def test_processes_of_an_engine_without_a_governor_do_not_inherit_the_long_spin(
     openmp.limit_spinning()
     assert os.environ[openmp.SPIN_VARIABLE] == openmp.FIXED_SPIN_COUNT
     assert openmp.POLICY_VARIABLE not in os.environ
+
+
+def test_what_others_did_in_a_pause_between_answers_says_nothing_of_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    times = [CpuTimes(0.0, 0.0, 0.0)]
+    monkeypatch.setattr(openmp, "read_cpu_times", lambda: times[-1])
+    monkeypatch.setattr(openmp.time, "monotonic", lambda: times[-1].clock_s)
+    decided: list[bool] = []
+    governor = SpinGovernor(2, libraries=loaded_openmp() or [ctypes.CDLL(None)])
+    monkeypatch.setattr(governor, "_let_spin", decided.append)
+    times.append(CpuTimes(1.0, 2.0, 0.0))  # others took both cores
+    governor.begin()
+    governor.adapt()
+    assert decided == []
+    times.append(CpuTimes(1.3, 2.6, 0.6))  # now they are ours
+    governor.adapt()
+    assert decided == [True]
+    times.append(CpuTimes(9.0, 18.0, 4.6))  # one slow token, beside others
+    governor.adapt()
+    assert decided == [True, False]
 
 
 def test_without_the_library_nothing_is_done() -> None:
