@@ -6,7 +6,6 @@ connections and ends when its last stream does.
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
 import shutil
@@ -17,11 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from services.haproxy_config import haproxy_config
+from services.processes import end_with_parent
 from services.setup_errors import ConfigError
 
 STOP_S = 3.0
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
 
 
 def find_haproxy() -> str:
@@ -58,7 +56,7 @@ class Haproxy:
         self._process = subprocess.Popen(
             [program, "-W", "-f", str(self._file)],
             pass_fds=(sock.fileno(),),
-            preexec_fn=_end_with_parent,
+            preexec_fn=end_with_parent,  # a killed replica must leave no balancer behind that holds the port
         )
 
     @property
@@ -94,8 +92,3 @@ class Haproxy:
         draft = self._file.with_suffix(f".{os.getpid()}")
         draft.write_text(haproxy_config(self._socket.fileno(), relays), encoding="utf-8")
         draft.replace(self._file)
-
-
-def _end_with_parent() -> None:
-    """In the child: a killed replica must leave no balancer behind that holds the port. Workers end with the master."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

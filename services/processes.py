@@ -18,6 +18,7 @@ INSTANCE_VARIABLE = "WINDFARM_INSTANCE"
 PROC = Path("/proc")
 LOOK_AGAIN_S = 0.1
 PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)  # loaded here: a child that was just forked must not wait for the loader's lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class _Status:
 def end_with_parent() -> None:
     """Ask the kernel for SIGTERM when the thread that started this process ends."""
     parent = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
 
