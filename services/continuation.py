@@ -29,11 +29,22 @@ class Journey:
 
     left: set[str] = field(default_factory=set)
     """Ids of replicas that it does not go to again."""
+    silent: set[str] = field(default_factory=set)
+    """Those among them that only gave no token for too long: a machine under load does that too."""
     num_lost: int = 0
 
-    def note_loss(self, replica_id: str) -> None:
+    def note_loss(self, replica_id: str, *, hangs: bool = False) -> None:
         self.left.add(replica_id)
+        if hangs:
+            self.silent.add(replica_id)
         self.num_lost += 1
+
+    def forgive(self) -> bool:
+        """The last resort: let it go back to those that were only silent. False where there are none."""
+        is_any = bool(self.silent)
+        self.left -= self.silent
+        self.silent.clear()
+        return is_any
 
 
 class Opener(Protocol):
@@ -107,7 +118,7 @@ class ContinuedStream:
         stream = self._stream
         await stream.close()
         self._on_lost(stream, lost)
-        self._journey.note_loss(stream.replica.replica_id)
+        self._journey.note_loss(stream.replica.replica_id, hangs=lost.hangs)
         if why := self._why_not(stream.replica.info):
             raise _explained(lost.error, why)
         self._stream = await self._open_again(lost)
@@ -136,7 +147,7 @@ class ContinuedStream:
         return None
 
     async def _open_again(self, lost: ReplicaLost) -> FrameStream:
-        """On another replica, as soon as one takes it."""
+        """On another replica, as soon as one takes it; in the end on one that was silent."""
         loop = asyncio.get_running_loop()
         until, body = loop.time() + self._config.move_wait_s, self._rest()
         while True:
@@ -145,8 +156,12 @@ class ContinuedStream:
             except ApiError as refusal:
                 if refusal.status not in _TRANSIENT:
                     raise _explained(lost.error, refusal.message) from refusal
-                if self._journey.num_lost > self._config.max_moves or loop.time() >= until:
+                if self._journey.num_lost > self._config.max_moves:
                     raise lost.error from refusal
+                if loop.time() >= until:
+                    if not self._journey.forgive():
+                        raise lost.error from refusal
+                    continue
             await asyncio.sleep(_TRY_AGAIN_S)
 
     def _rest(self) -> dict[str, Any]:

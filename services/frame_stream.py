@@ -81,7 +81,7 @@ class FrameStream:
             return frames
         kind = frames[-1].kind
         if kind is FrameKind.END:
-            self.end = frames.pop().json()
+            self.end, self._silent_since = frames.pop().json(), None
         elif kind is FrameKind.ERROR:
             self._failure = self._reported(frames.pop().json())
         if any(frame.packed_token_ids for frame in frames):
@@ -97,7 +97,8 @@ class FrameStream:
             return self._decoder.feed(data)
         except _Silent as silent:
             raise ReplicaLost(stream_lost(), str(silent), hangs=True) from None
-        except (aiohttp.ClientError, FrameError, OSError, TimeoutError) as error:
+        except (aiohttp.ClientError, FrameError, OSError, TimeoutError, RuntimeError) as error:
+            # A RuntimeError is aiohttp's word for a connection that was lost without a word before it was read.
             lost = gang_lost(self.replica) if self.replica.gang else stream_lost()
             raise ReplicaLost(lost, str(error) or type(error).__name__) from error
 
@@ -130,7 +131,7 @@ class FrameStream:
         try:
             async with asyncio.timeout(_LAST_BYTES_S):
                 await self._response.read()
-        except (aiohttp.ClientError, OSError, TimeoutError):
+        except (aiohttp.ClientError, OSError, TimeoutError, _Silent):  # it can be found silent as its last bytes come
             self._response.close()
 
 

@@ -191,6 +191,22 @@ async def test_a_hang_with_nowhere_to_go_is_waited_for(tmp_path: Path) -> None:
         assert read_events((await asked).text) == expected()
 
 
+async def test_a_replica_that_was_only_silent_is_the_last_resort(tmp_path: Path) -> None:
+    """A machine under load gives no token for a while; that is no reason to end the stream when the others are gone."""
+    async with fleet_of(tmp_path, move_wait_s=2.5) as (running, fleet):
+        asked = asyncio.create_task(running.http.post("/v1/chat/completions", json=body_of()))
+        await wait_until(lambda: has_tokens(fleet))
+        slow = busy(fleet)
+        (other,) = {*fleet.alive} - {slow}
+        slow.engine.hang()
+        await wait_until(lambda: other.engine.num_tokens > 3)
+        slow.engine._runs.set()
+        await fleet.lose(other, "kill")
+        answer = await asked
+    assert answer.text.endswith("data: [DONE]\n\n"), answer.text[-300:]
+    assert read_events(answer.text) == expected()
+
+
 async def test_a_client_that_reads_slowly_makes_no_replica_suspect(tmp_path: Path) -> None:
     """The endpoint cannot write for longer than the limit; the replica is as well as before."""
     async with fleet_of(tmp_path, stall_s=0.2, pace_s=0.0) as (running, _):
