@@ -8,8 +8,9 @@ import asyncio
 import contextlib
 import logging
 
+from services.beats import RayBeatStore
 from services.config import PlatformConfig
-from services.discovery import RELAY_APP, Directory, RayBeatStore
+from services.discovery import RELAY_APP, Directory
 from services.environment import public_address, read_environment
 from services.haproxy import Haproxy
 from services.public_port import public_socket

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from services import ray_adapter
+from services.beats import RayBeatStore
 from services.control import ControlServer
-from services.discovery import RayBeatStore
 from services.environment import INTERNAL_HOST_VARIABLE, PORTS_VARIABLE
 from services.fork_server import start_fork_server
 from services.gang_tracker import GangTracker

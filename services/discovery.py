@@ -1,9 +1,4 @@
-"""Who serves what, and where: replicas announce themselves, readers keep a directory.
-
-Each replica puts a small JSON record (a beat) into Ray's internal key-value store every second and deletes it when it
-stops. A reader treats a record whose beat number did not change for five seconds of its own clock as dead. Ray's
-key-value store is private API: `RayBeatStore` alone touches it (contract test on the pinned Ray).
-"""
+"""Who serves what, and where: replicas announce themselves by records that they renew, readers keep a directory."""
 
 from __future__ import annotations
 
@@ -16,13 +11,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from cluster.engine import EngineLoad
-
-BEAT_S = 1.0
-DEAD_AFTER_S = 5.0
-FORGET_AFTER_S = 60.0
+from services.beats import BEAT_S, DEAD_AFTER_S, Announcer, BeatStore, Records
 
 BEATS_PREFIX = "windfarm/"
 RELAY_APP = "relay"
@@ -71,39 +63,10 @@ def decode_beat(value: bytes) -> ReplicaEndpoint:
         raise ValueError(f"Not a replica's record: {error}") from error
 
 
-class BeatStore(Protocol):
-    """A shared key-value store. All methods block; they are called from threads."""
-
-    def put(self, key: str, value: bytes) -> None: ...
-
-    def delete(self, key: str) -> None: ...
-
-    def read_all(self, prefix: str) -> dict[str, bytes]: ...
-
-
-class RayBeatStore:
-    """Ray's internal key-value store, from any process that is connected to Ray."""
-
-    NAMESPACE = b"windfarm"
-
-    def put(self, key: str, value: bytes) -> None:
-        from ray.experimental import internal_kv
-
-        internal_kv._internal_kv_put(key, value, overwrite=True, namespace=self.NAMESPACE)
-
-    def delete(self, key: str) -> None:
-        from ray.experimental import internal_kv
-
-        internal_kv._internal_kv_del(key, namespace=self.NAMESPACE)
-
-    def read_all(self, prefix: str) -> dict[str, bytes]:
-        from ray.experimental import internal_kv
-
-        if not (keys := internal_kv._internal_kv_list(prefix, namespace=self.NAMESPACE)):
-            return {}
-        client = internal_kv.internal_kv_get_gcs_client()
-        values = client.internal_kv_multi_get(keys, self.NAMESPACE)  # one call for all of them; what has gone is absent
-        return {key.decode(): value for key, value in values.items()}
+def read_beat(value: bytes) -> tuple[int, ReplicaEndpoint]:
+    """The number of the beat and the record; `ValueError` when it is none."""
+    endpoint = decode_beat(value)
+    return endpoint.beat, endpoint
 
 
 class Beacon:
@@ -115,11 +78,9 @@ class Beacon:
     def __init__(
         self, store: BeatStore, endpoint: ReplicaEndpoint, load: Callable[[], EngineLoad] = lambda: EngineLoad(0, 0)
     ) -> None:
-        self._store = store
         self._endpoint = endpoint
         self._load = load
-        self._task: asyncio.Task[None] | None = None
-        self._lock = asyncio.Lock()
+        self._announcer = Announcer(store, endpoint.key, self._write)
 
     @property
     def endpoint(self) -> ReplicaEndpoint:
@@ -127,50 +88,28 @@ class Beacon:
 
     async def start(self) -> None:
         """Announce once, then every second in the background."""
-        await self._beat()
-        self._task = asyncio.create_task(self._beat_for_ever(), name=f"beacon {self._endpoint.key}")
+        await self._announcer.start()
 
     async def set_state(self, state: ReplicaState) -> None:
         """Change the state and announce it at once."""
         self._endpoint = replace(self._endpoint, state=state)
-        await self._beat()
+        await self._announcer.announce()
 
     async def stop(self) -> None:
         """Stop announcing and delete the record. Safe to call twice."""
-        if self._task is None:
-            return
-        task, self._task = self._task, None
-        await _cancel(task)
-        async with self._lock:
-            await asyncio.to_thread(self._store.delete, self._endpoint.key)
+        await self._announcer.stop()
 
-    async def _beat(self) -> None:
-        async with self._lock:
-            load = self._load()
-            self._endpoint = replace(
-                self._endpoint,
-                running=load.num_running,
-                queued=load.num_queued,
-                num_tokens=load.num_tokens,
-                max_tokens=load.max_tokens,
-                beat=self._endpoint.beat + 1,
-            )
-            await asyncio.to_thread(self._store.put, self._endpoint.key, encode_beat(self._endpoint))
-
-    async def _beat_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(BEAT_S)
-            try:
-                await self._beat()
-            except Exception as error:  # noqa: BLE001  # Ray's store fails in many ways while its head is away
-                _log.warning("Could not announce %s: %s. Trying again.", self._endpoint.key, error)
-
-
-@dataclass(slots=True)
-class _Entry:
-    endpoint: ReplicaEndpoint
-    changed_at: float
-    failed_beat: int | None = None
+    def _write(self, beat: int) -> bytes:
+        load = self._load()
+        self._endpoint = replace(
+            self._endpoint,
+            running=load.num_running,
+            queued=load.num_queued,
+            num_tokens=load.num_tokens,
+            max_tokens=load.max_tokens,
+            beat=beat,
+        )
+        return encode_beat(self._endpoint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +128,9 @@ class Directory:
     def __init__(self, store: BeatStore, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
         self._clock = clock
-        self._entries: dict[str, _Entry] = {}
+        self._records = Records(read_beat, clock)
+        self._failed: dict[str, int] = {}
+        """Beat of each record after which a connection to its replica failed."""
         self._view: _View | None = None
         self._there_at: dict[str, float] = {}
         """When each model was last seen with a replica."""
@@ -203,7 +144,9 @@ class Directory:
     async def stop(self) -> None:
         if self._task is not None:
             task, self._task = self._task, None
-            await _cancel(task)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
 
     def endpoints(self, app: str | None = None) -> list[ReplicaEndpoint]:
         """All live endpoints (of one application), draining ones included, in a stable order."""
@@ -217,11 +160,7 @@ class Directory:
 
     def is_alive(self, replica_id: str) -> bool:
         """Whether this replica announced itself lately: draining or not, and whatever failed with it since."""
-        now = self._clock()
-        return any(
-            entry.endpoint.replica_id == replica_id and now - entry.changed_at < DEAD_AFTER_S
-            for entry in self._entries.values()
-        )
+        return any(record.told.replica_id == replica_id for _, record in self._records.alive())
 
     def models(self) -> list[str]:
         """Names of all models that have a live replica."""
@@ -236,9 +175,9 @@ class Directory:
 
     def report_failure(self, replica_id: str) -> None:
         """A connection to this replica failed: leave it out until it beats again."""
-        for entry in self._entries.values():
-            if entry.endpoint.replica_id == replica_id:
-                entry.failed_beat = entry.endpoint.beat
+        for key, record in self._records.by_key.items():
+            if record.told.replica_id == replica_id:
+                self._failed[key] = record.beat
         self._view = None
 
     async def refresh(self) -> None:
@@ -250,43 +189,29 @@ class Directory:
 
     def take(self, values: Mapping[str, bytes]) -> list[str]:
         """Bring the entries up to date with what the store has; returns the keys that nobody beats any more."""
-        now, self._view = self._clock(), None
-        for key in self._entries.keys() - values.keys():
-            del self._entries[key]
-        for key, value in values.items():
-            try:
-                endpoint = decode_beat(value)
-            except ValueError as error:
-                _log.warning("Ignoring %s: %s", key, error)
-                continue
-            entry = self._entries.get(key)
-            if entry is None:
-                self._entries[key] = _Entry(endpoint, now)
-            elif entry.endpoint.beat != endpoint.beat:
-                entry.endpoint, entry.changed_at = endpoint, now
-        self._there_at |= dict.fromkeys(self.models(), now)
-        return [key for key, entry in self._entries.items() if now - entry.changed_at > FORGET_AFTER_S]
+        forgotten = self._records.take(values)
+        self._failed = {key: beat for key, beat in self._failed.items() if key in self._records.by_key}
+        self._view = None
+        self._there_at |= dict.fromkeys(self.models(), self._clock())
+        return forgotten
 
     def _look(self) -> _View:
         now = self._clock()
         if self._view is None or now >= self._view.until:
-            self._view = self._view_at(now)
+            self._view = self._view_now()
         return self._view
 
-    def _view_at(self, now: float) -> _View:
-        alive = [
-            entry
-            for _, entry in sorted(self._entries.items())
-            if now - entry.changed_at < DEAD_AFTER_S and entry.failed_beat != entry.endpoint.beat
-        ]
-        ready = [e.endpoint for e in alive if e.endpoint.model is not None and e.endpoint.state == "ready"]
-        present = Counter((e.model, e.gang) for e in ready)
+    def _view_now(self) -> _View:
+        alive = [record for key, record in self._records.alive() if self._failed.get(key) != record.beat]
+        told = [record.told for record in alive]
+        ready = [endpoint for endpoint in told if endpoint.model is not None and endpoint.state == "ready"]
+        present = Counter((endpoint.model, endpoint.gang) for endpoint in ready)
         replicas: dict[str, list[ReplicaEndpoint]] = {}
         for endpoint in ready:
             if not endpoint.gang or present[endpoint.model, endpoint.gang] == endpoint.gang_size:
                 replicas.setdefault(str(endpoint.model), []).append(endpoint)
-        until = min((entry.changed_at + DEAD_AFTER_S for entry in alive), default=math.inf)
-        return _View([entry.endpoint for entry in alive], replicas, until)
+        until = min((record.changed_at + DEAD_AFTER_S for record in alive), default=math.inf)
+        return _View(told, replicas, until)
 
     async def _refresh_for_ever(self) -> None:
         while True:
@@ -295,9 +220,3 @@ class Directory:
                 await self.refresh()
             except Exception as error:  # noqa: BLE001  # Ray's store fails in many ways while its head is away
                 _log.warning("Could not read who serves what: %s. Trying again.", error)
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import aiohttp
 
 from cluster.errors import EngineDead
-from services.discovery import BEATS_PREFIX, BeatStore, ReplicaEndpoint, decode_beat
+from services.beats import BeatStore
+from services.discovery import BEATS_PREFIX, ReplicaEndpoint, decode_beat
 from services.relay import INTERNAL_HEADER
 
 MEETINGS_PREFIX = "gang-meeting/"

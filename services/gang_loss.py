@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from cluster.errors import EngineDead
-from services.discovery import BeatStore
+from services.beats import BeatStore
 
 GANG_LOST = "gang_lost"
 """Code of the error that clients get."""

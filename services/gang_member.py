@@ -16,7 +16,7 @@ import time
 import psutil
 
 from cluster.errors import ClusterError, EngineDead
-from services.discovery import BeatStore
+from services.beats import BeatStore
 from services.gang import GangSeat, GangWatch, Meeting, meet, part
 from services.gang_loss import GangLost, Loss, record_loss
 from services.model_service import ModelService

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from services.discovery import BEATS_PREFIX, DEAD_AFTER_S, BeatStore, ReplicaEndpoint, decode_beat
+from services.beats import BeatStore, Record, Records
+from services.discovery import BEATS_PREFIX, ReplicaEndpoint, read_beat
 from services.gang_loss import Loss, read_losses
 
 LOOK_EVERY_S = 0.5
@@ -38,19 +39,13 @@ class Restart:
     """From the loss until the new gang could serve."""
 
 
-@dataclass(slots=True)
-class _Seen:
-    endpoint: ReplicaEndpoint
-    changed_at: float
-
-
 class GangTracker:
     """`look` blocks on the store and is called by one thread; `summary` may be called by any."""
 
     def __init__(self, store: BeatStore, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._clock = clock
-        self._seen: dict[str, _Seen] = {}
+        self._records = Records(read_beat, clock)
         self._complete: dict[str, str] = {}
         """Application of each gang that serves."""
         self._pending: dict[str, Loss] = {}
@@ -74,8 +69,8 @@ class GangTracker:
     def look(self) -> None:
         """Bring the picture up to date, and log what was lost and what serves again."""
         now = self._clock()
-        self._read_beats(now)
-        complete = dict(self._complete_gangs(now))
+        self._records.take(self._store.read_all(BEATS_PREFIX))
+        complete = dict(self._complete_gangs())
         for loss in read_losses(self._store):
             self._store.delete(loss.key)
             self._note_loss(loss)
@@ -90,8 +85,7 @@ class GangTracker:
     def summary(self) -> dict[str, Any]:
         """By application: its gangs with their ranks, and the latest restarts."""
         found: dict[str, Any] = {}
-        for seen in sorted(self._seen.values(), key=lambda seen: (seen.endpoint.gang, seen.endpoint.rank)):
-            end = seen.endpoint
+        for end in sorted((record.told for record in self._ranks()), key=lambda end: (end.gang, end.rank)):
             gangs = found.setdefault(end.app, {"gangs": {}, "restarts": []})["gangs"]
             gang = gangs.setdefault(
                 end.gang, {"size": end.gang_size, "is_complete": end.gang in self._complete, "ranks": []}
@@ -102,31 +96,23 @@ class GangTracker:
             found.setdefault(restart.app, {"gangs": {}, "restarts": []})["restarts"].append(asdict(restart))
         return found
 
-    def _read_beats(self, now: float) -> None:
-        values = self._store.read_all(BEATS_PREFIX)
-        for key in self._seen.keys() - values.keys():
-            del self._seen[key]
-        for key, value in values.items():
-            endpoint = decode_beat(value)
-            if not endpoint.gang:
-                continue
-            seen = self._seen.get(key)
-            if seen is None or seen.endpoint.beat != endpoint.beat:
-                self._seen[key] = _Seen(endpoint, now)
+    def _ranks(self) -> list[Record[ReplicaEndpoint]]:
+        """Of all gangs, also of those that were killed and left their records behind."""
+        return [record for record in list(self._records.by_key.values()) if record.told.gang]
 
-    def _complete_gangs(self, now: float) -> list[tuple[str, str]]:
+    def _complete_gangs(self) -> list[tuple[str, str]]:
         members: dict[str, list[ReplicaEndpoint]] = {}
-        for seen in self._seen.values():
-            if now - seen.changed_at < DEAD_AFTER_S and seen.endpoint.state == "ready":
-                members.setdefault(seen.endpoint.gang, []).append(seen.endpoint)
+        for _, record in self._records.alive():
+            if record.told.gang and record.told.state == "ready":
+                members.setdefault(record.told.gang, []).append(record.told)
         return [(gang, ends[0].app) for gang, ends in members.items() if len(ends) == ends[0].gang_size]
 
     def _is_silent(self, gang: str) -> bool:
         """Whether records are left that nobody renews: an orderly stop takes them away."""
-        return any(seen.endpoint.gang == gang and seen.endpoint.state == "ready" for seen in self._seen.values())
+        return any(record.told.gang == gang and record.told.state == "ready" for record in self._ranks())
 
     def _last_sign(self, gang: str) -> float:
-        return max(seen.changed_at for seen in self._seen.values() if seen.endpoint.gang == gang)
+        return max(record.changed_at for record in self._ranks() if record.told.gang == gang)
 
     def _note_loss(self, loss: Loss) -> None:
         if loss.at < self._expected.get(loss.app, 0.0):

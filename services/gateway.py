@@ -11,12 +11,13 @@ import socket
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from services.beats import RayBeatStore
 from services.calls import ServeCalls
 from services.chat import make_story
 from services.config import Environment, PlatformConfig
 from services.database import Database
 from services.demand import DemandBeacon
-from services.discovery import RELAY_APP, Beacon, Directory, RayBeatStore, ReplicaEndpoint
+from services.discovery import RELAY_APP, Beacon, Directory, ReplicaEndpoint
 from services.endpoint import PLATFORM_APP, Endpoint, Surroundings
 from services.environment import LOOPBACK, public_address, read_environment
 from services.knowledge_calls import RemoteSearcher, RemoteSentenceEmbedder

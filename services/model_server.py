@@ -17,8 +17,8 @@ from cluster.errors import ClusterError
 from cluster.home import open_home
 from cluster.weights.checkpoint_check import read_json
 from cluster.weights.prepare import prepare
+from services.beats import RayBeatStore
 from services.config import Environment, ModelConfig
-from services.discovery import RayBeatStore
 from services.environment import read_environment
 from services.gang import GangSeat, Meeting
 from services.gang_member import GangMember

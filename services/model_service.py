@@ -18,7 +18,8 @@ from typing import Any
 
 from cluster.engine import Engine, EngineLoad, GenerationChunk
 from cluster.errors import EngineDead, InvalidRequest
-from services.discovery import Beacon, BeatStore, ReplicaEndpoint
+from services.beats import BeatStore
+from services.discovery import Beacon, ReplicaEndpoint
 from services.error_responses import error_body, error_headers, is_expected, to_api_error
 from services.event_stream import ClientGone, Receive, Send, until_client_leaves
 from services.frames import CONTENT_TYPE, KEEP_ALIVE_FRAME, FrameKind, encode_end, encode_error, encode_frame

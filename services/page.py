@@ -14,8 +14,9 @@ from typing import Any
 
 from ray import serve
 
+from services.beats import RayBeatStore
 from services.config import PlatformConfig
-from services.discovery import Beacon, RayBeatStore, ReplicaEndpoint
+from services.discovery import Beacon, ReplicaEndpoint
 from services.environment import public_url, read_environment
 from services.listener import start_listener
 from services.ray_adapter import close_replica_ports

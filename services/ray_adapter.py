@@ -1,6 +1,6 @@
 """What is private of Ray and needed to run a Ray of our own; contract tests hold it to the pinned version.
 
-Four more files know private parts of Ray: the key-value store (`services/discovery.py`), and names of its modules and
+Four more files know private parts of Ray: the key-value store (`services/beats.py`), and names of its modules and
 scripts (`services/fork_server.py`, `services/ray_worker.py`, `services/startup/sitecustomize.py`).
 
 A head started here opens no dashboard, no client server and no metrics port: the conductor is the only driver, and

@@ -24,7 +24,7 @@ class ScaleByNeed:
     def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
         """Replicas wanted now; delays, bounds and whole gangs are added by Serve. Called ten times a second."""
         if self._view is None:
-            from services.discovery import RayBeatStore
+            from services.beats import RayBeatStore
             from services.scaling_view import ScalingView
 
             assert context.app_name is not None, "every deployment belongs to an application"

@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from cluster.autoscaling import CopyLoad, ScalingGoals, decide
+from services.beats import BeatStore
 from services.demand import DEMAND_PREFIX, DemandReader
-from services.discovery import BEATS_PREFIX, BeatStore, Directory, ReplicaEndpoint
+from services.discovery import BEATS_PREFIX, Directory, ReplicaEndpoint
 from services.model_status import MODEL_APP_PREFIX
 
 READ_EVERY_S = 0.5

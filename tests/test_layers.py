@@ -32,7 +32,7 @@ PRIVATE = ("ray._private", "ray._raylet", "ray.serve._private", "ray.experimenta
 
 ADAPTERS = {
     "services/ray_adapter.py": "starts a Ray of our own",
-    "services/discovery.py": "Ray's internal key-value store",
+    "services/beats.py": "Ray's internal key-value store",
     "services/fork_server.py": "names the modules that Ray's workers import",
     "services/ray_worker.py": "names the script that a raylet starts",
     "services/startup/sitecustomize.py": "names the module of Serve that does without pandas",

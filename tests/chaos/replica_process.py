@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote
 from urllib.request import ProxyHandler, Request, build_opener
 
 from cluster.engine import Engine
-from services.discovery import BeatStore
+from services.beats import BeatStore
 from services.local_network import Seat
 
 MAX_CONTEXT = 2048

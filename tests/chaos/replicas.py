@@ -45,8 +45,8 @@ class Replica:
         """The kernel resets every connection, nobody says goodbye, and the record stays behind."""
         beacon, self.service._beacon = self.service._beacon, None
         listener = self.service._listener
-        assert beacon is not None and beacon._task is not None and listener is not None
-        beacon._task.cancel()
+        assert beacon is not None and listener is not None
+        await beacon._announcer.fall_silent()
         for server in listener._server.servers:
             server.close()
         for connection in list(listener._server.server_state.connections):

@@ -21,11 +21,12 @@ import openai
 from cluster.engine import Engine, EngineLoad, GenerationChunk, GenerationRequest, ModelInfo, Usage
 from cluster.expert_load import ExpertLoad
 from services.accounts import Accounts, ensure_owner
+from services.beats import BeatStore
 from services.calls import Calls
 from services.chat_types import ChatEvent, ChatRequest, ModelClient
 from services.config import ChatConfig, PlatformConfig
 from services.database import Collection, Database, Document
-from services.discovery import BeatStore, Directory
+from services.discovery import Directory
 from services.endpoint import Endpoint, Surroundings
 from services.errors import unavailable
 from services.limit_book import LimitBook

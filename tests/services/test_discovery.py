@@ -3,7 +3,8 @@
 import pytest
 
 from cluster.engine import EngineLoad
-from services.discovery import Beacon, Directory, RayBeatStore, ReplicaEndpoint, decode_beat, encode_beat
+from services.beats import RayBeatStore
+from services.discovery import Beacon, Directory, ReplicaEndpoint, decode_beat, encode_beat
 
 
 class MemoryStore:

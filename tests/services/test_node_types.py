@@ -11,8 +11,9 @@ import pytest
 import ray
 
 from services import ray_adapter
+from services.beats import RayBeatStore
 from services.demand import DEMAND_PREFIX, ModelDemand, encode_demand
-from services.discovery import BEATS_PREFIX, Directory, RayBeatStore, ReplicaEndpoint
+from services.discovery import BEATS_PREFIX, Directory, ReplicaEndpoint
 from services.scaling_config import SCALING_POLICY
 from tests.elastic_ray import elastic_ray
 from tests.product import link_models
