@@ -1,9 +1,7 @@
 """From nodes, a model and measured expert load to a plan: sizes, replicas, and which rank holds which experts where.
 
-Pure: nothing is started or asked. `plan` tries the ways to cut a replica from the cheapest on, places its ranks (a
-tensor-parallel group never leaves its node, a gang stays as close together as it can, replicas go to different nodes
-and zones where there is a choice), and never gives a rank more than its memory holds. Where nothing fits, `NoFit` says
-what is short and what would do.
+Pure: nothing is started or asked. `plan` tries the ways to cut a replica from the cheapest on and seats its ranks
+(`cluster/seating.py`). Where nothing fits, `NoFit` says what is short and what would do.
 
 Pipelines are planned only where they are asked for: windfarm starts tensor-parallel groups and gangs of data-parallel
 ranks, but no stages that wait for each other.
@@ -11,17 +9,17 @@ ranks, but no stages that wait for each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from cluster.errors import NoFit, PlanError
+from cluster.errors import NoFit
 from cluster.expert_balance import Partition, balanced_partition, linear_partition, redundant_placement
-from cluster.sizing import ModelShape, Parallelism, RankBytes, Workload, rank_bytes
-from cluster.topology import Node, Topology
+from cluster.plan import GPU_MEMORY_SHARE, Plan, PlanRequest, ReplicaPlan
+from cluster.plan_checks import check_request
+from cluster.seating import free_space, num_by_cores, place_replicas, seat_ranks
+from cluster.sizing import ModelShape, Parallelism, RankBytes, rank_bytes
+from cluster.topology import Topology
 
-# Shares of a device that the planner uses; the rest is for the runtime, fragmentation and the system.
-GPU_MEMORY_SHARE = 0.9
-NODE_MEMORY_SHARE = 0.8
 # Most stages of a pipeline that is named as a way out.
 MAX_PIPELINE = 8
 # Tokens: the shortest context that is named as a way out, and the shortest that is taken where none was asked for.
@@ -29,113 +27,9 @@ LEAST_CONTEXT = 512
 LEAST_CHOSEN_CONTEXT = 2048
 
 
-@dataclass(frozen=True, slots=True)
-class ExpertLoads:
-    """Tokens routed to each expert: `tokens[layer][expert]`, measured on the model named `model`."""
-
-    model: str
-    tokens: tuple[tuple[int, ...], ...]
-
-    def check(self, shape: ModelShape) -> None:
-        """Refuse a trace of another model."""
-        if self.model != shape.name:
-            raise PlanError(f"This routing trace is of the model {self.model!r}, not {shape.name!r}; record one of it.")
-        widths = {len(layer) for layer in self.tokens}
-        if len(self.tokens) != shape.num_layers or widths != {shape.num_experts}:
-            raise PlanError(
-                f"This routing trace has {len(self.tokens)} layers of {sorted(widths)} experts; {shape.name} has "
-                f"{shape.num_layers} layers of {shape.num_experts}. Record one of this model."
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class PlanRequest:
-    """What to plan. `None` for a size lets the planner choose it; it chooses no pipeline."""
-
-    shape: ModelShape
-    work: Workload
-    replicas: int = 1
-    tensor: int | None = None
-    pipeline: int | None = None
-    data: int | None = None
-    loads: ExpertLoads | None = None
-    redundant_experts: int = 0
-    cores_per_rank: float = 1.0
-    """CPU cores that a rank needs where it runs on a CPU node."""
-    runtime_bytes: int = 0
-    """What a rank's processes hold on a CPU node beside the model."""
-    node_memory_share: float = NODE_MEMORY_SHARE
-    """Share of a CPU node's memory that ranks may take; 1.0 where the rest was taken off already."""
-
-
-@dataclass(frozen=True, slots=True)
-class RankPlan:
-    """One rank of a replica. `experts[layer]` are the experts it holds; empty for a dense model."""
-
-    node: str
-    accelerator: int | None
-    tensor_rank: int
-    pipeline_rank: int
-    data_rank: int
-    needs: RankBytes
-    capacity: int
-    experts: Partition = ()
-
-    @property
-    def free(self) -> int:
-        return self.capacity - self.needs.total
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaPlan:
-    ranks: tuple[RankPlan, ...]
-
-    @property
-    def nodes(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(rank.node for rank in self.ranks))
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """`reasons` are sentences for people. `free_slots[node]` are accelerators (or CPU ranks) that nothing uses."""
-
-    shape: ModelShape
-    parallel: Parallelism
-    replicas: tuple[ReplicaPlan, ...]
-    free_slots: Mapping[str, int]
-    reasons: tuple[str, ...] = ()
-
-
-@dataclass(slots=True)
-class _Slot:
-    """One place for a rank: an accelerator, or a share of a CPU node."""
-
-    node: Node
-    accelerator: int | None
-    capacity: int
-
-
-@dataclass(slots=True)
-class _Space:
-    """What is still free while replicas are placed."""
-
-    slots: dict[str, list[_Slot]]
-    nodes: dict[str, Node]
-    used: dict[str, int] = field(default_factory=dict)
-    zones_used: dict[str | None, int] = field(default_factory=dict)
-
-    def take(self, slots: Sequence[_Slot]) -> None:
-        for slot in slots:
-            self.slots[slot.node.name].remove(slot)
-        for name in {slot.node.name for slot in slots}:
-            self.used[name] = self.used.get(name, 0) + 1
-            zone = self.nodes[name].zone
-            self.zones_used[zone] = self.zones_used.get(zone, 0) + 1
-
-
 def plan(topology: Topology, request: PlanRequest) -> Plan:
     """The cheapest plan that fits; raises `NoFit` or `PlanError` with the cause and what would do."""
-    _check_request(topology, request)
+    check_request(topology, request)
     made, shortfalls = _try_all(topology, request)
     if made is None:
         raise NoFit(_nothing_fits(topology, request, shortfalls))
@@ -147,7 +41,7 @@ def plan_with_fitting_context(topology: Topology, request: PlanRequest) -> tuple
 
     Returns the plan, which says where it took less, and the request that it answers. Raises as `plan` does.
     """
-    _check_request(topology, request)
+    check_request(topology, request)
     wanted = request.work.context
     for shorter in [request, *_shorter_contexts(request, LEAST_CHOSEN_CONTEXT)]:
         made, _ = _try_all(topology, shorter)
@@ -168,11 +62,11 @@ def _try_all(topology: Topology, request: PlanRequest) -> tuple[Plan | None, lis
     shortfalls: list[_Shortfall] = []
     for parallel in _candidates(topology, request):
         needs = _needs(topology, request, parallel)
-        space = _free_space(topology, request, parallel, needs)
-        replicas = _place_replicas(space, request, parallel, needs)
+        space = free_space(topology, request, parallel, needs)
+        replicas = place_replicas(space, request, parallel, needs)
         if len(replicas) == request.replicas:
             experts = expert_partitions(request, parallel)
-            placed = tuple(_finish(replica, parallel, needs, experts) for replica in replicas)
+            placed = tuple(seat_ranks(replica, parallel, needs, experts) for replica in replicas)
             free = {name: len(slots) for name, slots in space.slots.items()}
             reasons = _reasons(topology, request, parallel, needs) + _exchange_reasons(topology, placed)
             return Plan(request.shape, parallel, placed, free, reasons), []
@@ -202,56 +96,6 @@ def expert_partitions(request: PlanRequest, parallel: Parallelism) -> tuple[Part
     return tuple(balanced_partition(layer, ranks) for layer in request.loads.tokens)
 
 
-def _check_request(topology: Topology, request: PlanRequest) -> None:
-    shape = request.shape
-    if request.replicas < 1:
-        raise PlanError(f"At least one replica is needed, not {request.replicas}.")
-    if request.work.context > shape.max_context:
-        raise PlanError(
-            f"{shape.name} takes at most {shape.max_context} tokens of context; {request.work.context} were asked for."
-        )
-    tensor = request.tensor or 1
-    if shape.num_heads % tensor:
-        divisors = [size for size in range(1, shape.num_heads + 1) if shape.num_heads % size == 0]
-        raise PlanError(
-            f"{tensor} tensor-parallel ranks do not divide the {shape.num_heads} attention heads of {shape.name}; "
-            f"use one of {', '.join(map(str, divisors))}."
-        )
-    _check_kv_heads(shape, tensor)
-    if (request.pipeline or 1) > 1 and (request.data or 1) > 1:
-        raise PlanError("A gang of data-parallel ranks has one pipeline stage: leave pipeline or data out.")
-    ranks = tensor * (request.data or 1)
-    if shape.is_sparse and ranks > shape.num_experts + request.redundant_experts:
-        raise PlanError(
-            f"{ranks} ranks are more than the {shape.num_experts} experts of {shape.name}; "
-            f"use at most {shape.num_experts}."
-        )
-    slots = shape.num_experts + request.redundant_experts
-    if shape.is_sparse and (request.tensor or request.data) and slots % ranks:
-        what = "experts with their copies" if request.redundant_experts else "experts"
-        raise PlanError(
-            f"The {slots} {what} of {shape.name} cannot be spread evenly over {ranks} ranks; use a divisor."
-        )
-    if request.data and request.data > 1 and not shape.is_sparse:
-        raise PlanError(f"{shape.name} is dense: use replicas instead of {request.data} data-parallel ranks.")
-    if request.loads is not None:
-        if not shape.is_sparse:
-            raise PlanError(f"{shape.name} has no experts, so there is no expert load to plan with.")
-        request.loads.check(shape)
-    if request.redundant_experts and request.loads is None:
-        raise PlanError("Redundant experts are chosen by their load: give a routing trace as well.")
-    if request.redundant_experts and not topology.has_accelerators:
-        raise PlanError("Redundant experts need GPUs: on CPU nodes each expert of a gang lies on one rank.")
-
-
-def _check_kv_heads(shape: ModelShape, tensor: int) -> None:
-    if shape.num_kv_heads % tensor and tensor % shape.num_kv_heads:
-        raise PlanError(
-            f"{tensor} tensor-parallel ranks and the {shape.num_kv_heads} key-value heads of {shape.name} do not "
-            "divide each other."
-        )
-
-
 def _candidates(topology: Topology, request: PlanRequest) -> Iterator[Parallelism]:
     """Ways to cut a replica: the fewest ranks first, then data-parallel attention with expert parallelism before tensor
     parallelism (less communication)."""
@@ -273,12 +117,7 @@ def _candidates(topology: Topology, request: PlanRequest) -> Iterator[Parallelis
 def _num_places(topology: Topology, request: PlanRequest) -> int:
     if topology.has_accelerators:
         return sum(len(node.accelerators) for node in topology.nodes)
-    return sum(_num_by_cores(node, request) for node in topology.nodes)
-
-
-def _num_by_cores(node: Node, request: PlanRequest) -> int:
-    """Ranks that a node's cores are enough for; shares such as 0.1 are no exact binary fractions."""
-    return int(node.num_cores / request.cores_per_rank + 1e-9)
+    return sum(num_by_cores(node, request) for node in topology.nodes)
 
 
 def _is_sensible(shape: ModelShape, tensor: int, pipeline: int, data: int, request: PlanRequest) -> bool:
@@ -312,88 +151,6 @@ def _needs(topology: Topology, request: PlanRequest, parallel: Parallelism) -> R
     return needs if topology.has_accelerators else replace(needs, runtime=request.runtime_bytes)
 
 
-def _free_space(topology: Topology, request: PlanRequest, parallel: Parallelism, needs: RankBytes) -> _Space:
-    slots: dict[str, list[_Slot]] = {}
-    for node in topology.nodes:
-        if topology.has_accelerators:
-            slots[node.name] = [
-                _Slot(node, index, int(card.memory_bytes * GPU_MEMORY_SHARE))
-                for index, card in enumerate(node.accelerators)
-                if int(card.memory_bytes * GPU_MEMORY_SHARE) >= needs.total
-            ]
-        else:
-            slots[node.name] = _cpu_slots(node, request, needs)
-    return _Space(slots, {node.name: node for node in topology.nodes})
-
-
-def _cpu_slots(node: Node, request: PlanRequest, needs: RankBytes) -> list[_Slot]:
-    usable = int(node.memory_bytes * request.node_memory_share)
-    by_memory = usable // needs.total if needs.total else 0
-    by_cores = _num_by_cores(node, request)
-    count = min(by_memory, by_cores)
-    return [_Slot(node, None, usable // count) for _ in range(count)]
-
-
-def _place_replicas(space: _Space, request: PlanRequest, parallel: Parallelism, needs: RankBytes) -> list[list[_Slot]]:
-    placed: list[list[_Slot]] = []
-    while len(placed) < request.replicas:
-        chosen = _place_one(space, parallel)
-        if chosen is None:
-            break
-        space.take(chosen)
-        placed.append(chosen)
-    return placed
-
-
-def _place_one(space: _Space, parallel: Parallelism) -> list[_Slot] | None:
-    """Slots for one replica, in rank order: (data, pipeline) groups of `tensor` slots, each group on one node."""
-    groups = parallel.data * parallel.pipeline
-    on_one = [name for name, free in space.slots.items() if len(free) >= groups * parallel.tensor]
-    if on_one and (space.nodes[on_one[0]].has_accelerators or groups == 1):
-        name = min(on_one, key=lambda n: _preference(space, n))
-        return space.slots[name][: groups * parallel.tensor]
-    return _spread_over_nodes(space, parallel.tensor, groups)
-
-
-def _preference(space: _Space, name: str) -> tuple[int, int, int, str]:
-    """Nodes without a replica of this model first, then zones without one, then the fullest that still holds it."""
-    node = space.nodes[name]
-    return (space.used.get(name, 0), space.zones_used.get(node.zone, 0), len(space.slots[name]), name)
-
-
-def _spread_over_nodes(space: _Space, tensor: int, groups: int) -> list[_Slot] | None:
-    """A gang over several nodes: within one zone if one has room, on as few nodes as possible (GPUs), evenly (CPU)."""
-    zones = {node.zone for node in space.nodes.values()}
-    for allowed in [*sorted(({zone} for zone in zones), key=lambda z: _zone_order(space, z)), zones]:
-        names = [name for name, node in space.nodes.items() if node.zone in allowed]
-        chosen = _fill(space, names, tensor, groups)
-        if chosen is not None:
-            return chosen
-    return None
-
-
-def _zone_order(space: _Space, zone: set[str | None]) -> tuple[int, str]:
-    (name,) = zone
-    return (space.zones_used.get(name, 0), name or "")
-
-
-def _fill(space: _Space, names: Sequence[str], tensor: int, groups: int) -> list[_Slot] | None:
-    """Among nodes that are otherwise alike those with the faster network, since the gang exchanges over it."""
-    room = {name: len(space.slots[name]) // tensor for name in names}
-    if sum(room.values()) < groups:
-        return None
-    per_node: dict[str, int] = {}
-    if any(space.nodes[name].has_accelerators for name in names):
-        for name in sorted(names, key=lambda n: (space.used.get(n, 0), -room[n], -_link(space, n), n)):
-            per_node[name] = min(room[name], groups - sum(per_node.values()))
-    else:
-        while sum(per_node.values()) < groups:
-            open_names = [name for name in names if per_node.get(name, 0) < room[name]]
-            name = min(open_names, key=lambda n: (per_node.get(n, 0), space.used.get(n, 0), -_link(space, n), n))
-            per_node[name] = per_node.get(name, 0) + 1
-    return [slot for name, count in per_node.items() for slot in space.slots[name][: count * tensor]]
-
-
 def _who_assigns(topology: Topology, request: PlanRequest) -> str:
     if request.loads is None:
         return "Experts are assigned linearly, since no load was measured."
@@ -404,31 +161,6 @@ def _who_assigns(topology: Topology, request: PlanRequest) -> str:
         f"On GPUs vLLM's own balancer (EPLB, {copies}) assigns experts by the load that it sees; shown is where the "
         "load that this plan was made from would bring them."
     )
-
-
-def _link(space: _Space, name: str) -> float:
-    return space.nodes[name].link_gbit_s or 0.0
-
-
-def _finish(
-    slots: Sequence[_Slot], parallel: Parallelism, needs: RankBytes, experts: Sequence[Partition]
-) -> ReplicaPlan:
-    ranks = []
-    for index, slot in enumerate(slots):
-        group, tensor_rank = divmod(index, parallel.tensor)
-        data_rank, pipeline_rank = divmod(group, parallel.pipeline)
-        rank = RankPlan(
-            node=slot.node.name,
-            accelerator=slot.accelerator,
-            tensor_rank=tensor_rank,
-            pipeline_rank=pipeline_rank,
-            data_rank=data_rank,
-            needs=needs,
-            capacity=slot.capacity,
-        )
-        expert_rank = data_rank * parallel.tensor + tensor_rank
-        ranks.append(replace(rank, experts=tuple(layer[expert_rank] for layer in experts)))
-    return ReplicaPlan(tuple(ranks))
 
 
 def _reasons(topology: Topology, request: PlanRequest, parallel: Parallelism, needs: RankBytes) -> tuple[str, ...]:
@@ -498,12 +230,12 @@ def _missing_on_nodes(
     """What CPU nodes lack that could hold a rank each by memory: cores, or bytes for one rank more."""
     wanted = request.replicas * parallel.num_ranks
     cores = sum(node.num_cores for node in topology.nodes)
-    if sum(_num_by_cores(node, request) for node in topology.nodes) < wanted:
+    if sum(num_by_cores(node, request) for node in topology.nodes) < wanted:
         return 0, f"{wanted} ranks of {request.cores_per_rank:g} cores each, the nodes have {cores:g} cores"
     missing = []
     for node in topology.nodes:
         usable = int(node.memory_bytes * request.node_memory_share)
-        if usable // needs.total < _num_by_cores(node, request):
+        if usable // needs.total < num_by_cores(node, request):
             missing.append((needs.total - usable % needs.total, node.name))
     if not missing:
         return 0, "tensor-parallel ranks of a replica must share a node"

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from cluster.engines.parallelism import ExpertRanks, placement_of_partitions
 from cluster.errors import PlanError
 from cluster.expert_balance import Partition
-from cluster.expert_placement import Plan, PlanRequest
+from cluster.plan import Plan, PlanRequest
 from cluster.topology import Topology
 
 NODE_ID_LABEL = "ray.io/node-id"

@@ -17,7 +17,7 @@ from cluster.expert_balance import (
     linear_partition,
     redundant_placement,
 )
-from cluster.expert_placement import ExpertLoads, Plan
+from cluster.plan import ExpertLoads, Plan
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from cluster.errors import LoadError, PlanError
 from cluster.expert_load import ExpertLoad
-from cluster.expert_placement import ExpertLoads
+from cluster.plan import ExpertLoads
 from cluster.sizing import ModelShape
 
 FORMAT = "windfarm routing trace"

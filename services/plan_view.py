@@ -10,7 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from cluster.expert_placement import ExpertLoads, Plan, RankPlan
+from cluster.plan import ExpertLoads, Plan, RankPlan
 from cluster.plan_judgement import copied_experts, judge
 from cluster.topology import Node, Topology
 

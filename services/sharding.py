@@ -15,10 +15,11 @@ from cluster.engines.choice import choose_engine, detect_hardware
 from cluster.engines.expert_balancer import balancer_options, num_redundant_experts
 from cluster.engines.parallelism import ExpertRanks
 from cluster.errors import PlanError
-from cluster.expert_placement import ExpertLoads, Plan, PlanRequest, plan
+from cluster.expert_placement import plan
 from cluster.home import Home
 from cluster.known_shapes import find_shape
 from cluster.placement import Placement, Reservation, check_plan, place, read_plan
+from cluster.plan import ExpertLoads, Plan, PlanRequest
 from cluster.routing_trace import read_trace
 from cluster.sizing import ModelShape, Workload
 from cluster.topology import Topology, topology_from_ray

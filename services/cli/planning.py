@@ -18,7 +18,7 @@ from services.environment import data_folder
 from services.setup_errors import NotRunning
 
 if TYPE_CHECKING:
-    from cluster.expert_placement import ExpertLoads
+    from cluster.plan import ExpertLoads
     from cluster.sizing import ModelShape
     from cluster.topology import Topology
 
@@ -65,9 +65,10 @@ def plan(
     """Show how a model would be placed: ranks, experts and memory per node, and why. Nothing is started."""
     from rich.console import Console
 
-    from cluster.expert_placement import PlanRequest, plan_with_fitting_context
     from cluster.expert_placement import plan as make_plan
+    from cluster.expert_placement import plan_with_fitting_context
     from cluster.known_shapes import find_shape
+    from cluster.plan import PlanRequest
     from cluster.sizing import Workload
     from cluster.topology import read_topology
     from services.plan_view import plan_data, print_plan

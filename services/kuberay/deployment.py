@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from cluster.errors import PlanError
 from cluster.expert_balance import linear_partition
-from cluster.expert_placement import Plan
+from cluster.plan import Plan
 from cluster.plan_judgement import expert_partitions_of
 from cluster.sizing import Workload
 from cluster.topology import GB, GIB, Node, Topology

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from cluster.expert_placement import Plan
+from cluster.plan import Plan
 from cluster.sizing import Workload
 from cluster.topology import Topology
 from services.kuberay import surroundings

@@ -6,13 +6,8 @@ import pytest
 
 from cluster.errors import NoFit, PlanError
 from cluster.expert_balance import busiest
-from cluster.expert_placement import (
-    GPU_MEMORY_SHARE,
-    ExpertLoads,
-    PlanRequest,
-    plan,
-    plan_with_fitting_context,
-)
+from cluster.expert_placement import plan, plan_with_fitting_context
+from cluster.plan import GPU_MEMORY_SHARE, ExpertLoads, PlanRequest
 from cluster.sizing import ModelShape, Parallelism, Workload, rank_bytes
 from cluster.topology import GB, GIB, Accelerator, Node, Topology
 

@@ -12,8 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.errors import PlanError
-from cluster.expert_placement import PlanRequest, plan_with_fitting_context
+from cluster.expert_placement import plan_with_fitting_context
 from cluster.known_shapes import find_shape
+from cluster.plan import PlanRequest
 from cluster.sizing import Workload
 from cluster.topology import read_topology
 from infra.kuberay.check import FOLDER

@@ -10,8 +10,9 @@ from ray.serve.config import GangPlacementStrategy, GangRuntimeFailurePolicy
 from ray.serve.gang import GangContext
 
 from cluster.errors import PlanError
-from cluster.expert_placement import PlanRequest, plan
+from cluster.expert_placement import plan
 from cluster.placement import NODE_ID_LABEL, Reservation, check_plan, place, read_plan
+from cluster.plan import PlanRequest
 from cluster.sizing import ModelShape, Workload
 from cluster.topology import GIB, Accelerator, Node, Topology
 from services.plan_view import plan_data

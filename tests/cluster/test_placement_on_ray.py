@@ -11,8 +11,9 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
-from cluster.expert_placement import PlanRequest, plan
+from cluster.expert_placement import plan
 from cluster.placement import Placement, Reservation, place
+from cluster.plan import PlanRequest
 from cluster.sizing import ModelShape, Workload
 from cluster.topology import GIB, Accelerator, Node, Topology, topology_from_ray
 

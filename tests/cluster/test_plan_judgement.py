@@ -10,8 +10,9 @@ import pytest
 
 from cluster.errors import PlanError
 from cluster.expert_balance import Partition, imbalance
-from cluster.expert_placement import ExpertLoads, Plan, PlanRequest, plan
+from cluster.expert_placement import plan
 from cluster.known_shapes import KNOWN_SHAPES
+from cluster.plan import ExpertLoads, Plan, PlanRequest
 from cluster.plan_judgement import copied_experts, expert_partitions_of, judge, layer_bound, layer_imbalance
 from cluster.sizing import Workload
 from cluster.topology import Accelerator, Node, Topology

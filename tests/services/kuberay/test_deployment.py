@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from cluster.errors import PlanError
-from cluster.expert_placement import ExpertLoads, PlanRequest, plan
+from cluster.expert_placement import plan
 from cluster.known_shapes import KNOWN_SHAPES
+from cluster.plan import ExpertLoads, PlanRequest
 from cluster.sizing import ModelShape, Workload
 from cluster.topology import GB, GIB, Accelerator, Node, Topology
 from services.config import ModelConfig
