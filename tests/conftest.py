@@ -18,8 +18,6 @@ pytest_plugins = ["tests.product", "tests.postgres"]
 
 SHARE_PRODUCT = ("tests/test_readme.py", "tests/test_packages.py")
 
-BESIDE_GANGS = "tests/chaos/test_faults.py"
-
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 
 
@@ -28,12 +26,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """In one process, end-to-end tests come last: the running product would take cores from all tests after it. Those
     that end it come after all others.
 
-    In several processes (`-n`), what takes longest comes first, so that none ends long after the others.
+    In several processes (`-n`), the end-to-end tests come first, since they are the longest that stays in one process.
     """
     is_spread = hasattr(config, "workerinput") or bool(config.getoption("numprocesses", None))
+    demanding = {_file(item.nodeid) for item in items if _is_demanding(item)}
     items.sort(
         key=lambda item: (
-            _turn_of_several(item) if is_spread else _is_e2e(item),
+            _turn_of_several(item, demanding) if is_spread else _is_e2e(item),
             _ends_product(item),
             # Those with a cluster of their own before it is started.
             _ends_product(item) or "product" in getattr(item, "fixturenames", ()),
@@ -41,12 +40,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     )
 
 
-def _turn_of_several(item: pytest.Item) -> int:
-    """vLLM's processes wait for each other by spinning, so two sets of them on two cores take many times as long: the
-    gangs, with which the end-to-end tests begin, run beside faults, which mostly wait, and other engines after them."""
+def _turn_of_several(item: pytest.Item, demanding: set[str]) -> int:
+    """vLLM's processes wait for each other by spinning, so two sets of them on two cores take many times as long. The
+    gangs, with which the end-to-end tests begin, therefore run beside tests that start nothing, and engines and faults
+    come after them."""
     if _shares_product(item.nodeid):
         return 0
-    return 1 if item.nodeid.startswith(BESIDE_GANGS) else 2
+    return 2 if _file(item.nodeid) in demanding else 1
+
+
+def _is_demanding(item: pytest.Item) -> bool:
+    return item.get_closest_marker("integration") is not None or item.nodeid.startswith("tests/chaos/")
+
+
+def _file(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
 
 
 def _ends_product(item: pytest.Item) -> bool:
@@ -67,7 +75,7 @@ class _Groups(LoadScopeScheduling):
     cores. So do the tests of any other file."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "product" if _shares_product(nodeid) else nodeid.partition("::")[0]
+        return "product" if _shares_product(nodeid) else _file(nodeid)
 
 
 def _shares_product(nodeid: str) -> bool:
