@@ -39,7 +39,13 @@ ADAPTERS = {
 }
 """The files that know Ray's private parts, be it by name alone; each has contract tests."""
 
-VLLM_ADAPTERS = ("cluster/engines/vllm.py", "cluster/engines/vllm_resumption.py", "cluster/vllm_plugin/")
+VLLM_ADAPTERS = (
+    "cluster/engines/vllm.py",
+    "cluster/engines/vllm_answers.py",
+    "cluster/engines/vllm_resumption.py",
+    "cluster/engines/vllm_start.py",
+    "cluster/vllm_plugin/",
+)
 """The files that import vLLM, nearly all of which is private; each holds to the version that it was written for."""
 
 ACCESS_ONLY = {

@@ -84,7 +84,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[ScriptedVllm]:
 
     monkeypatch.setattr(AsyncLLM, "from_engine_args", make)
     monkeypatch.setattr("vllm.platforms.current_platform", SimpleNamespace(is_cpu=lambda: False))
-    monkeypatch.setattr("cluster.engines.vllm._set_environment", lambda settings: None)
+    monkeypatch.setattr("cluster.engines.vllm_start._set_environment", lambda settings: None)
     return made
 
 

@@ -1,0 +1,160 @@
+"""How vLLM is started: what of the settings and the machine becomes which of its options."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cluster.engines.openmp import limit_spinning
+from cluster.engines.request_checks import MAX_LOGPROBS
+from cluster.engines.settings import EngineSettings
+from cluster.engines.vllm_experts import expert_options, num_experts
+from cluster.errors import ClusterError, ModelDamaged
+from cluster.vllm_plugin.closed_stores import closed_stores_option
+from cluster.vllm_plugin.end_with_parent import PARENT_VARIABLE
+
+# vLLM measures free GPU memory itself; on a CPU it would take most of the machine.
+_CPU_CACHE_SHARE = 0.25
+# Tokens of one prompt in one step; the rest waits for the next ones. The step has room for more, so that short prompts
+# are computed beside a long one, and running answers get their next token soon. So many fill the cores of a CPU.
+_CPU_PROMPT_CHUNK = 128
+_GPU_PROMPT_CHUNK = 1024
+
+_OWNED_OPTIONS = {
+    "model",
+    "served_model_name",
+    "max_model_len",
+    "max_num_seqs",
+    "tokenizer",
+    "worker_extension_cls",
+    "additional_config",
+    "tensor_parallel_size",
+    "enable_expert_parallel",
+    *(f"data_parallel_{name}" for name in ("size", "rank", "address", "rpc_port", "external_lb", "hybrid_lb")),
+}
+
+
+class VllmStart:
+    """What is known before vLLM is there; `is_cpu` is known after `load`."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        """Raises `ModelDamaged`, or `ClusterError` where the context cannot be as long."""
+        self._settings = settings
+        self._folder = Path(settings.location)
+        self.config = _read_config(self._folder)
+        """Of the checkpoint's config.json; of its text part, where it has several."""
+        self.max_context = _max_context(settings, self.config)
+        self.is_cpu = False
+
+    def load(self) -> Any:
+        """Returns when vLLM can generate. In a thread that lives as long as the engine."""
+        _set_environment(self._settings)
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        options: dict[str, Any] = {
+            "model": str(self._folder),
+            "served_model_name": [self._settings.model],
+            "max_model_len": self.max_context,
+            "max_num_seqs": self._settings.parallel_requests,
+            "max_logprobs": MAX_LOGPROBS,
+            "structured_outputs_config": {"backend": "guidance"},
+            "disable_log_stats": True,
+            **self._settings.parallelism.engine_arguments(),
+        }
+        self.is_cpu = current_platform.is_cpu()
+        if num_experts(self.config):
+            options |= expert_options(self._settings.parallelism, is_cpu=self.is_cpu)
+        options["additional_config"] = options.get("additional_config", {}) | closed_stores_option()
+        chunk = _CPU_PROMPT_CHUNK if self.is_cpu else _GPU_PROMPT_CHUNK
+        options["long_prefill_token_threshold"] = min(chunk, self.max_context)
+        if self.is_cpu:
+            options["kv_cache_memory_bytes"] = _cpu_cache_bytes(self._settings, self.config, self.max_context)
+            # Compiling takes longer than loading the model.
+            options["enforce_eager"] = True
+        known = {field.name for field in dataclasses.fields(AsyncEngineArgs)} - _OWNED_OPTIONS
+        for name, value in self._settings.options.items():
+            if name not in known:
+                raise ValueError(f"engine_options: vLLM has no option {name!r} that can be set here")
+            options[name] = value
+        if self.is_cpu and options["enforce_eager"]:
+            # Parts of the sampler would compile at their first use.
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+        return AsyncLLM.from_engine_args(AsyncEngineArgs(**options))
+
+
+class Starter:
+    """A thread that makes the engine and lives until it is released: the engine's processes end with it."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.result: Future[Any] = Future()
+        self._make = make
+        self._released = threading.Event()
+        threading.Thread(target=self._run, name="vllm starter", daemon=True).start()
+
+    def release(self) -> None:
+        self._released.set()
+
+    def _run(self) -> None:
+        try:
+            self.result.set_result(self._make())
+        except BaseException as error:  # noqa: BLE001  # whoever awaits the result gets it
+            self.result.set_exception(error)
+        self._released.wait()
+
+
+def _set_environment(settings: EngineSettings) -> None:
+    """What vLLM and its processes read from the environment; only one engine runs in a process."""
+    limit_spinning()
+    os.environ[PARENT_VARIABLE] = str(os.getpid())
+    os.environ |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    # Ray sets one thread per CPU that the replica asked for, which may be a fraction. The ranks here share them.
+    threads = settings.threads or os.cpu_count() or 1
+    os.environ["OMP_NUM_THREADS"] = str(max(1, threads // settings.parallelism.tensor_parallel_size))
+    # Other engines and the endpoint share these cores; a thread bound to a busy core holds up all others.
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+
+def _read_config(folder: Path) -> Mapping[str, Any]:
+    file = folder / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelDamaged(f"{file} cannot be read ({error}). Prepare or copy the model again.") from error
+    return {**config, **config.get("text_config", {})}
+
+
+def _max_context(settings: EngineSettings, config: Mapping[str, Any]) -> int:
+    trained = config.get("max_position_embeddings")
+    wanted = settings.max_context or trained
+    if wanted is None:
+        raise ClusterError(f"The config.json of {settings.model} names no context length. Set max_context.")
+    if trained is not None and wanted > trained:
+        raise ClusterError(
+            f"max_context of {settings.model} is {wanted}, but the model was trained for {trained} tokens. "
+            f"Set max_context to {trained} or less."
+        )
+    return int(wanted)
+
+
+def _cpu_cache_bytes(settings: EngineSettings, config: Mapping[str, Any], max_context: int) -> int:
+    """Of one rank: room for half of all contexts at their full length, within a share of the machine, but for one in
+    any case. Ranks share the key-value heads out as long as there are enough."""
+    ranks = settings.parallelism.tensor_parallel_size
+    heads = config["num_attention_heads"]
+    head_width = config.get("head_dim") or config["hidden_size"] // heads
+    values = 2 * config["num_hidden_layers"] * -(-(config.get("num_key_value_heads") or heads) // ranks) * head_width
+    # vLLM keeps float32 weights in half precision unless it is told otherwise. One block more: it rounds up.
+    one_context = (max_context + 256) * values * (4 if settings.options.get("dtype") in ("float32", "float") else 2)
+    share = int(psutil.virtual_memory().total * _CPU_CACHE_SHARE) // ranks
+    return max(one_context, min(one_context * ((settings.parallel_requests + 1) // 2), share))
