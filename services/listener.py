@@ -23,6 +23,9 @@ import uvicorn
 # at the moment when the server closes would be lost.
 KEEP_ALIVE_S = 75
 BACKLOG = 2048
+# How long a connection that was taken just before the listener stops may wait with its first request.
+_FIRST_REQUEST_S = 1.0
+_LOOK_S = 0.02
 _CLONE_NEWNET = 0x40000000
 
 
@@ -71,10 +74,24 @@ class Listener:
 
     async def stop(self, drain_s: float = 0.0) -> None:
         """Take no more connections, let running requests finish for `drain_s` seconds, then cancel them. Idempotent."""
+        if drain_s and self.is_running:
+            for server in self._server.servers:
+                server.close()
+            await self._let_first_requests_come(min(drain_s, _FIRST_REQUEST_S))
         self._server.config.timeout_graceful_shutdown = drain_s  # type: ignore[assignment]  # fractions work as well
         self._server.should_exit = True
         await asyncio.wait([self._task])
         self._task.result()
+
+    async def _let_first_requests_come(self, limit_s: float) -> None:
+        """uvicorn would close a connection that has no request yet, and its client would see that request fail."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + limit_s
+        await asyncio.sleep(_LOOK_S)  # what was taken last becomes a connection
+        while loop.time() < until and any(  # noqa: ASYNC110  # uvicorn does not announce it
+            getattr(connection, "cycle", self) is None for connection in self._server.server_state.connections
+        ):
+            await asyncio.sleep(_LOOK_S)
 
 
 async def start_listener(

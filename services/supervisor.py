@@ -208,15 +208,15 @@ def apply(home: Path, config: RayConfig, show: Show, timeout_s: float) -> dict[s
         show(now)
         _refuse_failed(now)
         is_running = all(app["status"] == "RUNNING" for app in now["applications"].values())
-        if is_running and _lists_models(state.api, home, config.app.models):
+        if is_running and _serves(state.api, home, config.app.models):
             return now
         time.sleep(POLL_S)
     raise StartFailed(f"Not all applications run after {timeout_s:.0f} s. `windfarm status` says what is missing.")
 
 
-def _lists_models(api: str, home: Path, models: Collection[str]) -> bool:
-    """Whether the public endpoint, which looks every few seconds, has seen which models there are now: otherwise the
-    next request could be told that there is no such model."""
+def _serves(api: str, home: Path, models: Collection[str]) -> bool:
+    """Whether the public endpoint, which looks every few seconds, has seen which models there are now and that each can
+    be asked: otherwise the next request could be told that there is no such model, or that it is not ready."""
     from services.accounts import read_owner_key
 
     key = read_owner_key(home)
@@ -228,7 +228,8 @@ def _lists_models(api: str, home: Path, models: Collection[str]) -> bool:
         ).raise_for_status()
     except httpx.HTTPError:
         return False
-    return {model["id"] for model in answer.json()["data"] if model["kind"] == "chat"} == set(models)
+    listed = [model for model in answer.json()["data"] if model["kind"] == "chat"]
+    return {model["id"] for model in listed} == set(models) and all(model["ready"] for model in listed)
 
 
 def status(home: Path) -> dict[str, Any]:

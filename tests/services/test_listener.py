@@ -6,6 +6,7 @@ import aiohttp
 import pytest
 
 from services.listener import ListenError, start_listener
+from tests.services.harness import wait_until
 
 
 async def _hello(scope, receive, send) -> None:
@@ -52,6 +53,28 @@ async def test_stopping_lets_a_running_request_finish() -> None:
         assert await answer.text() == "hello"
         answer.release()
         await stopping
+
+
+async def test_a_connection_that_was_just_taken_may_still_send_its_request() -> None:
+    listener = await start_listener(_hello)
+    reader, writer = await asyncio.open_connection(listener.host, listener.port)
+    await wait_until(lambda: listener.num_connections == 1)
+    stopping = asyncio.create_task(listener.stop(drain_s=30))
+    await asyncio.sleep(0.1)
+    writer.write(b"GET / HTTP/1.1\r\nhost: here\r\nconnection: close\r\n\r\n")
+    answer = await reader.read()
+    writer.close()
+    await stopping
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.endswith(b"hello\r\n0\r\n\r\n")
+
+
+async def test_a_connection_that_says_nothing_does_not_hold_up_the_stop() -> None:
+    listener = await start_listener(_hello)
+    _, writer = await asyncio.open_connection(listener.host, listener.port)
+    await wait_until(lambda: listener.num_connections == 1)
+    await asyncio.wait_for(listener.stop(drain_s=60), 30)
+    writer.close()
 
 
 async def test_stopping_without_drain_ends_a_request_that_would_never_finish() -> None:
