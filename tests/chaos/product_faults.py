@@ -84,12 +84,15 @@ async def kill_the_model(product: Product, _folder: Path) -> Outcome:
     """The only replica of a model: its streams wait for the next one and go on there."""
     async with client_of(product) as http:
         client = Client(product, http)
-        whole = await client.chat(max_tokens=60)
-        heard = Heard()
-        asked = asyncio.create_task(hear(http, CHAT | {"stream": True, "max_tokens": 60}, heard))
+        whole = await client.chat(max_tokens=250)
+        heard, victim = Heard(), process_of(product.home, "ServeReplica:llm-tiny")
+        asked = asyncio.create_task(hear(http, CHAT | {"stream": True, "max_tokens": 250}, heard))
         await until(lambda: heard.body.count("data: ") >= 5 or asked.done())
-        os.kill(process_of(product.home, "ServeReplica:llm-tiny"), signal.SIGKILL)
+        os.kill(victim, signal.SIGKILL)
+        had_ended = asked.done()
         await asked
+    if had_ended:
+        return Outcome(0.0, "-", f"the answer ended before its process was killed: {heard.body[-300:]!r}")
     if not whole.is_complete or not heard.is_complete:
         return Outcome(heard.longest_silence_s, "-", f"the answer ends with {heard.body[-300:]!r}")
     return Outcome(heard.longest_silence_s, "the whole answer, after a pause")
@@ -123,9 +126,10 @@ async def kill_the_relay(product: Product, _folder: Path) -> Outcome:
     """Its connections end with it: a client sees a cut stream, never one that looks complete. New ones wait."""
     async with client_of(product) as http:
         client, heard = Client(product, http), Heard()
+        victim = process_of(product.home, "ServeReplica:platform:Gateway")
         asked = asyncio.create_task(hear(http, CHAT | {"stream": True, "max_tokens": 400}, heard))
         await until(lambda: heard.body.count("data: ") >= 5 or asked.done())
-        os.kill(process_of(product.home, "ServeReplica:platform:Gateway"), signal.SIGKILL)
+        os.kill(victim, signal.SIGKILL)
         await asked
         seconds, before = await until_served(client.embed)
         chat = await client.chat(max_tokens=5)

@@ -24,11 +24,16 @@ async def try_fault(product: Product, row: str) -> Outcome:
 
 
 async def until_ready(product: Product) -> None:
-    """The tests that follow find the product as this one found it."""
-    async with asyncio.timeout(READY_S), httpx.AsyncClient(trust_env=False) as http:
+    """The tests that follow find the product as this one found it; the endpoint's own word is some seconds old."""
+    body = {"model": "tiny", "prompt": "One", "max_tokens": 1}
+    async with (
+        asyncio.timeout(READY_S),
+        httpx.AsyncClient(headers=product.headers, timeout=READY_S, trust_env=False) as http,
+    ):
         while True:
             try:
-                if (await http.get(f"{product.address}/ready")).status_code == 200:
+                is_ready = (await http.get(f"{product.address}/ready")).status_code == 200
+                if is_ready and (await http.post(f"{product.api}/completions", json=body)).status_code == 200:
                     return
             except httpx.TransportError:
                 pass
