@@ -21,13 +21,13 @@ from cluster.known_shapes import find_shape
 from cluster.placement import Placement, Reservation, check_plan, place, read_plan
 from cluster.plan import ExpertLoads, Plan, PlanRequest
 from cluster.routing_trace import read_trace
-from cluster.sizing import ModelShape, Workload
+from cluster.sizing import STEP_TOKENS, ModelShape, Workload
 from cluster.topology import Topology, topology_from_ray
 from cluster.weights.prepare import prepare
 from cluster.weights.safetensors_header import fingerprint
 from services.config import ModelConfig
 from services.environment import has_elastic_nodes
-from services.resources import GIB, RANK_RUNTIME_BYTES, rank_cpus
+from services.resources import GIB, RANK_CPUS, RANK_RUNTIME_BYTES, rank_cpus
 
 
 def is_sharded(config: ModelConfig) -> bool:
@@ -48,6 +48,12 @@ def num_gangs(config: ModelConfig, num_replicas: int | None) -> int:
     return num_replicas // size
 
 
+def request_on_ray(shape: ModelShape, work: Workload) -> PlanRequest:
+    """What `windfarm up` and `windfarm plan` ask alike: with the cores and memory that a rank's processes reserve, and
+    all memory of a node, since Ray's figure leaves out what the system and other programs hold."""
+    return PlanRequest(shape, work, cores_per_rank=RANK_CPUS, runtime_bytes=RANK_RUNTIME_BYTES, node_memory_share=1.0)
+
+
 def plan_model(config: ModelConfig, topology: Topology, home: Home, gangs: int) -> tuple[Plan, Placement]:
     """Raises `PlanError` (`NoFit` where the nodes are too small) or another `ClusterError` of the model's files."""
     resolved = resolve(config.source)
@@ -58,27 +64,22 @@ def plan_model(config: ModelConfig, topology: Topology, home: Home, gangs: int) 
             "Set engine: vllm, or use num_replicas."
         )
     shape = model_shape(config, home)
-    cpus = rank_cpus(config)
     copies = _num_copies(config)
-    request = PlanRequest(
-        shape=shape,
-        work=_workload(config, shape),
+    request = replace(
+        request_on_ray(shape, _workload(config, shape)),
         replicas=max(1, gangs),
         tensor=config.tensor_parallel_size,
         pipeline=1,
         data=config.data_parallel_size,
         loads=_loads(config, shape, home) or (_even_loads(shape) if copies else None),
         redundant_experts=copies,
-        cores_per_rank=cpus,
-        runtime_bytes=RANK_RUNTIME_BYTES,
-        node_memory_share=1.0,  # Ray's figure leaves out what the system and other programs hold
     )
     made = plan(topology, request)
     rank = made.replicas[0].ranks[0]
     tensor = config.tensor_parallel_size
     memory = RANK_RUNTIME_BYTES if rank.accelerator is not None else _rank_memory(config, rank.needs.total)
     reservation = Reservation(
-        num_cpus=round(cpus * tensor, 4),
+        num_cpus=round(RANK_CPUS * tensor, 4),
         memory=memory * tensor,
         num_gpus=float(tensor) if rank.accelerator is not None else 0.0,
     )
@@ -139,9 +140,10 @@ def _follow_plan(config: ModelConfig, request: PlanRequest, topology: Topology, 
 
 
 def model_shape(config: ModelConfig, home: Home) -> ModelShape:
-    """From the checkpoint's own config.json. Prepares the files where needed."""
+    """From the checkpoint's own config.json, in the type that the engine loads it. Prepares the files where needed."""
     resolved = resolve(config.source)
-    return replace(find_shape(str(model_folder(config, home))), name=resolved.name)
+    shape = replace(find_shape(str(model_folder(config, home))), name=resolved.name)
+    return shape.in_dtype(config.engine_options.get("dtype"))
 
 
 def model_folder(config: ModelConfig, home: Home) -> Path:
@@ -153,7 +155,8 @@ def model_folder(config: ModelConfig, home: Home) -> Path:
 def _workload(config: ModelConfig, shape: ModelShape) -> Workload:
     """Half of all contexts at their full length, as the engine reserves them; each rank has slots of its own."""
     sequences = config.data_parallel_size * ((config.parallel_requests + 1) // 2)
-    return Workload(config.max_context or shape.max_context, sequences)
+    step = config.engine_options.get("max_num_batched_tokens") or STEP_TOKENS
+    return Workload(config.max_context or shape.max_context, sequences, step)
 
 
 def _num_copies(config: ModelConfig) -> int:
