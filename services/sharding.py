@@ -13,7 +13,7 @@ from typing import Any
 from cluster.catalogue import resolve
 from cluster.engines.choice import choose_engine, detect_hardware
 from cluster.engines.expert_balancer import balancer_options, num_redundant_experts
-from cluster.engines.parallelism import ExpertRanks
+from cluster.engines.parallelism import ExpertRanks, Parallelism
 from cluster.errors import PlanError
 from cluster.expert_placement import plan
 from cluster.home import Home
@@ -88,6 +88,9 @@ def plan_model(config: ModelConfig, topology: Topology, home: Home, gangs: int) 
         placement = _follow_plan(config, request, topology, placement)
     if config.expert_placement == "linear":
         return made, replace(placement, expert_ranks=None)  # what engines do by themselves
+    if config.expert_ranks is not None:
+        _check_expert_ranks(config, shape, is_on_cpu=rank.accelerator is None)
+        placement = replace(placement, expert_ranks=config.expert_ranks)
     if rank.accelerator is not None:
         balancer_options(copies, config.engine_options)  # refuses options that contradict the plan
         return made, replace(placement, expert_ranks=None)
@@ -102,7 +105,11 @@ def options_on_cluster(config: ModelConfig, home: Home) -> tuple[dict[str, Any],
     stands in the file, with the resources of a rank in its `deployments:` override.
     """
     if has_elastic_nodes():
-        return _options_as_written(config), config, None
+        return (
+            _options_as_written(config),
+            config,
+            config.expert_ranks if config.expert_placement == "planned" else None,
+        )
     import ray
 
     records = ray.nodes()
@@ -120,10 +127,11 @@ def section_as_planned(config: ModelConfig, placement: Placement) -> ModelConfig
 
 
 def _options_as_written(config: ModelConfig) -> dict[str, Any]:
-    if config.expert_placement != "linear" or config.plan is not None:
+    if (config.expert_placement != "linear" and config.expert_ranks is None) or config.plan is not None:
         raise PlanError(
-            f"{config.id} wants its experts placed as planned, but where nodes come with demand "
-            "(WINDFARM_ELASTIC_NODES=1) they are placed linearly. Set expert_placement: linear and leave plan out."
+            f"{config.id} wants its experts placed by a plan or trace, but where nodes come with demand "
+            "(WINDFARM_ELASTIC_NODES=1) no such file is read. Write the section with `windfarm plan --load TRACE "
+            "--emit kuberay`, or set expert_placement: linear and leave plan out."
         )
     tensor = config.tensor_parallel_size
     rank = Reservation(round(rank_cpus(config) * tensor, 4), RANK_RUNTIME_BYTES * tensor)
@@ -137,6 +145,27 @@ def _follow_plan(config: ModelConfig, request: PlanRequest, topology: Topology, 
     check_plan(saved, request, topology)
     experts = saved.expert_ranks if config.expert_trace is None else made.expert_ranks
     return replace(made, nodes=saved.nodes, strategy=saved.strategy, expert_ranks=experts)
+
+
+def _check_expert_ranks(config: ModelConfig, shape: ModelShape, *, is_on_cpu: bool) -> None:
+    """Refuse ranks of another model or of other sizes, as the engines would."""
+    if not is_on_cpu:
+        raise PlanError(
+            f"expert_ranks of {config.id} are for CPU nodes. On GPUs vLLM's balancer places the experts: leave "
+            "expert_ranks out, and give expert_trace or plan."
+        )
+    Parallelism(
+        config.tensor_parallel_size,
+        config.data_parallel_size,
+        data_parallel_rpc_port=1,
+        enable_expert_parallel=True,
+        expert_placement=config.expert_ranks,
+    ).check(
+        num_layers=shape.num_layers,
+        num_experts=shape.num_experts if shape.is_sparse else 0,
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_kv_heads,
+    )
 
 
 def model_shape(config: ModelConfig, home: Home) -> ModelShape:
@@ -173,7 +202,8 @@ def _even_loads(shape: ModelShape) -> ExpertLoads:
 
 def _loads(config: ModelConfig, shape: ModelShape, home: Home) -> ExpertLoads | None:
     """The load that experts are placed by. A trace of another model is refused."""
-    if config.expert_placement == "linear" or (config.expert_trace is None and config.plan is not None):
+    has_places = config.plan is not None or config.expert_ranks is not None
+    if config.expert_placement == "linear" or (config.expert_trace is None and has_places):
         return None
     if config.expert_trace is None:
         raise PlanError(

@@ -166,6 +166,20 @@ def test_experts_are_placed_by_a_saved_plan_or_left_to_the_engine(mixture: str, 
         plan_model(model(mixture, plan=str(file)), nodes(100 * GIB), home, 1)
 
 
+@pytest.mark.requires("vllm")
+def test_experts_are_placed_as_the_section_itself_says(mixture: str, home: Home) -> None:
+    there = nodes(100 * GIB, 100 * GIB)
+    ranks = ((0, 1) * 4, (1, 0) * 4)
+    written = model(mixture, expert_placement="planned", expert_ranks=ranks)
+    assert plan_model(written, there, home, 1)[1].expert_ranks == ranks
+    with pytest.raises(PlanError, match="1 layers, the model 2"):
+        plan_model(written.model_copy(update={"expert_ranks": ranks[:1]}), there, home, 1)
+    with pytest.raises(PlanError, match="does not give each rank 4 experts"):
+        plan_model(written.model_copy(update={"expert_ranks": ((0,) * 8,) * 2}), there, home, 1)
+    with pytest.raises(PlanError, match="expert_ranks of mixture are for CPU nodes"):
+        plan_model(written, with_cards(2), home, 1)
+
+
 def load_of(chosen: list[dict[tuple[int, int], int]]) -> ExpertLoad:
     """Counts of tokens that chose these pairs of the 8 experts, layer by layer."""
     pairs = np.zeros((len(chosen), 8, 8), np.int64)
@@ -247,6 +261,12 @@ def with_model(arguments: str, deployments: str = "") -> str:
         ("data_parallel_size: 2", ", deployments: [{name: ModelServer, num_replicas: 3}]", "3 is no multiple of 2"),
         ("data_parallel_size: 2, engine: llamacpp", "", "only vLLM can cut a model into 2 ranks"),
         ("data_parallel_size: 2, expert_placement: planned", "", "needs `expert_trace`"),
+        ("data_parallel_size: 2, expert_ranks: [[0, 1]]", "", "goes with `expert_placement: planned`"),
+        (
+            "data_parallel_size: 2, expert_placement: planned, plan: p.json, expert_ranks: [[0, 1]]",
+            "",
+            "without `expert_trace` and `plan`",
+        ),
         ("data_parallel_size: 0", "", "greater than or equal to 1"),
         (
             "data_parallel_size: 2",
