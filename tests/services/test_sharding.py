@@ -14,6 +14,7 @@ from cluster.expert_load import ExpertLoad
 from cluster.home import Home, open_home
 from cluster.plan import GPU_MEMORY_SHARE
 from cluster.routing_trace import RoutingTrace, write_trace
+from cluster.sizing import RankBytes
 from cluster.topology import ACCELERATOR_MEMORY_LABEL, GB, Accelerator, Node, Topology
 from cluster.weights.safetensors_header import fingerprint
 from services import supervisor
@@ -88,6 +89,16 @@ def test_memory_that_is_short_by_one_byte_is_refused(mixture: str, home: Home) -
         plan_model(config, nodes(2 * rank - 1), home, 1)
     with pytest.raises(NoFit, match="1 bytes short"):
         plan_model(config, nodes(rank - 1, 0), home, 1)
+
+
+@pytest.mark.requires("vllm")
+def test_a_rank_gets_the_memory_that_its_engine_options_take(mixture: str, home: Home) -> None:
+    def planned(**options: Any) -> RankBytes:
+        made, _ = plan_model(model(mixture, engine_options=options), nodes(100 * GIB), home, 1)
+        return made.replicas[0].ranks[0].needs
+
+    assert planned(dtype="float32").kv_cache == 2 * planned().kv_cache
+    assert planned(max_num_batched_tokens=512).activations < planned().activations
 
 
 @pytest.mark.requires("vllm")
