@@ -147,8 +147,9 @@ def _data_sizes(topology: Topology, request: PlanRequest) -> list[int]:
 def _needs(topology: Topology, request: PlanRequest, parallel: Parallelism) -> RankBytes:
     slots = request.shape.num_experts + (request.redundant_experts if parallel.is_expert_parallel else 0)
     experts = -(-slots // parallel.num_expert_ranks)
-    needs = rank_bytes(request.shape, parallel, request.work, num_experts_here=experts)
-    return needs if topology.has_accelerators else replace(needs, runtime=request.runtime_bytes)
+    is_on_cpu = not topology.has_accelerators
+    needs = rank_bytes(request.shape, parallel, request.work, num_experts_here=experts, is_on_cpu=is_on_cpu)
+    return replace(needs, runtime=request.runtime_bytes) if is_on_cpu else needs
 
 
 def _who_assigns(topology: Topology, request: PlanRequest) -> str:
@@ -166,6 +167,7 @@ def _who_assigns(topology: Topology, request: PlanRequest) -> str:
 def _reasons(topology: Topology, request: PlanRequest, parallel: Parallelism, needs: RankBytes) -> tuple[str, ...]:
     where = "accelerator" if topology.has_accelerators else "process on a CPU node"
     sizes = f"weights {_gb(needs.weights)}, KV cache {_gb(needs.kv_cache)}, activations {_gb(needs.activations)}"
+    sizes += f", its processes {_gb(needs.runtime)}" if needs.runtime else ""
     reasons = [f"Each rank is one {where} and needs {_gb(needs.total)}: {sizes}."]
     if parallel.num_ranks == 1:
         reasons.append(f"{request.shape.name} fits one {where}, so replicas need no communication.")

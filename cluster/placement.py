@@ -101,6 +101,22 @@ def place(plan: Plan, reservation: Reservation) -> Placement:
     )
 
 
+def zones_that_ray_may_mix(plan: Plan, placement: Placement, topology: Topology) -> list[str]:
+    """Zones of the nodes that Ray may give the plan's gangs, where the plan keeps them apart and Ray does not: it knows
+    no zones when it places gangs, and their number may change without a new plan. Empty where there is no such choice.
+    """
+    if len(plan.replicas) == 1 and len(plan.replicas[0].nodes) == 1:
+        return []
+    on_gpus = plan.replicas[0].ranks[0].accelerator is not None
+    allowed = [
+        node
+        for node in topology.nodes
+        if (node.has_accelerators or not on_gpus) and (not placement.nodes or node.name in placement.nodes)
+    ]
+    zones = sorted({node.zone or "without a zone" for node in allowed})
+    return zones if len(zones) > 1 else []
+
+
 def strategy_of(nodes: Sequence[str], *, is_cpu: bool) -> Strategy:
     """How Ray comes to what a plan has: `nodes` has the node of each data-parallel rank of one gang.
 

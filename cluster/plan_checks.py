@@ -11,8 +11,7 @@ from cluster.topology import Topology
 def check_request(topology: Topology, request: PlanRequest) -> None:
     """Raises `PlanError`."""
     shape = request.shape
-    if request.replicas < 1:
-        raise PlanError(f"At least one replica is needed, not {request.replicas}.")
+    _check_numbers(request)
     if request.work.context > shape.max_context:
         raise PlanError(
             f"{shape.name} takes at most {shape.max_context} tokens of context; {request.work.context} were asked for."
@@ -49,6 +48,26 @@ def check_request(topology: Topology, request: PlanRequest) -> None:
         raise PlanError("Redundant experts are chosen by their load: give a routing trace as well.")
     if request.redundant_experts and not topology.has_accelerators:
         raise PlanError("Redundant experts need GPUs: on CPU nodes each expert of a gang lies on one rank.")
+
+
+def _check_numbers(request: PlanRequest) -> None:
+    if request.replicas < 1:
+        raise PlanError(f"At least one replica is needed, not {request.replicas}.")
+    counts = {
+        "token of context": request.work.context,
+        "sequence": request.work.num_sequences,
+        "token in a step": request.work.batch_tokens,
+        "tensor-parallel rank": request.tensor,
+        "pipeline stage": request.pipeline,
+        "data-parallel rank": request.data,
+    }
+    for what, count in counts.items():
+        if count is not None and count < 1:
+            raise PlanError(f"At least one {what} is needed, not {count}.")
+    if not 0 < request.cores_per_rank < float("inf"):
+        raise PlanError(f"A rank needs a share of a core above 0, not {request.cores_per_rank:g}.")
+    if request.redundant_experts < 0:
+        raise PlanError(f"There cannot be {request.redundant_experts} copies of experts; 0 is the least.")
 
 
 def _check_kv_heads(shape: ModelShape, tensor: int) -> None:

@@ -3,15 +3,26 @@
 Grouped-query attention counts key-value heads, sliding-window attention bounds the cached tokens of a sequence, and a
 sparse mixture counts all experts for memory but only those of a token for work. Figures for activations are an upper
 estimate of one forward pass, as an engine profiles it at its start.
+
+Sums are those of the engines: what vLLM reserves for a sequence, in the type that it computes in, and on CPU nodes also
+the float32 copies of linear layers. Whether a CPU needs those copies is not known of machines that are only described,
+and a gang may run on any of its nodes, so they are always counted there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.errors import ModelDamaged
+
+# Tokens that one step of an engine computes at most, where nobody says otherwise.
+STEP_TOKENS = 2048
+# vLLM frees what a window has left behind only when a step is done, while the next one is computed already.
+_STEPS_IN_FLIGHT = 2
+# vLLM's blocks on GPUs and on CPUs. A sequence's blocks are whole, and one more holds the beginning of a window.
+_GPU_BLOCK_TOKENS, _CPU_BLOCK_TOKENS = 16, 128
 
 # Bytes that one parameter takes, by the name that checkpoints use.
 DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "int8": 1}
@@ -22,6 +33,7 @@ class ModelShape:
     """The numbers of a decoder-only transformer of the Llama, Mistral or Mixtral kind.
 
     `num_experts` is 1 for a dense model. `sliding_window` is in tokens, `None` where every token sees all before it.
+    `bytes_per_param` is that of the weights, `bytes_per_value` of what is computed and cached.
     """
 
     name: str
@@ -38,7 +50,7 @@ class ModelShape:
     sliding_window: int | None = None
     tied_embeddings: bool = False
     bytes_per_param: float = 2.0
-    kv_bytes_per_value: int = 2
+    bytes_per_value: int = 2
 
     @property
     def is_sparse(self) -> bool:
@@ -83,11 +95,32 @@ class ModelShape:
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes that one cached token takes over all layers and key-value heads."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.kv_bytes_per_value
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.bytes_per_value
 
-    def cached_tokens(self, context: int) -> int:
-        """Tokens of a sequence of `context` tokens that stay in the cache."""
-        return min(context, self.sliding_window) if self.sliding_window else context
+    def in_dtype(self, dtype: object) -> ModelShape:
+        """With the weights and values that an engine has for its option `dtype`; it computes in half precision unless
+        float32 is asked for. Quantized weights stay as they are."""
+        if dtype not in ("float32", "float"):
+            return self
+        weights = 4.0 if self.bytes_per_param == 2 else self.bytes_per_param
+        return replace(self, bytes_per_param=weights, bytes_per_value=4)
+
+
+def cached_tokens(num_sequences: int, context: int, window: int | None, step_tokens: int, *, is_on_cpu: bool) -> int:
+    """Tokens that an engine reserves for so many sequences of `context` tokens: with a sliding window those that each
+    sees, and once those of the steps under way, whichever sequences they are of."""
+    seen = context if window is None else min(context, window)
+    under_way = min(num_sequences * (context - seen), _STEPS_IN_FLIGHT * step_tokens)
+    rounding = 2 * (_CPU_BLOCK_TOKENS if is_on_cpu else _GPU_BLOCK_TOKENS)
+    return num_sequences * (seen + rounding) + under_way
+
+
+def window_of(config: Mapping[str, Any]) -> int | None:
+    """Tokens that each layer of a checkpoint with this config.json sees; none where a layer sees all before it, or
+    where it is not known that all layers have the window."""
+    has_windows_only = set(config.get("layer_types") or ["sliding_attention"]) == {"sliding_attention"}
+    is_known = config.get("model_type", "mistral") in ("mistral", "mixtral")
+    return (config.get("sliding_window") or None) if has_windows_only and is_known else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +129,7 @@ class Workload:
 
     context: int
     num_sequences: int = 1
-    batch_tokens: int = 2048
+    batch_tokens: int = STEP_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +166,12 @@ class RankBytes:
 
 
 def rank_bytes(
-    shape: ModelShape, parallel: Parallelism, work: Workload, *, num_experts_here: int | None = None
+    shape: ModelShape,
+    parallel: Parallelism,
+    work: Workload,
+    *,
+    num_experts_here: int | None = None,
+    is_on_cpu: bool = False,
 ) -> RankBytes:
     """Bytes that the largest rank of a replica needs.
 
@@ -151,11 +189,24 @@ def rank_bytes(
     # The largest rank is the first or last stage of the pipeline: it holds the embedding or the output head.
     ends = shape.embedding_params if parallel.pipeline == 1 else shape.vocab_size * shape.hidden_size
     params = layers * per_layer + -(-ends // parallel.tensor) + shape.norm_params
+    copies = _float32_copies(shape, parallel, layers) if is_on_cpu else 0
     return RankBytes(
-        weights=int(params * shape.bytes_per_param),
-        kv_cache=_kv_bytes_of_rank(shape, parallel, work, layers),
+        weights=int(params * shape.bytes_per_param) + copies,
+        kv_cache=_kv_bytes_of_rank(shape, parallel, work, layers, is_on_cpu=is_on_cpu),
         activations=_activation_bytes(shape, parallel, work),
     )
+
+
+def _float32_copies(shape: ModelShape, parallel: Parallelism, layers: int) -> int:
+    """What a rank holds more on a CPU without arithmetic of half precision: float32 in place of half precision in
+    linear layers but not in experts, and beside it for embedding and output head, for each even where they are tied."""
+    if shape.bytes_per_param != 2:
+        return 0
+    linear = _attention_params_of_rank(shape, parallel.tensor) + shape.router_params
+    if not shape.is_sparse:
+        linear += -(-shape.expert_params // parallel.tensor)
+    ends = shape.vocab_size * shape.hidden_size * (2 if parallel.pipeline == 1 else 1)
+    return 2 * layers * linear + 4 * -(-ends // parallel.tensor)
 
 
 def _attention_params_of_rank(shape: ModelShape, tensor: int) -> int:
@@ -164,11 +215,12 @@ def _attention_params_of_rank(shape: ModelShape, tensor: int) -> int:
     return 2 * shape.hidden_size * shape.head_dim * (heads + kv_heads)
 
 
-def _kv_bytes_of_rank(shape: ModelShape, parallel: Parallelism, work: Workload, layers: int) -> int:
+def _kv_bytes_of_rank(shape: ModelShape, parallel: Parallelism, work: Workload, layers: int, *, is_on_cpu: bool) -> int:
     kv_heads = max(1, shape.num_kv_heads // parallel.tensor)
     sequences = -(-work.num_sequences // parallel.data)
-    per_token = 2 * layers * kv_heads * shape.head_dim * shape.kv_bytes_per_value
-    return sequences * shape.cached_tokens(work.context) * per_token
+    per_token = 2 * layers * kv_heads * shape.head_dim * shape.bytes_per_value
+    tokens = cached_tokens(sequences, work.context, shape.sliding_window, work.batch_tokens, is_on_cpu=is_on_cpu)
+    return tokens * per_token
 
 
 def _activation_bytes(shape: ModelShape, parallel: Parallelism, work: Workload) -> int:
@@ -179,14 +231,15 @@ def _activation_bytes(shape: ModelShape, parallel: Parallelism, work: Workload) 
     attention = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim // parallel.tensor
     values = work.batch_tokens * (2 * shape.hidden_size + attention + wide)
     logits = work.num_sequences * shape.vocab_size // parallel.tensor
-    return 2 * values + 4 * logits
+    return shape.bytes_per_value * values + 4 * logits
 
 
 _NEEDED = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 
 
 def shape_from_config(config: Mapping[str, Any], *, name: str, bytes_per_param: float | None = None) -> ModelShape:
-    """Shape from the `config.json` of a checkpoint. `bytes_per_param` for weights that are quantized."""
+    """Shape from the `config.json` of a checkpoint, as engines load it: float32 becomes half precision there.
+    `bytes_per_param` for weights that are quantized."""
     missing = [key for key in _NEEDED if not isinstance(config.get(key), int)]
     if missing:
         raise ModelDamaged(f"The config of {name} lacks {', '.join(missing)}; is it a Llama, Mistral or Mixtral model?")
@@ -195,7 +248,7 @@ def shape_from_config(config: Mapping[str, Any], *, name: str, bytes_per_param: 
     if bytes_per_param is None:
         if dtype not in DTYPE_BYTES:
             raise ModelDamaged(f"The config of {name} names the type {dtype!r}; known: {', '.join(DTYPE_BYTES)}.")
-        bytes_per_param = DTYPE_BYTES[dtype]
+        bytes_per_param = min(2, DTYPE_BYTES[dtype])
     return ModelShape(
         name=name,
         num_layers=int(config["num_hidden_layers"]),
@@ -208,7 +261,7 @@ def shape_from_config(config: Mapping[str, Any], *, name: str, bytes_per_param: 
         max_context=int(config.get("max_position_embeddings") or 4096),
         num_experts=int(config.get("num_local_experts") or 1),
         experts_per_token=int(config.get("num_experts_per_tok") or 1),
-        sliding_window=config.get("sliding_window") or None,
+        sliding_window=window_of(config),
         tied_embeddings=bool(config.get("tie_word_embeddings", False)),
         bytes_per_param=bytes_per_param,
     )

@@ -89,12 +89,14 @@ def topology_from_ray(records: Sequence[Mapping[str, Any]]) -> Topology:
 def _node_from_ray(record: Mapping[str, Any]) -> Node:
     resources = record.get("Resources", {})
     labels = record.get("Labels", {})
+    name = record.get("NodeName") or record.get("NodeManagerAddress") or record["NodeID"]
     num_gpus = int(resources.get("GPU", 0))
     accelerators: tuple[Accelerator, ...] = ()
     if num_gpus:
         kind = labels.get(ACCELERATOR_LABEL) or _accelerator_resource(resources)
-        accelerators = (Accelerator(kind, _accelerator_memory(kind, labels)),) * num_gpus
-    name = record.get("NodeName") or record.get("NodeManagerAddress") or record["NodeID"]
+        place = f"The label {ACCELERATOR_MEMORY_LABEL} of the node {name}"
+        memory = _accelerator_memory(kind, labels.get(ACCELERATOR_MEMORY_LABEL), place)
+        accelerators = (Accelerator(kind, memory),) * num_gpus
     return Node(
         name=name,
         num_cores=float(resources.get("CPU", 0)),
@@ -108,16 +110,18 @@ def _node_from_ray(record: Mapping[str, Any]) -> Node:
 def _labelled_link(name: str, labels: Mapping[str, str]) -> float | None:
     if LINK_LABEL not in labels:
         return None
+    place = f"The label {LINK_LABEL} of the node {name}"
+    return _above_zero(labels[LINK_LABEL], place, "how many gigabits per second its network carries")
+
+
+def _above_zero(text: str, place: str, meaning: str) -> float:
     try:
-        link = float(labels[LINK_LABEL])
+        number = float(text)
     except ValueError:
-        link = 0.0
-    if not 0 < link < float("inf"):
-        raise TopologyError(
-            f"The label {LINK_LABEL} of the node {name} is {labels[LINK_LABEL]!r}; it is a number above 0: how many "
-            "gigabits per second its network carries."
-        )
-    return link
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise TopologyError(f"{place} is {text!r}; it is a number above 0: {meaning}.")
+    return number
 
 
 def _accelerator_resource(resources: Mapping[str, Any]) -> str:
@@ -125,9 +129,10 @@ def _accelerator_resource(resources: Mapping[str, Any]) -> str:
     return next((key.removeprefix(prefix) for key in resources if key.startswith(prefix)), "unknown")
 
 
-def _accelerator_memory(kind: str, labels: Mapping[str, str]) -> int:
-    if ACCELERATOR_MEMORY_LABEL in labels:
-        return int(float(labels[ACCELERATOR_MEMORY_LABEL]) * GB)
+def _accelerator_memory(kind: str, gigabytes: str | None, place: str) -> int:
+    """Bytes of one; `gigabytes` is what `place` says of it, if anything."""
+    if gigabytes is not None:
+        return round(_above_zero(gigabytes, place, "how many gigabytes one of its accelerators has") * GB)
     if kind not in ACCELERATOR_MEMORY_GB:
         known = ", ".join(sorted(ACCELERATOR_MEMORY_GB))
         raise TopologyError(
@@ -203,14 +208,14 @@ def _accelerators(entry: Any, place: str) -> tuple[Accelerator, ...]:
         raise TopologyError(f"{place}: accelerators is a mapping with kind and count.")
     _refuse_unknown(entry, _ACCELERATOR_KEYS, f"{place}.accelerators")
     kind = str(entry["kind"])
-    labels = {ACCELERATOR_MEMORY_LABEL: str(entry["memory_gb"])} if "memory_gb" in entry else {}
+    gigabytes = str(entry["memory_gb"]) if "memory_gb" in entry else None
     count = int(_number(entry, "count", f"{place}.accelerators", default=1))
-    return (Accelerator(kind, _accelerator_memory(kind, labels)),) * count
+    return (Accelerator(kind, _accelerator_memory(kind, gigabytes, f"{place}.accelerators: memory_gb")),) * count
 
 
 def _number(entry: Mapping[str, Any], key: str, place: str, *, default: float | None = None) -> float:
     value = entry.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
         raise TopologyError(f"{place}: {key} must be a number of at least 0, not {value!r}.")
     return float(value)
 

@@ -55,6 +55,9 @@ class ModelConfig(Section):
     """A routing trace of this model (`windfarm experts --save`), for `expert_placement: planned`."""
     plan: str | None = None
     """A plan that `windfarm plan --json` wrote: its nodes, and its experts per rank, instead of choosing them here."""
+    expert_ranks: tuple[tuple[int, ...], ...] | None = None
+    """For `expert_placement: planned` where no file can be read, as in pods: for each layer the rank of each expert.
+    `windfarm plan --emit kuberay` writes it."""
     remote_model: str | None = None
     """Model name at the remote API, where it differs from `id`."""
     remote_key_env: str | None = None

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.catalogue import resolve
-from cluster.topology import Topology, topology_from_ray
+from cluster.errors import TopologyError
+from cluster.topology import ACCELERATOR_MEMORY_LABEL, Topology, topology_from_ray
 from services.environment import INTERNAL_HOST_VARIABLE, LOOPBACK, NAMESPACES_VARIABLE, database_url, url_of
+from services.graphics_cards import label_of, read_cards
 from services.local_network import Seat, loopback_seats, namespace_seats, why_no_network
 from services.preflight import OBJECT_STORE_BYTES, OVERHEAD_BYTES, Machine
 from services.process_environment import uses_hub
@@ -47,8 +49,25 @@ def _why_outside(config: RayConfig) -> str | None:
     return "a model comes from a hub" if uses_hub(config) else None
 
 
-def node_options(machine: Machine, folder: Path, seats: Sequence[Seat]) -> list[NodeOptions]:
-    """The head first. Nodes on one machine share its cores and memory evenly, but each has a core at least."""
+def head_labels(machine: Machine, given: Mapping[str, str], say: Say) -> dict[str, str]:
+    """Labels of the node that has the GPUs: those that were given, and the memory of its cards where that can be read.
+
+    Where it cannot, that is only said: a model that is cut into ranks over these cards is refused later.
+    """
+    if not machine.num_gpus or ACCELERATOR_MEMORY_LABEL in given:
+        return dict(given)
+    try:
+        return label_of(read_cards(machine.num_gpus)) | dict(given)
+    except TopologyError as error:
+        say(str(error))
+        return dict(given)
+
+
+def node_options(
+    machine: Machine, folder: Path, seats: Sequence[Seat], labels: Mapping[str, str] | None = None
+) -> list[NodeOptions]:
+    """The head first, with the GPUs and these labels. Nodes on one machine share its cores and memory evenly, but each
+    has a core at least."""
     count = len(seats)
     free = machine.free_memory - OVERHEAD_BYTES - count * OBJECT_STORE_BYTES
     return [
@@ -59,6 +78,7 @@ def node_options(machine: Machine, folder: Path, seats: Sequence[Seat]) -> list[
             num_gpus=(machine.num_gpus or None) if seat is seats[0] else 0,
             memory_bytes=max(0, free // count),
             object_store_bytes=OBJECT_STORE_BYTES,
+            labels=dict(labels or {}) if seat is seats[0] else {},
         )
         for seat in seats
     ]
@@ -84,12 +104,18 @@ def node_variables(
 
 
 def planned_topology(nodes: Sequence[NodeOptions]) -> Topology:
-    """As Ray will describe it when they run."""
-    records = [
-        {"Alive": True, "NodeName": node.node_ip, "Resources": {"CPU": node.num_cpus, "memory": node.memory_bytes}}
-        for node in nodes
-    ]
-    return topology_from_ray(records)
+    """As Ray will describe it when they run. Raises `TopologyError` for GPUs whose memory no label says."""
+    return topology_from_ray(
+        [
+            {
+                "Alive": True,
+                "NodeName": node.node_ip,
+                "Labels": node.labels,
+                "Resources": {"CPU": node.num_cpus, "GPU": node.num_gpus or 0, "memory": node.memory_bytes},
+            }
+            for node in nodes
+        ]
+    )
 
 
 def running_topology(status: Mapping[str, Any]) -> Topology:

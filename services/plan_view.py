@@ -16,6 +16,8 @@ from cluster.topology import Node, Topology
 
 BAR_WIDTH = 24
 _PARTS = (("weights", "cyan"), ("kv_cache", "magenta"), ("activations", "yellow"))
+_PROCESSES = ("runtime", "blue")
+_TITLES = {"kv_cache": "KV cache", "runtime": "processes"}
 
 
 def plan_data(plan: Plan, loads: ExpertLoads | None = None) -> dict[str, Any]:
@@ -49,6 +51,7 @@ def _rank_data(rank: RankPlan) -> dict[str, Any]:
             "weights": rank.needs.weights,
             "kv_cache": rank.needs.kv_cache,
             "activations": rank.needs.activations,
+            "processes": rank.needs.runtime,
             "capacity": rank.capacity,
             "free": rank.free,
         },
@@ -101,15 +104,22 @@ def print_plan(
 
 def _ranks_table(plan: Plan) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("replica", "rank", "node", "device", "experts", "weights", "KV cache", "activations", "free"):
+    parts = [name for name, _ in _parts(plan)]
+    names = [_TITLES.get(name, name) for name in parts]
+    for heading in ("replica", "rank", "node", "device", "experts", *names, "free"):
         table.add_column(heading, justify="left" if heading in ("node", "device", "experts") else "right")
     for number, replica in enumerate(plan.replicas):
         for index, rank in enumerate(replica.ranks):
-            sizes = (rank.needs.weights, rank.needs.kv_cache, rank.needs.activations, rank.free)
+            sizes = (*(getattr(rank.needs, name) for name in parts), rank.free)
             table.add_row(
                 str(number), str(index), rank.node, _device(rank), _experts(rank), *(f"{s / 1e9:.1f} GB" for s in sizes)
             )
     return table
+
+
+def _parts(plan: Plan) -> tuple[tuple[str, str], ...]:
+    """Fields of `RankBytes` and their colours; what processes hold counts on CPU nodes alone."""
+    return _PARTS if plan.replicas[0].ranks[0].needs.runtime == 0 else (*_PARTS, _PROCESSES)
 
 
 def _device(rank: RankPlan) -> str:
@@ -138,11 +148,11 @@ def _picture(topology: Topology, plan: Plan) -> Group:
         if not held:
             idle.append(node.name)
             continue
-        lines = [_rank_line(number, rank) for number, rank in held]
+        lines = [_rank_line(number, rank, _parts(plan)) for number, rank in held]
         lines.append(Text(f"free: {plan.free_slots.get(node.name, 0)} of {_num_places(node, plan)}", style="dim"))
         panels.append(Panel(Group(*lines), title=_node_title(node), title_align="left", expand=False))
     legend = Text.assemble(
-        *[part for name, colour in _PARTS for part in (("█ ", colour), f"{name.replace('_', ' ')}  ")], "░ free"
+        *[part for name, colour in _parts(plan) for part in (("█ ", colour), f"{_TITLES.get(name, name)}  ")], "░ free"
     )
     if idle:
         panels.append(Text(f"Nothing on: {', '.join(idle)}", style="dim"))
@@ -162,10 +172,10 @@ def _node_title(node: Node) -> str:
     return f"{node.name} ({hardware}, {node.memory_bytes / 2**30:.0f} GiB{zone})"
 
 
-def _rank_line(number: int, rank: RankPlan) -> Text:
+def _rank_line(number: int, rank: RankPlan, parts: tuple[tuple[str, str], ...]) -> Text:
     line = Text(f"replica {number} {_device(rank):6} ")
     drawn = 0
-    for name, colour in _PARTS:
+    for name, colour in parts:
         width = round(BAR_WIDTH * getattr(rank.needs, name) / rank.capacity)
         width = min(width, BAR_WIDTH - drawn)
         line.append("█" * width, style=colour)

@@ -14,6 +14,7 @@ from pathlib import Path
 from cluster.catalogue import resolve
 from cluster.errors import ClusterError
 from cluster.home import Home
+from cluster.placement import zones_that_ray_may_mix
 from cluster.topology import Topology
 from cluster.weights.checkpoint_check import check_checkpoint
 from services.config import ModelConfig
@@ -67,12 +68,13 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Result of one check; `fix` is empty when all is well."""
+    """Result of one check; `fix` is empty when all is well. `note` is what one should know although all is well."""
 
     name: str
     is_ok: bool
     text: str
     fix: str = ""
+    note: str = ""
 
 
 def read_machine() -> Machine:
@@ -175,11 +177,22 @@ def check_ranks(config: RayConfig, home: Home, topology: Topology) -> Iterator[F
         replicas = override.first_replicas if override is not None else None
         try:
             gangs = num_gangs(model, replicas)
-            plan, _ = plan_model(model, topology, home, gangs)
+            plan, placement = plan_model(model, topology, home, gangs)
         except ClusterError as error:
             yield Finding(f"ranks of {model.id}", False, str(error).rstrip("."), "Change it in ray_config.yaml.")
         else:
-            yield Finding(f"ranks of {model.id}", True, " ".join(plan.reasons))
+            zones = zones_that_ray_may_mix(plan, placement, topology)
+            yield Finding(f"ranks of {model.id}", True, " ".join(plan.reasons), note=_note_on(model.id, zones))
+
+
+def _note_on(model: str, zones: list[str]) -> str:
+    if not zones:
+        return ""
+    return (
+        f"Note: Ray Serve places gangs without regard to zones ({', '.join(zones)}): ranks of {model} that the plan "
+        "keeps in one zone may come to several, and copies to the same one. To keep a gang on the plan's nodes, write "
+        "them down with `windfarm plan --json` and name that file as `plan` in its section."
+    )
 
 
 def explain(findings: list[Finding]) -> str:

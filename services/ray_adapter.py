@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from services import ray_worker
@@ -50,7 +50,8 @@ SYSTEM_CONFIG: Mapping[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class NodeOptions:
-    """How to start one of Ray's nodes. `memory_bytes` is what replicas may ask for, beside the object store."""
+    """How to start one of Ray's nodes. `memory_bytes` is what replicas may ask for, beside the object store; `labels`
+    are added to those that Ray finds by itself."""
 
     node_ip: str
     temp_folder: str
@@ -58,6 +59,7 @@ class NodeOptions:
     num_gpus: int | None
     memory_bytes: int
     object_store_bytes: int
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 def start_head(options: NodeOptions) -> Node:
@@ -97,6 +99,7 @@ def _parameters(options: NodeOptions, **others: Any) -> Any:
         memory=options.memory_bytes,
         object_store_memory=options.object_store_bytes,
         temp_dir=options.temp_folder,
+        labels=dict(options.labels),
         **others,
     )
 

@@ -347,9 +347,13 @@ def _check_ranks(
     found = []
     if model.num_ranks > 1 and model.engine in ("llamacpp", "remote"):
         found.append(problem(("args", "engine"), f"only vLLM can cut a model into {model.num_ranks} ranks; use vllm"))
-    if model.expert_placement == "planned" and model.expert_trace is None and model.plan is None:
+    sources = (model.expert_trace, model.plan, model.expert_ranks)
+    if model.expert_placement == "planned" and sources == (None, None, None):
         message = "`planned` needs `expert_trace` (from `windfarm experts --save`) or `plan`"
         found.append(problem(("args", "expert_placement"), message))
+    if model.expert_ranks is not None and (model.expert_placement == "linear" or sources[:2] != (None, None)):
+        message = "goes with `expert_placement: planned`, without `expert_trace` and `plan`"
+        found.append(problem(("args", "expert_ranks"), message))
     size = model.data_parallel_size
     for index, override in enumerate(entry.deployments):
         if size == 1:

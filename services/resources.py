@@ -59,7 +59,9 @@ _WORK_BYTES = {"llamacpp": 800 * MIB, "vllm": 4 * GIB}
 
 
 def count_gpus() -> int:
-    """NVIDIA devices of this machine, without loading any of their libraries."""
+    """NVIDIA devices of this machine that this process may use, without loading any of their libraries."""
+    if not detect_hardware().has_gpu:
+        return 0
     return len([path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdecimal()])
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from cluster.catalogue import resolve
 from cluster.engines.choice import choose_engine, detect_hardware
 from cluster.engines.expert_balancer import balancer_options, num_redundant_experts
-from cluster.engines.parallelism import ExpertRanks
+from cluster.engines.parallelism import ExpertRanks, Parallelism
 from cluster.errors import PlanError
 from cluster.expert_placement import plan
 from cluster.home import Home
@@ -21,13 +21,13 @@ from cluster.known_shapes import find_shape
 from cluster.placement import Placement, Reservation, check_plan, place, read_plan
 from cluster.plan import ExpertLoads, Plan, PlanRequest
 from cluster.routing_trace import read_trace
-from cluster.sizing import ModelShape, Workload
+from cluster.sizing import STEP_TOKENS, ModelShape, Workload
 from cluster.topology import Topology, topology_from_ray
 from cluster.weights.prepare import prepare
 from cluster.weights.safetensors_header import fingerprint
 from services.config import ModelConfig
 from services.environment import has_elastic_nodes
-from services.resources import GIB, RANK_RUNTIME_BYTES, rank_cpus
+from services.resources import GIB, RANK_CPUS, RANK_RUNTIME_BYTES, rank_cpus
 
 
 def is_sharded(config: ModelConfig) -> bool:
@@ -48,6 +48,12 @@ def num_gangs(config: ModelConfig, num_replicas: int | None) -> int:
     return num_replicas // size
 
 
+def request_on_ray(shape: ModelShape, work: Workload) -> PlanRequest:
+    """What `windfarm up` and `windfarm plan` ask alike: with the cores and memory that a rank's processes reserve, and
+    all memory of a node, since Ray's figure leaves out what the system and other programs hold."""
+    return PlanRequest(shape, work, cores_per_rank=RANK_CPUS, runtime_bytes=RANK_RUNTIME_BYTES, node_memory_share=1.0)
+
+
 def plan_model(config: ModelConfig, topology: Topology, home: Home, gangs: int) -> tuple[Plan, Placement]:
     """Raises `PlanError` (`NoFit` where the nodes are too small) or another `ClusterError` of the model's files."""
     resolved = resolve(config.source)
@@ -58,27 +64,22 @@ def plan_model(config: ModelConfig, topology: Topology, home: Home, gangs: int) 
             "Set engine: vllm, or use num_replicas."
         )
     shape = model_shape(config, home)
-    cpus = rank_cpus(config)
     copies = _num_copies(config)
-    request = PlanRequest(
-        shape=shape,
-        work=_workload(config, shape),
+    request = replace(
+        request_on_ray(shape, _workload(config, shape)),
         replicas=max(1, gangs),
         tensor=config.tensor_parallel_size,
         pipeline=1,
         data=config.data_parallel_size,
         loads=_loads(config, shape, home) or (_even_loads(shape) if copies else None),
         redundant_experts=copies,
-        cores_per_rank=cpus,
-        runtime_bytes=RANK_RUNTIME_BYTES,
-        node_memory_share=1.0,  # Ray's figure leaves out what the system and other programs hold
     )
     made = plan(topology, request)
     rank = made.replicas[0].ranks[0]
     tensor = config.tensor_parallel_size
     memory = RANK_RUNTIME_BYTES if rank.accelerator is not None else _rank_memory(config, rank.needs.total)
     reservation = Reservation(
-        num_cpus=round(cpus * tensor, 4),
+        num_cpus=round(RANK_CPUS * tensor, 4),
         memory=memory * tensor,
         num_gpus=float(tensor) if rank.accelerator is not None else 0.0,
     )
@@ -87,6 +88,9 @@ def plan_model(config: ModelConfig, topology: Topology, home: Home, gangs: int) 
         placement = _follow_plan(config, request, topology, placement)
     if config.expert_placement == "linear":
         return made, replace(placement, expert_ranks=None)  # what engines do by themselves
+    if config.expert_ranks is not None:
+        _check_expert_ranks(config, shape, is_on_cpu=rank.accelerator is None)
+        placement = replace(placement, expert_ranks=config.expert_ranks)
     if rank.accelerator is not None:
         balancer_options(copies, config.engine_options)  # refuses options that contradict the plan
         return made, replace(placement, expert_ranks=None)
@@ -101,7 +105,11 @@ def options_on_cluster(config: ModelConfig, home: Home) -> tuple[dict[str, Any],
     stands in the file, with the resources of a rank in its `deployments:` override.
     """
     if has_elastic_nodes():
-        return _options_as_written(config), config, None
+        return (
+            _options_as_written(config),
+            config,
+            config.expert_ranks if config.expert_placement == "planned" else None,
+        )
     import ray
 
     records = ray.nodes()
@@ -119,10 +127,11 @@ def section_as_planned(config: ModelConfig, placement: Placement) -> ModelConfig
 
 
 def _options_as_written(config: ModelConfig) -> dict[str, Any]:
-    if config.expert_placement != "linear" or config.plan is not None:
+    if (config.expert_placement != "linear" and config.expert_ranks is None) or config.plan is not None:
         raise PlanError(
-            f"{config.id} wants its experts placed as planned, but where nodes come with demand "
-            "(WINDFARM_ELASTIC_NODES=1) they are placed linearly. Set expert_placement: linear and leave plan out."
+            f"{config.id} wants its experts placed by a plan or trace, but where nodes come with demand "
+            "(WINDFARM_ELASTIC_NODES=1) no such file is read. Write the section with `windfarm plan --load TRACE "
+            "--emit kuberay`, or set expert_placement: linear and leave plan out."
         )
     tensor = config.tensor_parallel_size
     rank = Reservation(round(rank_cpus(config) * tensor, 4), RANK_RUNTIME_BYTES * tensor)
@@ -138,10 +147,32 @@ def _follow_plan(config: ModelConfig, request: PlanRequest, topology: Topology, 
     return replace(made, nodes=saved.nodes, strategy=saved.strategy, expert_ranks=experts)
 
 
+def _check_expert_ranks(config: ModelConfig, shape: ModelShape, *, is_on_cpu: bool) -> None:
+    """Refuse ranks of another model or of other sizes, as the engines would."""
+    if not is_on_cpu:
+        raise PlanError(
+            f"expert_ranks of {config.id} are for CPU nodes. On GPUs vLLM's balancer places the experts: leave "
+            "expert_ranks out, and give expert_trace or plan."
+        )
+    Parallelism(
+        config.tensor_parallel_size,
+        config.data_parallel_size,
+        data_parallel_rpc_port=1,
+        enable_expert_parallel=True,
+        expert_placement=config.expert_ranks,
+    ).check(
+        num_layers=shape.num_layers,
+        num_experts=shape.num_experts if shape.is_sparse else 0,
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_kv_heads,
+    )
+
+
 def model_shape(config: ModelConfig, home: Home) -> ModelShape:
-    """From the checkpoint's own config.json. Prepares the files where needed."""
+    """From the checkpoint's own config.json, in the type that the engine loads it. Prepares the files where needed."""
     resolved = resolve(config.source)
-    return replace(find_shape(str(model_folder(config, home))), name=resolved.name)
+    shape = replace(find_shape(str(model_folder(config, home))), name=resolved.name)
+    return shape.in_dtype(config.engine_options.get("dtype"))
 
 
 def model_folder(config: ModelConfig, home: Home) -> Path:
@@ -153,7 +184,8 @@ def model_folder(config: ModelConfig, home: Home) -> Path:
 def _workload(config: ModelConfig, shape: ModelShape) -> Workload:
     """Half of all contexts at their full length, as the engine reserves them; each rank has slots of its own."""
     sequences = config.data_parallel_size * ((config.parallel_requests + 1) // 2)
-    return Workload(config.max_context or shape.max_context, sequences)
+    step = config.engine_options.get("max_num_batched_tokens") or STEP_TOKENS
+    return Workload(config.max_context or shape.max_context, sequences, step)
 
 
 def _num_copies(config: ModelConfig) -> int:
@@ -170,7 +202,8 @@ def _even_loads(shape: ModelShape) -> ExpertLoads:
 
 def _loads(config: ModelConfig, shape: ModelShape, home: Home) -> ExpertLoads | None:
     """The load that experts are placed by. A trace of another model is refused."""
-    if config.expert_placement == "linear" or (config.expert_trace is None and config.plan is not None):
+    has_places = config.plan is not None or config.expert_ranks is not None
+    if config.expert_placement == "linear" or (config.expert_trace is None and has_places):
         return None
     if config.expert_trace is None:
         raise PlanError(

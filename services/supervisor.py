@@ -36,6 +36,7 @@ from services.node_layout import (
     Say,
     choose_seats,
     cores_of_node,
+    head_labels,
     node_options,
     node_variables,
     planned_topology,
@@ -55,6 +56,7 @@ from services.preflight import (
 )
 from services.process_environment import full_environment, load_secrets, process_variables, uses_hub
 from services.processes import INSTANCE_VARIABLE, Process, end_all, find_process, in_session, tagged
+from services.ray_adapter import NodeOptions
 from services.ray_config import RayConfig
 from services.ray_worker import SOCKET_VARIABLE
 from services.setup_errors import NotRunning, StartFailed, StartRefused
@@ -97,11 +99,14 @@ def start(options: UpOptions, say: Say, prepare_models: Callable[[RayConfig, Hom
         prepare_models(options.config, home)
         instance = secrets.token_hex(8)
         seats = choose_seats(options, instance, say)
-        refuse_unless_planned(options.config, home, planned_topology(node_options(machine, home.run, seats)))
+        nodes = node_options(machine, ray_folder(home), seats, head_labels(machine, options.labels, say))
+        if has_ranks(options.config):
+            for note in refuse_unless_planned(options.config, home, planned_topology(nodes)):
+                say(note)
         try:
             if seats[0].namespace is not None:
                 make_network(instance, len(seats))
-            return _launch(options, home, machine, lock, instance, seats)
+            return _launch(options, home, nodes, lock, instance, seats)
         except NetworkRefused as error:
             raise StartRefused(f"The nodes can get no networks of their own: {error}. Use --no-namespaces.") from error
         except BaseException:
@@ -118,11 +123,18 @@ def refuse_unless_fit(options: UpOptions, machine: Machine) -> None:
         raise StartRefused(explain(findings))
 
 
-def refuse_unless_planned(config: RayConfig, home: Home, topology: Topology) -> None:
-    """Plan every model that is cut into ranks on these nodes; raises `StartRefused` where one cannot be placed."""
+def has_ranks(config: RayConfig) -> bool:
+    """Whether a model of the file is cut into ranks."""
+    return any(is_sharded(model) for model in config.app.models.values())
+
+
+def refuse_unless_planned(config: RayConfig, home: Home, topology: Topology) -> list[str]:
+    """Plan every model that is cut into ranks on these nodes; raises `StartRefused` where one cannot be placed. Returns
+    what the operator should know of the others."""
     findings = list(check_ranks(config, home, topology))
     if not all(finding.is_ok for finding in findings):
         raise StartRefused(explain(findings))
+    return [finding.note for finding in findings if finding.note]
 
 
 def check_everything(options: UpOptions, machine: Machine) -> list[Finding]:
@@ -188,7 +200,7 @@ def is_ready(api: str) -> bool:
         return False
 
 
-def apply(home: Path, config: RayConfig, show: Show, timeout_s: float) -> dict[str, Any]:
+def apply(home: Path, config: RayConfig, say: Say, show: Show, timeout_s: float) -> dict[str, Any]:
     """Bring a changed configuration to the windfarm that runs here; returns when it has taken effect."""
     state = running_state(home / "run")
     findings = [*check_models(config)]
@@ -199,8 +211,10 @@ def apply(home: Path, config: RayConfig, show: Show, timeout_s: float) -> dict[s
             "This windfarm was started without a model of a hub, so its processes may not go to the network. "
             "Restart it with this configuration: windfarm down, then windfarm up."
         )
-    if any(is_sharded(model) for model in config.app.models.values()):
-        refuse_unless_planned(config, open_home(home), running_topology(ask(state.control, {"do": "status"})))
+    if has_ranks(config):
+        running = running_topology(ask(state.control, {"do": "status"}))
+        for note in refuse_unless_planned(config, open_home(home), running):
+            say(note)
     ask(state.control, {"do": "apply", "config": config.serve}, timeout_s=60)
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
@@ -291,12 +305,11 @@ def _end_leftovers(home: Home, say: Say) -> None:
 
 
 def _launch(
-    options: UpOptions, home: Home, machine: Machine, lock: int, instance: str, seats: Sequence[Seat]
+    options: UpOptions, home: Home, nodes: Sequence[NodeOptions], lock: int, instance: str, seats: Sequence[Seat]
 ) -> Running:
-    folder = ray_folder(home)
+    folder = ray_folder_of(home.root)
     control = str(folder / "control.sock")
     host, port = options.address
-    nodes = node_options(machine, folder, seats)
     variables = process_variables(home.root, load_secrets(home.run, renew=True), options.config, settings(options))
     variables |= {INSTANCE_VARIABLE: instance, "WINDFARM_HOST": host, "WINDFARM_PORT": str(port)}
     variables |= {SOCKET_VARIABLE: str(folder / "fork.sock")}

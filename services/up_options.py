@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.config import Environment
@@ -23,6 +24,8 @@ class UpOptions:
     """More than one: that many nodes of Ray on this machine, each with its share of cores and memory."""
     use_namespaces: bool | None = None
     """Whether those nodes get network namespaces; `None`: where that is possible."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Of Ray's head, beside those that Ray finds by itself."""
 
     @property
     def is_local(self) -> bool:

@@ -50,7 +50,9 @@ class Parallelism:
         share = num_experts // self.num_expert_ranks
         return (tuple(expert // share for expert in range(num_experts)),) * num_layers
 
-    def check(self, *, num_layers: int, num_experts: int, num_heads: int, num_redundant_experts: int = 0) -> None:
+    def check(
+        self, *, num_layers: int, num_experts: int, num_heads: int, num_kv_heads: int, num_redundant_experts: int = 0
+    ) -> None:
         """Raises `PlanError` for sizes that the model with these layers, experts (0: dense) and heads cannot have.
 
         `num_redundant_experts` are the copies in each layer that vLLM's balancer places on GPUs.
@@ -67,6 +69,11 @@ class Parallelism:
             raise PlanError(
                 f"{self.tensor_parallel_size} tensor-parallel ranks do not divide the model's {num_heads} attention "
                 "heads. Use a number of ranks that does."
+            )
+        if num_kv_heads % self.tensor_parallel_size and self.tensor_parallel_size % num_kv_heads:
+            raise PlanError(
+                f"{self.tensor_parallel_size} tensor-parallel ranks and the model's {num_kv_heads} key-value heads do "
+                "not divide each other. Use a number of ranks that divides them, or a multiple of them."
             )
         if self.data_parallel_size > 1 and not num_experts:
             raise PlanError("A gang of data-parallel ranks is for mixtures of experts; a dense model gets replicas.")

@@ -73,6 +73,7 @@ class VllmEngine:
             num_layers=self._config.get("num_hidden_layers", 0),
             num_experts=num_experts(self._config),
             num_heads=self._config.get("num_attention_heads", 0),
+            num_kv_heads=self._config.get("num_key_value_heads") or self._config.get("num_attention_heads", 0),
             num_redundant_experts=num_redundant_experts(settings.options),
         )
         self._admission = Admission(settings.parallel_requests, settings.max_queued_requests)

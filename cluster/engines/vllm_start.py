@@ -18,6 +18,7 @@ from cluster.engines.request_checks import MAX_LOGPROBS
 from cluster.engines.settings import EngineSettings
 from cluster.engines.vllm_experts import expert_options, num_experts
 from cluster.errors import ClusterError, ModelDamaged
+from cluster.sizing import STEP_TOKENS, cached_tokens, window_of
 from cluster.vllm_plugin.closed_stores import closed_stores_option
 from cluster.vllm_plugin.end_with_parent import PARENT_VARIABLE
 
@@ -154,7 +155,11 @@ def _cpu_cache_bytes(settings: EngineSettings, config: Mapping[str, Any], max_co
     heads = config["num_attention_heads"]
     head_width = config.get("head_dim") or config["hidden_size"] // heads
     values = 2 * config["num_hidden_layers"] * -(-(config.get("num_key_value_heads") or heads) // ranks) * head_width
-    # vLLM keeps float32 weights in half precision unless it is told otherwise. One block more: it rounds up.
-    one_context = (max_context + 256) * values * (4 if settings.options.get("dtype") in ("float32", "float") else 2)
-    share = int(psutil.virtual_memory().total * _CPU_CACHE_SHARE) // ranks
-    return max(one_context, min(one_context * ((settings.parallel_requests + 1) // 2), share))
+    # vLLM keeps float32 weights in half precision unless it is told otherwise.
+    token_bytes = values * (4 if settings.options.get("dtype") in ("float32", "float") else 2)
+    step = settings.options.get("max_num_batched_tokens") or STEP_TOKENS
+    one, half = (
+        cached_tokens(contexts, max_context, window_of(config), step, is_on_cpu=True) * token_bytes
+        for contexts in (1, (settings.parallel_requests + 1) // 2)
+    )
+    return max(one, min(half, int(psutil.virtual_memory().total * _CPU_CACHE_SHARE) // ranks))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cluster.errors import TopologyError
 from services.cli.command_line import command_line
 from services.cli.options import JsonOption
 from services.cli.output import put, put_json, say
@@ -46,7 +45,10 @@ def plan(
         int | None, typer.Option(help="Pipeline stages, to look at: windfarm starts none.", show_default="1")
     ] = None,
     data: Annotated[int | None, typer.Option(help="Data-parallel ranks of a gang.", show_default="chosen")] = None,
-    cores_per_rank: Annotated[float, typer.Option(help="CPU cores of a rank on CPU nodes.")] = 1.0,
+    cores_per_rank: Annotated[
+        float | None,
+        typer.Option(help="CPU cores of a rank on CPU nodes.", show_default="what windfarm reserves"),
+    ] = None,
     load: Annotated[
         Path | None, typer.Option("--load", help="Place the experts by this routing trace (windfarm experts --save).")
     ] = None,
@@ -68,21 +70,24 @@ def plan(
     from cluster.expert_placement import plan as make_plan
     from cluster.expert_placement import plan_with_fitting_context
     from cluster.known_shapes import find_shape
-    from cluster.plan import PlanRequest
+    from cluster.plan import NODE_MEMORY_SHARE
     from cluster.sizing import Workload
     from cluster.topology import read_topology
     from services.plan_view import plan_data, print_plan
+    from services.sharding import request_on_ray
 
     shape = find_shape(model)
     topology = read_topology(nodes) if nodes is not None else _running_nodes() or _this_machine()
-    request = PlanRequest(
-        shape=shape,
-        work=Workload(context or min(shape.max_context, 8192), sequences),
+    asked = request_on_ray(shape, Workload(min(shape.max_context, 8192) if context is None else context, sequences))
+    request = replace(
+        asked,
         replicas=replicas,
         tensor=tensor,
         pipeline=pipeline,
         data=data,
-        cores_per_rank=cores_per_rank,
+        cores_per_rank=asked.cores_per_rank if cores_per_rank is None else cores_per_rank,
+        # A file names all memory of its machines, of which Ray will not offer all.
+        node_memory_share=asked.node_memory_share if nodes is None else NODE_MEMORY_SHARE,
         loads=_loads(load, model, shape),
         redundant_experts=redundant,
     )
@@ -129,25 +134,15 @@ def _running_nodes() -> Topology | None:
 
 
 def _this_machine() -> Topology:
-    """The machine that this runs on, as a topology of one node."""
-    from cluster.topology import Accelerator, Node, Topology
+    """The machine that this runs on, as `windfarm up` would start its node here."""
+    from cluster.topology import Topology
+    from services.graphics_cards import label_of, read_cards
+    from services.local_network import loopback_seats
+    from services.node_layout import node_options, planned_topology
     from services.preflight import read_machine
 
     machine = read_machine()
-    cards = tuple(Accelerator(name, size) for name, size in _gpus(machine.num_gpus))
-    return Topology((Node("this machine", machine.num_cpus, machine.total_memory, cards),))
-
-
-def _gpus(count: int) -> list[tuple[str, int]]:
-    """Name and memory in bytes of each GPU, as the driver's own tool tells them."""
-    if not count:
-        return []
-    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        listed = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        raise TopologyError(
-            f"The memory of this machine's {count} GPUs cannot be read ({error}). Describe the machine with --nodes."
-        ) from error
-    rows = [line.rsplit(",", 1) for line in listed.splitlines() if line.strip()]
-    return [(name.strip(), int(memory) * 2**20) for name, memory in rows]
+    cards = read_cards(machine.num_gpus)
+    (node,) = planned_topology(node_options(machine, Path(), loopback_seats(1), label_of(cards))).nodes
+    named = tuple(replace(each, kind=card.kind) for each, card in zip(node.accelerators, cards, strict=True))
+    return Topology((replace(node, name="this machine", accelerators=named),))

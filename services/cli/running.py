@@ -39,6 +39,14 @@ def up(
             show_default="where it is possible (root, `ip netns`)",
         ),
     ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--label",
+            metavar="NAME=VALUE",
+            help="Label of Ray's head, such as windfarm/accelerator-memory-gb=80 for GPUs that are not known.",
+        ),
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return when it is ready; end with `down`.")] = False,
     as_json: JsonOption = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait until it is ready.")] = 900,
@@ -57,6 +65,7 @@ def up(
         threads,
         num_local_nodes=local_nodes,
         use_namespaces=namespaces,
+        labels=_labels(label or []),
     )
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
@@ -83,6 +92,15 @@ def up(
             with contextlib.suppress(NotRunning):  # `down` was faster
                 supervisor.stop(options.home)
             say("Stopped: nothing of it is left running.")
+
+
+def _labels(given: list[str]) -> dict[str, str]:
+    """Refuses what is not NAME=VALUE."""
+    pairs = [entry.partition("=") for entry in given]
+    wrong = next((entry for entry, (name, _, value) in zip(given, pairs, strict=True) if not name or not value), None)
+    if wrong is not None:
+        raise typer.BadParameter(f"--label wants NAME=VALUE, not {wrong!r}.")
+    return {name: value for name, _, value in pairs}
 
 
 def _announce(api: str, options: UpOptions, key: OwnerKey, *, as_json: bool, detach: bool) -> None:
@@ -133,7 +151,8 @@ def apply(
     from services.ray_config import load_ray_config
 
     with Display() as display:
-        status_ = supervisor.apply(home_of(home), load_ray_config(config_path_of(config)), display.show, timeout)
+        loaded = load_ray_config(config_path_of(config))
+        status_ = supervisor.apply(home_of(home), loaded, display.say, display.show, timeout)
     if as_json:
         put_json(status_)
     else:

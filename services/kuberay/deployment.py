@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from cluster.engines.parallelism import ExpertRanks, placement_of_partitions
 from cluster.errors import PlanError
-from cluster.expert_balance import linear_partition
+from cluster.expert_balance import Partition, linear_partition
 from cluster.plan import Plan
 from cluster.plan_judgement import expert_partitions_of
 from cluster.sizing import Workload
@@ -59,7 +60,9 @@ class Deployment:
     num_copies: int
     requests_per_replica: int
     num_redundant_experts: int | None
-    """Copies of experts in each layer for vLLM's balancer on GPUs; none: experts are placed linearly and stay."""
+    """Copies of experts in each layer for vLLM's balancer on GPUs; none: experts stay where they are placed."""
+    expert_ranks: ExpertRanks | None
+    """Who holds which experts on CPU nodes; none: they are placed linearly."""
     replica_cpus: int
     replica_memory: int
     group: WorkerGroup
@@ -98,28 +101,34 @@ def deployment_of(topology: Topology, plan: Plan, work: Workload) -> Deployment:
         is_sparse=plan.shape.is_sparse,
         num_copies=len(plan.replicas),
         requests_per_replica=max(1, -(-work.num_sequences // parallel.data)),
-        num_redundant_experts=_balanced_copies(plan, on_gpus=group.num_gpus > 0),
+        num_redundant_experts=_balanced_copies(plan) if group.num_gpus else None,
+        expert_ranks=None if group.num_gpus else _expert_ranks(plan),
         replica_cpus=group.cores // replicas_per_pod,
         replica_memory=_replica_memory(plan, group),
         group=group,
     )
 
 
-def _balanced_copies(plan: Plan, *, on_gpus: bool) -> int | None:
-    """Pods have no trace and no plan to read: engines place experts linearly, or on GPUs vLLM's balancer does it."""
+def _balanced_copies(plan: Plan) -> int | None:
+    """What vLLM's balancer gets on GPUs; nothing where experts are where the engines put them by themselves."""
+    held = _planned_experts(plan)
+    return sum(len(experts) for experts in held[0]) - plan.shape.num_experts if held else None
+
+
+def _expert_ranks(plan: Plan) -> ExpertRanks | None:
+    """Pods have no trace and no plan to read, so what was planned from it stands in the model's section."""
+    held = _planned_experts(plan)
+    return placement_of_partitions(held) if held else None
+
+
+def _planned_experts(plan: Plan) -> tuple[Partition, ...]:
+    """For each layer the experts of each rank; empty where that is the linear placement."""
     ranks = plan.parallel.num_expert_ranks
     if not plan.shape.is_sparse or ranks == 1:
-        return None
+        return ()
     linear = linear_partition(plan.shape.num_experts, ranks)
     held = expert_partitions_of(plan)
-    if all(layer == linear for layer in held):
-        return None
-    if on_gpus:
-        return sum(len(experts) for experts in held[0]) - plan.shape.num_experts
-    raise PlanError(
-        "This plan places experts by a measured load, and manifests cannot carry that to CPU nodes yet: pods there "
-        "place them linearly. Leave --load out."
-    )
+    return () if all(layer == linear for layer in held) else held
 
 
 def _source(model: str) -> str:

@@ -54,10 +54,22 @@ def ray_service(deployment: Deployment) -> dict[str, Any]:
         "spec": {
             "upgradeStrategy": {"type": "None"},
             "excludeHeadPodFromServeSvc": True,
-            "serveConfigV2": yaml.safe_dump(serve_config(deployment), sort_keys=False, width=120),
+            "serveConfigV2": yaml.dump(serve_config(deployment), Dumper=_Dumper, sort_keys=False, width=120),
             "rayClusterConfig": _cluster(deployment),
         },
     }
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lists of numbers on one line each: a layer's experts."""
+
+
+def _represent_list(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.SequenceNode:
+    is_row = bool(items) and all(isinstance(item, int) for item in items)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=is_row)
+
+
+_Dumper.add_representer(list, _represent_list)
 
 
 def _cluster(deployment: Deployment) -> dict[str, Any]:

@@ -62,6 +62,8 @@ def _model(deployment: Deployment) -> dict[str, Any]:
         args["tensor_parallel_size"] = deployment.tensor
     if deployment.data > 1:
         args["data_parallel_size"] = deployment.data
+    if deployment.expert_ranks is not None:
+        args |= {"expert_placement": "planned", "expert_ranks": [list(layer) for layer in deployment.expert_ranks]}
     if deployment.num_redundant_experts is not None:
         args["engine_options"] = balancer_options(deployment.num_redundant_experts)
     return args

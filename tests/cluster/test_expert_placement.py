@@ -41,6 +41,23 @@ def test_gangs_stay_on_one_node_and_replicas_go_to_different_zones() -> None:
     assert [replica.nodes for replica in made.replicas] == [("n0",), ("n1",)]
 
 
+def zoned(nodes: Topology, *zones: str) -> Topology:
+    return Topology(tuple(replace(node, zone=zone) for node, zone in zip(nodes.nodes, zones, strict=True)))
+
+
+@pytest.mark.parametrize("nodes", [gpu_nodes(A100, 4, *[None] * 4), cpu_nodes(4)], ids=["gpu", "cpu"])
+def test_a_second_replica_goes_to_the_other_zone_though_this_one_has_an_empty_node(nodes: Topology) -> None:
+    shape = MIXTRAL if nodes.has_accelerators else SMALL
+    made = plan(zoned(nodes, "a", "a", "b", "b"), PlanRequest(shape, Workload(2048, 4), replicas=3))
+    assert [replica.nodes for replica in made.replicas] == [("n0",), ("n2",), ("n1",)]
+
+
+def test_a_gang_over_nodes_stays_in_one_zone_and_the_next_takes_the_other() -> None:
+    nodes = zoned(cpu_nodes(4), "a", "b", "a", "b")
+    made = plan(nodes, PlanRequest(SMALL, Workload(2048, 8, 2048), data=2, replicas=2))
+    assert [replica.nodes for replica in made.replicas] == [("n0", "n2"), ("n1", "n3")]
+
+
 def test_replicas_of_a_dense_model_alternate_between_nodes() -> None:
     made = plan(gpu_nodes(A100, 4, "a", "b"), PlanRequest(MISTRAL, WORK, replicas=4))
     assert [replica.nodes[0] for replica in made.replicas] == ["n0", "n1", "n0", "n1"]
@@ -91,18 +108,18 @@ def test_what_does_not_fit_says_what_is_short_and_what_would_do() -> None:
 
 def test_a_model_that_only_a_pipeline_holds_does_not_fit_and_the_pipeline_is_named() -> None:
     with pytest.raises(NoFit) as caught:
-        plan(cpu_nodes(4), PlanRequest(MIXTRAL, Workload(8192, 8)))
+        plan(cpu_nodes(4, 37), PlanRequest(MIXTRAL, Workload(8192, 8)))
     words = str(caught.value)
     assert "a shorter context (4096 tokens fit: 4 ranks hold 2 of 8 experts each)" in words
     assert "4 pipeline stages would hold it (--pipeline 4 shows them), but windfarm starts none." in words
-    shown = plan(cpu_nodes(4), PlanRequest(MIXTRAL, Workload(8192, 8), pipeline=4))
+    shown = plan(cpu_nodes(4, 37), PlanRequest(MIXTRAL, Workload(8192, 8), pipeline=4))
     assert shown.parallel == Parallelism(pipeline=4)
     assert "windfarm starts no pipelines" in " ".join(shown.reasons)
 
 
 def test_where_no_context_was_asked_for_the_longest_that_fits_is_taken_and_said() -> None:
     request = PlanRequest(MIXTRAL, Workload(8192, 8))
-    made, answered = plan_with_fitting_context(cpu_nodes(4), request)
+    made, answered = plan_with_fitting_context(cpu_nodes(4, 37), request)
     assert made.parallel == Parallelism(data=4, is_expert_parallel=True)
     assert made.replicas[0].nodes == ("n0", "n1", "n2", "n3")
     assert answered.work == Workload(4096, 8)
@@ -110,7 +127,7 @@ def test_where_no_context_was_asked_for_the_longest_that_fits_is_taken_and_said(
     roomy, same = plan_with_fitting_context(cpu_nodes(4, memory_gib=64), request)
     assert (same, "do not fit" in " ".join(roomy.reasons)) == (request, False)
     with pytest.raises(NoFit, match="sequences of 8192 tokens"):
-        plan_with_fitting_context(cpu_nodes(2), request)
+        plan_with_fitting_context(cpu_nodes(2, 37), request)
 
 
 def test_quantized_weights_fit_where_the_full_ones_do_not() -> None:
@@ -147,7 +164,21 @@ def test_redundant_experts_follow_the_load() -> None:
     [
         ({"data": 16}, "16 ranks are more than the 8 experts"),
         ({"tensor": 3}, "do not divide the 32 attention heads"),
+        (
+            {"shape": SMALL, "work": Workload(512), "tensor": 3},
+            "3 tensor-parallel ranks and the 4 key-value heads of small do not divide",
+        ),
         ({"replicas": 0}, "At least one replica"),
+        ({"tensor": -1}, "At least one tensor-parallel rank is needed, not -1"),
+        ({"pipeline": 0}, "At least one pipeline stage"),
+        ({"data": -4}, "At least one data-parallel rank"),
+        ({"work": Workload(0)}, "At least one token of context"),
+        ({"work": Workload(-1)}, "At least one token of context"),
+        ({"work": Workload(512, -8)}, "At least one sequence is needed, not -8"),
+        ({"work": Workload(512, 8, 0)}, "At least one token in a step"),
+        ({"cores_per_rank": 0}, "a share of a core above 0, not 0"),
+        ({"cores_per_rank": float("nan")}, "a share of a core above 0, not nan"),
+        ({"redundant_experts": -1}, "cannot be -1 copies"),
         ({"pipeline": 2, "data": 2}, "has one pipeline stage"),
         ({"work": Workload(65536)}, "at most 32768 tokens"),
         ({"redundant_experts": 2}, "give a routing trace"),

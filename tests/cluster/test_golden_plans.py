@@ -5,6 +5,7 @@ After a wanted change: `WINDFARM_WRITE_GOLDEN=1 pytest tests/cluster/test_golden
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from typer.testing import CliRunner
 from cluster.errors import PlanError
 from cluster.expert_placement import plan_with_fitting_context
 from cluster.known_shapes import find_shape
-from cluster.plan import PlanRequest
+from cluster.plan import NODE_MEMORY_SHARE
 from cluster.sizing import Workload
 from cluster.topology import read_topology
 from infra.kuberay.check import FOLDER
 from infra.kuberay.write import command_of
 from services.cli.commands import app
+from services.sharding import request_on_ray
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
@@ -31,7 +33,8 @@ MODELS = ("mistral-7b", "mixtral-8x7b", "llama-2-70b", "miqu-1-70b-q4")
 def summary(nodes: str, model: str) -> dict[str, object]:
     """What matters of a plan, small enough to be read in a diff."""
     shape = find_shape(model)
-    request = PlanRequest(shape, Workload(min(shape.max_context, 8192), 8), cores_per_rank=8)
+    asked = request_on_ray(shape, Workload(min(shape.max_context, 8192), 8))
+    request = replace(asked, node_memory_share=NODE_MEMORY_SHARE)
     try:
         made, _ = plan_with_fitting_context(read_topology(ROOT / "infra" / "nodes" / f"{nodes}.yaml"), request)
     except PlanError as error:

@@ -34,6 +34,12 @@ def test_a_count_makes_numbered_nodes(tmp_path: Path) -> None:
         ("nodes:\n- {name: a, cores: 1, memory_gib: 1, gpus: 4}", "unknown key 'gpus'"),
         ("nodes:\n- {name: a, memory_gib: 1}", "cores must be a number"),
         ("nodes:\n- {name: a, cores: 1, memory_gib: -1}", "memory_gib must be a number"),
+        ("nodes:\n- {name: a, cores: .nan, memory_gib: 1}", "cores must be a number"),
+        ("nodes:\n- {name: a, cores: .inf, memory_gib: 1}", "cores must be a number"),
+        (
+            "nodes:\n- {name: a, cores: 1, memory_gib: 1, accelerators: {kind: L4, memory_gb: 80GB}}",
+            r"nodes\[0\]\.accelerators: memory_gb is '80GB'; it is a number above 0",
+        ),
         ("nodes:\n- {name: a, cores: 1, memory_gib: 1, accelerators: {kind: Z9}}", "memory of accelerator type 'Z9'"),
         ("nodes:\n- {name: a, cores: 1, memory_gib: 1}\n- {name: a, cores: 1, memory_gib: 1}", "must be unique"),
         ("nodes: [", "not valid YAML"),
@@ -67,4 +73,12 @@ def test_rays_records_become_nodes_and_dead_ones_are_left_out() -> None:
 def test_a_link_that_is_no_speed_is_refused_with_its_node(value: str) -> None:
     record = {"NodeID": "1", "Alive": True, "NodeName": "n1", "Labels": {"windfarm/link-gbit-s": value}}
     with pytest.raises(TopologyError, match=r"windfarm/link-gbit-s of the node n1 is .*a number above 0"):
+        topology_from_ray([record])
+
+
+@pytest.mark.parametrize("value", ["80GB", "0", "-80", "nan"])
+def test_a_memory_of_cards_that_is_none_is_refused_with_its_node(value: str) -> None:
+    labels = {"windfarm/accelerator-memory-gb": value}
+    record = {"NodeID": "1", "Alive": True, "NodeName": "n1", "Resources": {"GPU": 1}, "Labels": labels}
+    with pytest.raises(TopologyError, match=r"accelerator-memory-gb of the node n1 is .*a number above 0"):
         topology_from_ray([record])

@@ -242,3 +242,9 @@ async def test_reembed_follows_its_job_to_the_end_and_says_how_it_went(tmp_path:
         assert failed.returncode == 1
         assert "handbook: It broke." in failed.stderr
         assert [method for method, _ in running.store.asked] == ["reembed", "job", "job", "reembed", "job"]
+
+
+def test_a_label_that_is_none_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    answer = CliRunner().invoke(app, ["up", "--home", str(tmp_path), "--label", "80"])
+    assert answer.exit_code == 2
+    assert "--label wants NAME=VALUE, not '80'" in " ".join(answer.output.split())

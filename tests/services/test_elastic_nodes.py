@@ -40,8 +40,16 @@ def test_a_tensor_parallel_group_alone_is_no_gang(home: Home) -> None:
 
 @pytest.mark.parametrize("change", [{"expert_placement": "planned"}, {"plan": "plan.json"}])
 def test_a_plan_that_could_not_be_followed_is_refused(home: Home, change: dict[str, str]) -> None:
-    with pytest.raises(PlanError, match="placed linearly"):
+    with pytest.raises(PlanError, match=r"no such file is read.*--emit kuberay"):
         options_on_cluster(MIXTRAL.model_copy(update=change), home)
+
+
+def test_experts_are_placed_as_the_section_says(home: Home) -> None:
+    ranks = ((0, 7, 1, 6, 2, 5, 3, 4),) * 2
+    planned = MIXTRAL.model_copy(update={"expert_placement": "planned", "expert_ranks": ranks})
+    options, section, expert_ranks = options_on_cluster(planned, home)
+    assert (section, expert_ranks) == (planned, ranks)
+    assert options["num_replicas"] == 4
 
 
 def test_nodes_are_fixed_unless_the_environment_says_otherwise() -> None:

@@ -1,13 +1,21 @@
 """Several nodes on one machine: where they run, what each offers, and what processes are told of it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from services import node_layout
 from services.environment import read_environment
-from services.local_network import namespace_seats
-from services.node_layout import choose_seats, node_options, node_variables, running_topology
+from services.local_network import loopback_seats, namespace_seats
+from services.node_layout import (
+    choose_seats,
+    head_labels,
+    node_options,
+    node_variables,
+    planned_topology,
+    running_topology,
+)
 from services.preflight import OBJECT_STORE_BYTES, OVERHEAD_BYTES, Machine
 from services.ray_config import load_ray_config, parse_ray_config
 from services.resources import GIB
@@ -88,3 +96,30 @@ def test_the_nodes_of_a_running_windfarm_can_be_planned_for() -> None:
     node = {"name": "a", "labels": {}, "alive": True, "CPU": 2.0, "GPU": 0.0, "memory": 8.0 * GIB}
     topology = running_topology({"nodes": [node, {**node, "name": "b", "alive": False}]})
     assert [(found.name, found.num_cores, found.memory_bytes) for found in topology.nodes] == [("a", 2.0, 8 * GIB)]
+
+
+def test_the_head_tells_the_memory_of_its_smallest_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_cards = replace(LAPTOP, num_gpus=2)
+    said: list[str] = []
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert head_labels(with_cards, {"zone": "a"}, said.append) == {"zone": "a"}
+    assert "The memory of this machine's 2 GPUs cannot be read" in said[0]
+    assert "--label windfarm/accelerator-memory-gb=<GB>" in said[0]
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA H100, 80000'\necho 'NVIDIA L4, 24000'\n")
+    tool.chmod(0o755)
+    labels = head_labels(with_cards, {"zone": "a"}, said.append)
+    head, other = node_options(with_cards, tmp_path, loopback_seats(2), labels)
+    assert (head.labels["zone"], other.labels) == ("a", {})
+    planned = planned_topology([head, other])
+    assert [card.memory_bytes for card in planned.nodes[0].accelerators] == [24000 * 2**20] * 2
+    assert (planned.nodes[0].zone, planned.nodes[1].accelerators) == ("a", ())
+
+
+def test_the_operators_word_on_the_cards_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    given = {"windfarm/accelerator-memory-gb": "96"}
+    (head,) = node_options(
+        replace(LAPTOP, num_gpus=1), tmp_path, loopback_seats(1), head_labels(replace(LAPTOP, num_gpus=1), given, print)
+    )
+    assert planned_topology([head]).nodes[0].accelerators[0].memory_bytes == 96 * 10**9

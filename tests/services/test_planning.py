@@ -117,6 +117,22 @@ def test_ranks_that_cannot_hold_the_experts_are_refused(tmp_path: Path, ranks: s
     assert "8 experts" in str(answer.exception)
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--tensor", "3", "3 tensor-parallel ranks and the 4 key-value heads of small do not divide each other"),
+        ("--tensor", "-2", "At least one tensor-parallel rank is needed, not -2"),
+        ("--data", "0", "At least one data-parallel rank is needed, not 0"),
+        ("--context", "0", "At least one token of context is needed, not 0"),
+        ("--sequences", "-8", "At least one sequence is needed, not -8"),
+        ("--cores-per-rank", "0", "A rank needs a share of a core above 0, not 0"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(tmp_path: Path, option: str, value: str, message: str) -> None:
+    answer = run(tmp_path, "small", "--nodes", str(NODES / "16-cpu.yaml"), option, value)
+    assert message in str(answer.exception)
+
+
 def test_the_picture_is_the_drawing_and_loads_nothing_from_the_network(tmp_path: Path) -> None:
     asked = ["mixtral-8x7b", "--nodes", str(NODES / "mixtral-2x4x40gb.yaml"), "--replicas", "2"]
     for name in ("a.svg", "b.svg"):

@@ -20,7 +20,7 @@ def test_ray_is_the_version_that_the_adapter_was_written_for() -> None:
 def test_a_node_takes_the_options_that_the_adapter_gives() -> None:
     wanted = {"head", "shutdown_at_exit", "spawn_reaper"}
     assert wanted <= set(inspect.signature(Node.__init__).parameters)
-    wanted = {"gcs_server_port", "include_log_monitor", "no_monitor", "_system_config", "object_store_memory"}
+    wanted = {"gcs_server_port", "include_log_monitor", "no_monitor", "_system_config", "object_store_memory", "labels"}
     assert wanted <= set(inspect.signature(RayParams.__init__).parameters)
     assert {"include_dashboard", "raise_on_failure"} <= set(inspect.signature(Node.start_api_server).parameters)
     assert {"check_alive", "allow_graceful"} <= set(inspect.signature(Node.kill_all_processes).parameters)

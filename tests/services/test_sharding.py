@@ -1,22 +1,30 @@
 """What cannot work with a model's ranks is an error before anything starts, with what is short to the byte."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from cluster.errors import ClusterError, NoFit, PlanError
 from cluster.expert_load import ExpertLoad
 from cluster.home import Home, open_home
+from cluster.plan import GPU_MEMORY_SHARE
 from cluster.routing_trace import RoutingTrace, write_trace
-from cluster.topology import GB, Accelerator, Node, Topology
+from cluster.sizing import RankBytes
+from cluster.topology import ACCELERATOR_MEMORY_LABEL, GB, Accelerator, Node, Topology
 from cluster.weights.safetensors_header import fingerprint
 from services import supervisor
+from services.cli import planning
+from services.cli.commands import app
 from services.config import ModelConfig
+from services.local_network import loopback_seats
+from services.node_layout import node_options, planned_topology
 from services.plan_view import plan_data
-from services.preflight import check_ranks, explain
+from services.preflight import Machine, check_ranks, explain
 from services.ray_config import parse_ray_config
 from services.resources import GIB
 from services.setup_errors import ConfigError, StartRefused
@@ -81,6 +89,16 @@ def test_memory_that_is_short_by_one_byte_is_refused(mixture: str, home: Home) -
         plan_model(config, nodes(2 * rank - 1), home, 1)
     with pytest.raises(NoFit, match="1 bytes short"):
         plan_model(config, nodes(rank - 1, 0), home, 1)
+
+
+@pytest.mark.requires("vllm")
+def test_a_rank_gets_the_memory_that_its_engine_options_take(mixture: str, home: Home) -> None:
+    def planned(**options: Any) -> RankBytes:
+        made, _ = plan_model(model(mixture, engine_options=options), nodes(100 * GIB), home, 1)
+        return made.replicas[0].ranks[0].needs
+
+    assert planned(dtype="float32").kv_cache == 2 * planned().kv_cache
+    assert planned(max_num_batched_tokens=512).activations < planned().activations
 
 
 @pytest.mark.requires("vllm")
@@ -157,6 +175,20 @@ def test_experts_are_placed_by_a_saved_plan_or_left_to_the_engine(mixture: str, 
     assert planned.nodes == ("n1", "n2")
     with pytest.raises(PlanError, match="puts ranks on n2, which is not in the cluster"):
         plan_model(model(mixture, plan=str(file)), nodes(100 * GIB), home, 1)
+
+
+@pytest.mark.requires("vllm")
+def test_experts_are_placed_as_the_section_itself_says(mixture: str, home: Home) -> None:
+    there = nodes(100 * GIB, 100 * GIB)
+    ranks = ((0, 1) * 4, (1, 0) * 4)
+    written = model(mixture, expert_placement="planned", expert_ranks=ranks)
+    assert plan_model(written, there, home, 1)[1].expert_ranks == ranks
+    with pytest.raises(PlanError, match="1 layers, the model 2"):
+        plan_model(written.model_copy(update={"expert_ranks": ranks[:1]}), there, home, 1)
+    with pytest.raises(PlanError, match="does not give each rank 4 experts"):
+        plan_model(written.model_copy(update={"expert_ranks": ((0,) * 8,) * 2}), there, home, 1)
+    with pytest.raises(PlanError, match="expert_ranks of mixture are for CPU nodes"):
+        plan_model(written, with_cards(2), home, 1)
 
 
 def load_of(chosen: list[dict[tuple[int, int], int]]) -> ExpertLoad:
@@ -240,6 +272,12 @@ def with_model(arguments: str, deployments: str = "") -> str:
         ("data_parallel_size: 2", ", deployments: [{name: ModelServer, num_replicas: 3}]", "3 is no multiple of 2"),
         ("data_parallel_size: 2, engine: llamacpp", "", "only vLLM can cut a model into 2 ranks"),
         ("data_parallel_size: 2, expert_placement: planned", "", "needs `expert_trace`"),
+        ("data_parallel_size: 2, expert_ranks: [[0, 1]]", "", "goes with `expert_placement: planned`"),
+        (
+            "data_parallel_size: 2, expert_placement: planned, plan: p.json, expert_ranks: [[0, 1]]",
+            "",
+            "without `expert_trace` and `plan`",
+        ),
         ("data_parallel_size: 0", "", "greater than or equal to 1"),
         (
             "data_parallel_size: 2",
@@ -268,6 +306,88 @@ def test_up_refuses_ranks_that_do_not_fit_its_nodes(mixture: str, home: Home) ->
     with pytest.raises(StartRefused, match=r"ranks of mixture: .* does not fit"):
         supervisor.refuse_unless_planned(config, home, nodes(GIB))
     assert explain(list(check_ranks(config, home, nodes(100 * GIB)))) == ""
+
+
+@pytest.mark.requires("vllm")
+def test_windfarm_plan_and_the_start_agree_to_the_byte_and_the_core(
+    mixture: str, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = model(mixture, parallel_requests=6)  # three sequences are reserved on each of two ranks
+    rank = needs(config, home)
+    asked = ["plan", mixture, "--data", "2", "--context", "512", "--sequences", "6", "--json"]
+    for there, fits in [
+        (nodes(2 * rank), True),
+        (nodes(2 * rank - 1), False),
+        (nodes(rank, rank, cores=0.3), True),
+        (nodes(rank, rank, cores=0.29), False),
+    ]:
+        monkeypatch.setattr(planning, "_running_nodes", lambda there=there: there)
+        answer = CliRunner().invoke(app, asked, env={"WINDFARM_HOME": str(home.root)})
+        if fits:
+            made, _ = plan_model(config, there, home, 1)
+            assert json.loads(answer.stdout)["replicas"] == json.loads(json.dumps(plan_data(made)["replicas"]))
+            continue
+        with pytest.raises(NoFit) as caught:
+            plan_model(config, there, home, 1)
+        assert str(answer.exception) == str(caught.value)
+
+
+def machine_with_cards(tmp_path: Path, number: int, card_bytes: int) -> Topology:
+    """As `windfarm up` plans for it: little main memory, cards whose memory the head's label says."""
+    machine = Machine(num_cpus=8, num_gpus=number, total_memory=2 * GIB, free_memory=2 * GIB)
+    labels = {ACCELERATOR_MEMORY_LABEL: str(card_bytes / GB)}
+    return planned_topology(node_options(machine, tmp_path, loopback_seats(1), labels))
+
+
+@pytest.mark.requires("vllm")
+def test_up_plans_ranks_on_the_machines_cards_and_refuses_what_they_cannot_hold(
+    mixture: str, home: Home, tmp_path: Path
+) -> None:
+    config = parse_ray_config(with_model(f"source: '{mixture}', engine: vllm, data_parallel_size: 2"), FILE)
+    made, _ = plan_model(config.app.models["mixture"], machine_with_cards(tmp_path, 2, 80 * GB), home, 1)
+    assert [rank.accelerator for rank in made.replicas[0].ranks] == [0, 1]
+    need = made.replicas[0].ranks[0].needs.total
+    least = next(size for size in range(need, 2 * need) if int(size * GPU_MEMORY_SHARE) >= need)
+    supervisor.refuse_unless_planned(config, home, machine_with_cards(tmp_path, 2, least))
+    with pytest.raises(StartRefused, match=r"offers .* 1 bytes short"):
+        supervisor.refuse_unless_planned(config, home, machine_with_cards(tmp_path, 2, least - 1))
+    with pytest.raises(StartRefused, match=r"ranks of mixture: .* does not fit"):
+        supervisor.refuse_unless_planned(config, home, machine_with_cards(tmp_path, 1, 80 * GB))
+
+
+@pytest.mark.requires("vllm")
+def test_up_allows_copies_of_experts_where_there_are_cards(mixture: str, home: Home, tmp_path: Path) -> None:
+    copies = "engine_options: {enable_eplb: true, eplb_config: {num_redundant_experts: 4}}"
+    text = with_model(f"source: '{mixture}', engine: vllm, data_parallel_size: 4, {copies}")
+    config = parse_ray_config(text, FILE)
+    supervisor.refuse_unless_planned(config, home, machine_with_cards(tmp_path, 4, 80 * GB))
+    with pytest.raises(StartRefused, match="Redundant experts need GPUs"):
+        supervisor.refuse_unless_planned(config, home, machine_with_cards(tmp_path, 0, 80 * GB))
+
+
+@pytest.mark.requires("vllm")
+def test_that_ray_may_mix_zones_is_said_unless_a_plan_leaves_no_choice(
+    mixture: str, home: Home, tmp_path: Path
+) -> None:
+    def notes(there: Topology, more: str = "") -> list[str]:
+        text = with_model(f"source: '{mixture}', engine: vllm, data_parallel_size: 2{more}")
+        return supervisor.refuse_unless_planned(parse_ray_config(text, FILE), home, there)
+
+    alike = nodes(*[100 * GIB] * 4)
+    zoned = Topology(tuple(replace(node, zone=zone) for node, zone in zip(alike.nodes, "abab", strict=True)))
+    assert notes(alike) == []
+    (note,) = notes(zoned)
+    assert "without regard to zones (a, b): ranks of mixture" in note
+    made, _ = plan_model(model(mixture), zoned, home, 1)
+    assert made.replicas[0].nodes == ("n1", "n3")
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps(plan_data(made)), encoding="utf-8")
+    assert notes(zoned, f", plan: '{file}'") == []
+    pair, single = with_cards(2).nodes[0], with_cards(1).nodes[0]
+    one_node_is_enough = Topology((replace(pair, name="g1", zone="a"), replace(pair, name="g2", zone="b")))
+    assert notes(one_node_is_enough) == []
+    cards_in_one_zone = [replace(single, name=name, zone="a") for name in ("g1", "g2")]
+    assert notes(Topology((*cards_in_one_zone, replace(zoned.nodes[1], name="cpu")))) == []
 
 
 def test_trace_and_plan_beside_the_file_are_found_from_every_folder(tmp_path: Path) -> None:

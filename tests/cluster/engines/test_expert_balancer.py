@@ -51,7 +51,7 @@ def test_copies_count_only_where_the_balancer_is_on() -> None:
 
 
 def test_ranks_must_divide_the_experts_with_their_copies() -> None:
-    model = {"num_layers": 2, "num_experts": 8, "num_heads": 12}
+    model = {"num_layers": 2, "num_experts": 8, "num_heads": 12, "num_kv_heads": 4}
     GANG.check(**model, num_redundant_experts=4)
     twelve = replace(GANG, data_parallel_size=12)
     twelve.check(**model, num_redundant_experts=4)

@@ -9,8 +9,8 @@ from cluster.engines.parallelism import Parallelism, placement_of_partitions
 from cluster.errors import PlanError
 from cluster.expert_balance import linear_partition, round_robin_partition
 
-MIXTRAL = {"num_layers": 2, "num_experts": 8, "num_heads": 12}
-DENSE = {"num_layers": 2, "num_experts": 0, "num_heads": 12}
+MIXTRAL = {"num_layers": 2, "num_experts": 8, "num_heads": 12, "num_kv_heads": 4}
+DENSE = MIXTRAL | {"num_experts": 0}
 PAIR = Parallelism(data_parallel_size=2, data_parallel_rpc_port=5000, enable_expert_parallel=True)
 LINEAR = placement_of_partitions([linear_partition(8, 2)] * 2)
 
@@ -20,6 +20,7 @@ LINEAR = placement_of_partitions([linear_partition(8, 2)] * 2)
     [
         (Parallelism(tensor_parallel_size=0), MIXTRAL, "at least 1"),
         (Parallelism(tensor_parallel_size=5), MIXTRAL, "do not divide the model's 12 attention heads"),
+        (Parallelism(tensor_parallel_size=3), MIXTRAL, "3 tensor-parallel ranks and the model's 4 key-value heads"),
         (replace(PAIR, data_parallel_rank=2), MIXTRAL, "rank 2 is not one of the 2 ranks"),
         (replace(PAIR, data_parallel_rpc_port=0), MIXTRAL, "data_parallel_rpc_port"),
         (PAIR, DENSE, "a dense model gets replicas"),

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import yaml
 
 from cluster.errors import PlanError
 from cluster.expert_placement import plan
@@ -13,6 +14,7 @@ from cluster.sizing import ModelShape, Workload
 from cluster.topology import GB, GIB, Accelerator, Node, Topology
 from services.config import ModelConfig
 from services.kuberay.deployment import RUNTIME_BYTES, Deployment, deployment_of
+from services.kuberay.ray_service import ray_service
 from services.kuberay.serve_config import serve_config
 
 MIXTRAL, MISTRAL, LLAMA = (KNOWN_SHAPES[name] for name in ("mixtral-8x7b", "mistral-7b", "llama-2-70b"))
@@ -23,7 +25,7 @@ def gpu_nodes(count: int, *, cards: int = 4, gigabytes: int = 40) -> Topology:
     return Topology(tuple(Node(f"gpu-{n}", 64, 512 * GIB, accelerators, zone=f"z{n}") for n in range(count)))
 
 
-def cpu_nodes(count: int, memory_gib: float = 32) -> Topology:
+def cpu_nodes(count: int, memory_gib: float = 48) -> Topology:
     return Topology(tuple(Node(f"cpu-{n}", 8, int(memory_gib * GIB)) for n in range(count)))
 
 
@@ -69,7 +71,7 @@ def test_on_cpu_nodes_a_rank_asks_for_the_model_and_its_processes() -> None:
 def test_memory_that_a_pod_does_not_have_is_refused_to_the_byte() -> None:
     enough = deploy(cpu_nodes(4), MIXTRAL, data=4).replica_memory
     made = plan(cpu_nodes(4), PlanRequest(MIXTRAL, Workload(4096, 8), data=4))
-    smaller = Topology(tuple(replace(node, memory_bytes=31 * GIB) for node in cpu_nodes(4).nodes))
+    smaller = cpu_nodes(4, 35)
     with pytest.raises(PlanError, match=f"needs {enough} bytes.*bytes short"):
         deployment_of(smaller, made, Workload(4096, 8))
 
@@ -96,9 +98,21 @@ def test_on_gpus_experts_by_measured_load_are_vllms_balancer_in_the_pods(copies:
     assert engine_options_of(deploy(gpu_nodes(1), MIXTRAL)) == {}
 
 
-def test_on_cpu_nodes_experts_by_measured_load_are_refused() -> None:
-    with pytest.raises(PlanError, match="Leave --load"):
-        deploy(cpu_nodes(4), MIXTRAL, loads=LOADS, data=4)
+def test_on_cpu_nodes_experts_by_measured_load_are_in_the_section_that_pods_read() -> None:
+    loads = ExpertLoads("mixtral-8x7b", ((9, 9, 1, 1, 1, 1, 1, 1), (1, 1, 1, 1, 1, 1, 9, 9)) * 16)
+    nodes = cpu_nodes(4)
+    made = plan(nodes, PlanRequest(MIXTRAL, Workload(4096, 8), data=4, loads=loads))
+    service = ray_service(deployment_of(nodes, made, Workload(4096, 8)))
+    applications = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    section = ModelConfig(**next(app["args"] for app in applications if app["name"] == "llm-mixtral-8x7b"))
+    assert section.expert_placement == "planned"
+    assert section.expert_ranks is not None
+    for layer, ranks in enumerate(section.expert_ranks):
+        for rank, held in enumerate(made.replicas[0].ranks):
+            assert {expert for expert, holder in enumerate(ranks) if holder == rank} == set(held.experts[layer])
+    assert "  - [" in service["spec"]["serveConfigV2"]  # one line for each layer
+    linear = deploy(nodes, MIXTRAL, data=4)
+    assert (linear.expert_ranks, linear.num_redundant_experts) == (None, None)
 
 
 def test_unlike_nodes_are_refused() -> None:
