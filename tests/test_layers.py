@@ -155,6 +155,14 @@ def test_vllm_is_touched_in_its_adapters_only() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_the_lists_of_adapters_name_no_file_that_touches_nothing_private() -> None:
+    """Closed means that they shrink too: who is listed once might touch anything later."""
+    marks = (*PRIVATE, "_private", "vllm.")  # `_private` alone: part of a path
+    touching = [path for path in modules() for name, _ in names_in(path) if name.startswith(marks)]
+    found = [path.relative_to(ROOT).as_posix() for path in touching]
+    assert [each for each in (*ADAPTERS, *VLLM_ADAPTERS) if not any(path.startswith(each) for path in found)] == []
+
+
 @pytest.mark.parametrize("document", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
 def test_the_documents_name_every_file_that_touches_private_parts(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
