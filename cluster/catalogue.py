@@ -6,14 +6,18 @@ Finding out touches neither network nor model code; fetching and converting is t
 from __future__ import annotations
 
 import difflib
+import glob
 import importlib.util
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
 from cluster.errors import ModelDamaged, ModelNotFound
+
+_SPLIT = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 
 Format = Literal["gguf", "hf"]
 """`gguf`: one file for llama.cpp. `hf`: a folder with config.json, safetensors and tokenizer."""
@@ -167,13 +171,19 @@ def folder_format(path: Path) -> Format:
     raise ModelDamaged(f"{path} holds no model: neither config.json with .safetensors nor a .gguf file.")
 
 
+def weight_files(names: Sequence[str]) -> Sequence[str]:
+    """Those of a checkpoint's weight files that are loaded: some have the same weights in a second form."""
+    return [name for name in names if name.startswith("model")] or names
+
+
 def _resolve_folder(source: str, path: Path) -> ResolvedModel:
     model_format = folder_format(path)
-    pattern = "*.gguf" if model_format == "gguf" else "*.safetensors"
-    weights = list(path.glob(pattern)) or list(path.glob("*.bin"))
-    num_bytes = sum(file.stat().st_size for file in weights)
-    target = weights[0] if model_format == "gguf" else path
-    return ResolvedModel(source, path.name, "folder", (model_format,), path=target, num_bytes=num_bytes)
+    if model_format == "gguf":
+        (target,) = path.glob("*.gguf")
+        return ResolvedModel(source, path.name, "folder", ("gguf",), path=target, num_bytes=target.stat().st_size)
+    files = [file.name for file in path.glob("*.safetensors")] or [file.name for file in path.glob("*.bin")]
+    num_bytes = sum((path / name).stat().st_size for name in weight_files(files))
+    return ResolvedModel(source, path.name, "folder", ("hf",), path=path, num_bytes=num_bytes)
 
 
 def _resolve_file(source: str, path: Path) -> ResolvedModel:
@@ -183,7 +193,11 @@ def _resolve_file(source: str, path: Path) -> ResolvedModel:
         raise ModelDamaged(
             f"{path} is not a GGUF file (it begins with {magic!r}). Name a .gguf file or the folder of a checkpoint."
         )
-    return ResolvedModel(source, path.stem, "file", ("gguf",), path=path, num_bytes=path.stat().st_size)
+    # Of a file that was split the first part is named, and llama.cpp loads the others too.
+    split = _SPLIT.fullmatch(path.name)
+    parts = [path] if split is None else path.parent.glob(f"{glob.escape(split[1])}-?????-of-{split[2]}.gguf")
+    num_bytes = sum(part.stat().st_size for part in parts)
+    return ResolvedModel(source, path.stem, "file", ("gguf",), path=path, num_bytes=num_bytes)
 
 
 def _resolve_hub(source: str, text: str) -> ResolvedModel:

@@ -48,14 +48,15 @@ class GgufMetadata:
     @property
     def num_cached_values_per_token(self) -> int | None:
         """Numbers that one token takes in the key-value cache, over all layers."""
-        heads = self._of_architecture("attention.head_count")
-        kv_heads = self._of_architecture("attention.head_count_kv") or heads
+        heads = self._over_layers("attention.head_count")
+        kv_heads = self._over_layers("attention.head_count_kv") or heads
         width = self._of_architecture("embedding_length")
-        if heads is None or kv_heads is None or width is None or self.num_layers is None:
+        if not heads or kv_heads is None or width is None or self.num_layers is None:
             return None
-        key_width = self._of_architecture("attention.key_length") or width // heads
-        value_width = self._of_architecture("attention.value_length") or width // heads
-        return self.num_layers * kv_heads * (key_width + value_width)
+        head_width = width * self.num_layers // heads
+        key_width = self._of_architecture("attention.key_length") or head_width
+        value_width = self._of_architecture("attention.value_length") or head_width
+        return kv_heads * (key_width + value_width)
 
     @property
     def tokens(self) -> list[bytes]:
@@ -77,6 +78,13 @@ class GgufMetadata:
     def _of_architecture(self, key: str) -> int | None:
         value = self.values.get(f"{self.architecture}.{key}")
         return value if isinstance(value, int) else None
+
+    def _over_layers(self, key: str) -> int | None:
+        """Sum over all layers of a number that is one for all of them, or a list where they differ."""
+        value = self.values.get(f"{self.architecture}.{key}")
+        if isinstance(value, list):
+            return sum(value)
+        return value * self.num_layers if isinstance(value, int) and self.num_layers is not None else None
 
 
 def read_gguf_metadata(path: Path) -> GgufMetadata:

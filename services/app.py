@@ -9,6 +9,7 @@ that application alone. Parts of one application never call each other's objects
 # Imports of deployments, and of what only one kind needs, stay inside the functions: building the store must not load
 # the libraries of the models.
 
+import logging
 from typing import Any
 
 from ray import serve
@@ -17,7 +18,9 @@ from ray.serve import Application
 from cluster.home import open_home
 from services.config import EmbeddingConfig, ModelConfig, PlatformConfig, StoreConfig
 from services.environment import data_folder
-from services.resources import BALANCER, EMBEDDING, GATEWAY, PAGE, STORE, Resources, model_resources
+from services.resources import BALANCER, EMBEDDING, GATEWAY, GIB, PAGE, STORE, Resources, model_resources
+
+_log = logging.getLogger(__name__)
 
 STOP_S = 5.0
 
@@ -43,7 +46,7 @@ def build_model(config: ModelConfig) -> Application:
     from services.sharding import is_sharded, options_on_cluster
 
     # A replica that is replaced lets its streams end; `windfarm down` does not wait for that.
-    deployment = _deployment(ModelServer, model_resources(config), stop_s=DRAIN_S + STOP_S)
+    deployment = _deployment(ModelServer, _model_resources(config), stop_s=DRAIN_S + STOP_S)
     if not is_sharded(config):
         return deployment.bind(config)
     options, section, expert_ranks = options_on_cluster(config, open_home(data_folder()))
@@ -61,6 +64,19 @@ def build_platform(config: PlatformConfig) -> Application:
 
         beside.append(_deployment(Balancer, BALANCER).bind(config))
     return _deployment(Gateway, GATEWAY, stop_s=DRAIN_S + STOP_S).bind(config, *beside)
+
+
+def _model_resources(config: ModelConfig) -> Resources:
+    resources = model_resources(config, data_folder())
+    if resources.is_lower_bound:
+        _log.warning(
+            "The files of %s are not on this machine yet, so its replicas ask Ray for %.1f GiB (%s) unless "
+            "`deployments:` names their memory. Fetch the model first (`windfarm up` does) or set memory_gib.",
+            config.id,
+            resources.memory / GIB,
+            resources.parts,
+        )
+    return resources
 
 
 def _deployment(

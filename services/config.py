@@ -40,7 +40,8 @@ class ModelConfig(Section):
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of one replica (of one rank); none: all cores of the machine, divided among the ranks on it."""
     memory_gib: Annotated[float, Field(gt=0)] | None = None
-    """Memory that one replica (one rank) asks Ray for; none: computed from the model's files."""
+    """Memory that one replica (one rank) asks Ray for; none: weights, KV cache and engine, computed from the
+    model's files."""
     data_parallel_size: Annotated[int, Field(ge=1, le=1024)] = 1
     """Ranks of one gang. A gang is one copy of a mixture of experts, cut over as many Serve replicas as it has ranks;
     `num_replicas` counts ranks, so it is a multiple of this."""

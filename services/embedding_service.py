@@ -6,6 +6,7 @@ Knows nothing of Ray. One replica holds one model. Everything slow runs beside t
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any, get_args
@@ -21,6 +22,8 @@ from services.config import EmbeddingConfig, Environment
 from services.embedding_batcher import EmbeddingBatcher
 from services.embedding_result import EmbeddingResult, TextKind
 
+_log = logging.getLogger(__name__)
+
 _CHECK_TEXT = "health"
 _CHECK_WITHIN_S = 60.0
 """A check waits for the batches before it; only far beyond their time is the engine called dead."""
@@ -29,7 +32,9 @@ _CHECK_WITHIN_S = 60.0
 def open_configured_embedding(config: EmbeddingConfig, environment: Environment) -> OpenedEmbedding:
     """Prepare and load what the configuration names. Takes seconds; blocks."""
     threads = config.threads or environment.threads or len(os.sched_getaffinity(0))
-    return open_embedding(config.source, open_home(environment.home), precision=config.precision, threads=threads)
+    model = open_embedding(config.source, open_home(environment.home), precision=config.precision, threads=threads)
+    _log.info("%s runs as %s: %s", model.identity, model.engine.backend, model.reason)
+    return model
 
 
 class EmbeddingService:

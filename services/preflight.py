@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.catalogue import resolve
+from cluster.engines.embedding_choice import candidates_here
 from cluster.errors import ClusterError
 from cluster.home import Home
 from cluster.placement import zones_that_ray_may_mix
@@ -90,14 +91,14 @@ def read_machine() -> Machine:
     return Machine(len(os.sched_getaffinity(0)), count_gpus(), total, max(0, free))
 
 
-def demands(config: RayConfig) -> list[Demand]:
-    """What every deployment asks for. Raises `ModelNotFound` for a model that does not exist."""
+def demands(config: RayConfig, home: Path) -> list[Demand]:
+    """What every deployment asks for. `home` is the data folder. Raises `ClusterError` for a model that cannot be."""
     found = []
     for entry in config.applications:
         names = [name for app, name in FIXED if app == entry.name] or ["ModelServer"]
         for name in names:
             override = config.override(entry.name, name)
-            each = FIXED.get((entry.name, name)) or model_resources(_model(config, entry.name))
+            each = FIXED.get((entry.name, name)) or model_resources(_model(config, entry.name), home, ask_hub=True)
             replicas = _model(config, entry.name).data_parallel_size if name == "ModelServer" else 1
             if override is not None:
                 if override.ray_actor_options is not None:
@@ -129,7 +130,7 @@ def check_resources(wanted: list[Demand], machine: Machine) -> list[Finding]:
             memory <= machine.free_memory,
             f"{memory / GIB:.1f} GiB are asked for ({_list(wanted, 'memory')}, Ray {OVERHEAD_BYTES / GIB:.1f}), "
             f"{machine.free_memory / GIB:.1f} of {machine.total_memory / GIB:.1f} GiB are free",
-            f"End other programs. {lower}.",
+            f"End other programs. {lower}. A model takes less with a smaller max_context or fewer parallel_requests.",
         ),
     ]
     if gpus:
@@ -154,18 +155,30 @@ def check_disk(home: Path) -> Finding:
     return Finding("disk", free >= MIN_DISK_BYTES, text, "Free some space, or name another folder with --home.")
 
 
-def check_models(config: RayConfig) -> Iterator[Finding]:
+def check_models(config: RayConfig, home: Path) -> Iterator[Finding]:
     """Whether each model of the file exists, and a checkpoint's tensors are what its config says."""
+    yield from _check_chat_models(config, home)
+    embed = config.app.embed
+    try:
+        candidates, reason = candidates_here(resolve(embed.source), embed.precision, has_gpu=EMBEDDING.num_gpus > 0)
+    except ClusterError as error:
+        yield Finding("embedding model", False, str(error), "Correct the section of `embed` in ray_config.yaml.")
+    else:
+        names = " or ".join(candidate.name for candidate in candidates)
+        yield Finding("embedding model", True, f"{embed.source}, runs as {names}: {reason}")
+
+
+def _check_chat_models(config: RayConfig, home: Path) -> Iterator[Finding]:
     for model in config.app.models.values():
         try:
-            each = model_resources(model)
+            each = model_resources(model, home, ask_hub=True)
             resolved = resolve(model.source)
             if resolved.origin == "folder" and resolved.formats == ("hf",) and resolved.path is not None:
                 check_checkpoint(resolved.path)
         except ClusterError as error:
-            yield Finding(f"model {model.id}", False, str(error), "Correct `source` in ray_config.yaml.")
+            yield Finding(f"model {model.id}", False, str(error), "Correct its section in ray_config.yaml.")
         else:
-            yield Finding(f"model {model.id}", True, f"{model.source}, asks for {each.memory / GIB:.1f} GiB")
+            yield Finding(f"model {model.id}", True, f"{model.source}, asks for {_amount(each, 1)} GiB")
 
 
 def check_ranks(config: RayConfig, home: Home, topology: Topology) -> Iterator[Finding]:
@@ -206,10 +219,19 @@ def _model(config: RayConfig, application: str) -> ModelConfig:
 
 def _list(wanted: list[Demand], field: str) -> str:
     def amount(demand: Demand) -> str:
-        value = getattr(demand.each, field) * demand.replicas
-        return f"{value:g}" if field == "num_cpus" else f"{value / GIB:.1f}"
+        if field == "num_cpus":
+            return f"{demand.each.num_cpus * demand.replicas:g}"
+        return _amount(demand.each, demand.replicas)
 
     return ", ".join(f"{d.application}/{d.deployment} {amount(d)}" for d in wanted)
+
+
+def _amount(each: Resources, replicas: int) -> str:
+    """GiB of memory, and of what it consists."""
+    least = "at least " if each.is_lower_bound else ""
+    of_each = "of each " if replicas > 1 else ""
+    parts = f" ({of_each}{each.parts})" if each.parts else ""
+    return f"{least}{replicas * each.memory / GIB:.1f}{parts}"
 
 
 def _container_memory() -> tuple[int | None, int]:

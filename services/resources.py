@@ -1,7 +1,8 @@
 """What one replica of each deployment asks Ray for, unless `deployments:` in the configuration says otherwise.
 
 CPU shares place replicas and do not limit them: they are small, so that everything fits on two cores. Memory is what a
-replica was measured to need at its peak, so that Ray never places more than the machine can hold.
+replica was measured to need at its peak, of a model what its engine takes, so that Ray never places more than the
+machine can hold.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.catalogue import ResolvedModel, resolve
-from cluster.engines.choice import choose_engine, detect_hardware
+from cluster.catalogue import resolve
+from cluster.engines.choice import EngineChoice, choose_engine, detect_hardware
+from cluster.engines.memory import DEFAULT_CONTEXT, VLLM_RUNTIME, context_of, llamacpp_bytes, vllm_bytes
+from cluster.sizing import RankBytes
+from cluster.weights.footprint import Footprint, footprint_of
 from services.config import ModelConfig
 
 GIB = 2**30
@@ -27,6 +31,10 @@ class Resources:
     num_gpus: float = 0.0
     is_on_head: bool = False
     """Only on the machine where windfarm was started: what it owns lies in the data folder there."""
+    parts: str = ""
+    """For people: what the memory is for, in GiB."""
+    is_lower_bound: bool = False
+    """Whether the model's files are not here, so that it may turn out to need more."""
 
     def actor_options(self) -> dict[str, Any]:
         """As Ray wants it."""
@@ -50,12 +58,8 @@ MODEL_CPUS = 0.5
 # A rank of a model that is cut into several: two of them fit beside everything else on two cores.
 RANK_CPUS = 0.3
 REMOTE = Resources(num_cpus=0.1, memory=300 * MIB)
-# Python with the engine's libraries, without weights.
-_PROCESS_BYTES = {"llamacpp": 500 * MIB, "vllm": 2 * GIB}
 # What the processes of one rank hold beside the model.
-RANK_RUNTIME_BYTES = _PROCESS_BYTES["vllm"]
-# Key-value cache, scratch space of the computation.
-_WORK_BYTES = {"llamacpp": 800 * MIB, "vllm": 4 * GIB}
+RANK_RUNTIME_BYTES = VLLM_RUNTIME
 
 
 def count_gpus() -> int:
@@ -65,36 +69,51 @@ def count_gpus() -> int:
     return len([path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdecimal()])
 
 
-def model_resources(config: ModelConfig) -> Resources:
-    """Computed from the model's files; `memory_gib` wins. Raises `ClusterError` where the model cannot be served."""
+def model_resources(config: ModelConfig, home: Path, *, ask_hub: bool = False) -> Resources:
+    """Computed from the model's files; `memory_gib` wins. Raises `ClusterError` where the model cannot be served.
+
+    `home` is the data folder. `ask_hub`: whether a hub may be asked about files that are not here yet.
+    """
     resolved = resolve(config.source)
     choice = choose_engine(resolved, detect_hardware(), config.engine)
     if choice.engine == "remote":
         return REMOTE
-    if config.num_ranks > 1:
-        return _rank_resources(config, resolved, uses_gpu=choice.uses_gpu)
-    memory = _PROCESS_BYTES[choice.engine] + _WORK_BYTES[choice.engine]
-    memory += int(1.2 * _weight_bytes(resolved, choice.engine))
-    if config.memory_gib is not None:
-        memory = int(config.memory_gib * GIB)
-    return Resources(MODEL_CPUS, memory, num_gpus=1.0 if choice.uses_gpu else 0.0)
-
-
-def _rank_resources(config: ModelConfig, resolved: ResolvedModel, *, uses_gpu: bool) -> Resources:
-    """The least that one replica of a gang needs, from the size of the weights; the plan knows the rest."""
     tensor = config.tensor_parallel_size
-    memory = RANK_RUNTIME_BYTES * tensor + _weight_bytes(resolved, "vllm") // config.data_parallel_size
+    num_cpus = rank_cpus(config) * tensor
+    num_gpus = float(tensor) if choice.uses_gpu else 0.0
     if config.memory_gib is not None:
-        memory = int(config.memory_gib * GIB) * tensor
-    return Resources(rank_cpus(config) * tensor, memory, num_gpus=float(tensor) if uses_gpu else 0.0)
+        return Resources(num_cpus, int(config.memory_gib * GIB) * tensor, num_gpus, parts="as memory_gib says")
+    assert choice.model_format is not None, "models that are not remote have files"
+    files = footprint_of(resolved, choice.model_format, home, ask_hub=ask_hub)
+    context = context_of(config.id, config.max_context, files.cache.trained_context)
+    needs = _replica_bytes(config, files, choice, context)
+    parts = _parts(config, files, needs, context)
+    return Resources(num_cpus, needs.total, num_gpus, parts=parts, is_lower_bound=not files.is_here)
+
+
+def _replica_bytes(config: ModelConfig, files: Footprint, choice: EngineChoice, context: int | None) -> RankBytes:
+    weights, slots = files.weight_bytes or 0, config.parallel_requests
+    if config.num_ranks > 1:
+        # The least that one replica of a gang needs, from the size of the weights; the plan knows the rest.
+        runtime = RANK_RUNTIME_BYTES * config.tensor_parallel_size
+        return RankBytes(weights // config.data_parallel_size, kv_cache=0, activations=0, runtime=runtime)
+    if choice.engine == "llamacpp":
+        return llamacpp_bytes(files.cache, weights=weights, context=context or DEFAULT_CONTEXT, num_slots=slots)
+    dtype = config.engine_options.get("dtype")
+    return vllm_bytes(
+        files.cache, weights=weights, context=context, num_slots=slots, dtype=dtype, uses_gpu=choice.uses_gpu
+    )
+
+
+def _parts(config: ModelConfig, files: Footprint, needs: RankBytes, context: int | None) -> str:
+    weights = "weights of unknown size" if files.weight_bytes is None else f"weights {needs.weights / GIB:.1f}"
+    engine = f"engine {(needs.runtime + needs.activations) / GIB:.1f}"
+    if not needs.kv_cache:
+        return f"{weights}, {engine}"
+    of = f" for max_context {context} and parallel_requests {config.parallel_requests}" if context is not None else ""
+    return f"{weights}, KV cache {needs.kv_cache / GIB:.1f}{of}, {engine}"
 
 
 def rank_cpus(config: ModelConfig) -> float:
     """CPU share of one rank."""
     return RANK_CPUS if config.num_ranks > 1 else MODEL_CPUS
-
-
-def _weight_bytes(resolved: ResolvedModel, engine: str) -> int:
-    if engine == "vllm" and resolved.entry is not None:
-        return 2 * resolved.entry.num_parameters
-    return resolved.num_bytes or 0

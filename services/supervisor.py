@@ -71,6 +71,8 @@ POLL_S = 0.2
 STOP_S = 30.0
 
 Show = Callable[[Mapping[str, Any]], None]
+Prepare = Callable[[RayConfig, Home], None]
+"""Makes or fetches the files of all models."""
 
 
 @dataclass(slots=True)
@@ -88,7 +90,7 @@ class Running:
         os.write(self.starter_pipe, KEEP)
 
 
-def start(options: UpOptions, say: Say, prepare_models: Callable[[RayConfig, Home], None]) -> Running:
+def start(options: UpOptions, say: Say, prepare_models: Prepare) -> Running:
     """Check the machine, then start guardian, Ray and Serve; returns as soon as all have been set off."""
     home = open_home(options.home)
     lock = _lock(home)
@@ -97,6 +99,8 @@ def start(options: UpOptions, say: Say, prepare_models: Callable[[RayConfig, Hom
         machine = read_machine()
         refuse_unless_fit(options, machine)
         prepare_models(options.config, home)
+        if uses_hub(options.config):
+            refuse_unless_fit(options, machine)  # what was fetched tells more than the hub did
         instance = secrets.token_hex(8)
         seats = choose_seats(options, instance, say)
         nodes = node_options(machine, ray_folder(home), seats, head_labels(machine, options.labels, say))
@@ -138,11 +142,13 @@ def refuse_unless_planned(config: RayConfig, home: Home, topology: Topology) -> 
 
 
 def check_everything(options: UpOptions, machine: Machine) -> list[Finding]:
-    models = list(check_models(options.config))
+    models = list(check_models(options.config, options.home))
     found = [check_port(options.address), check_disk(options.home), *models]
     if all(model.is_ok for model in models):
         cores = options.num_local_nodes * cores_of_node(machine, options.num_local_nodes)
-        found += check_resources(demands(options.config), replace(machine, num_cpus=max(machine.num_cpus, cores)))
+        found += check_resources(
+            demands(options.config, options.home), replace(machine, num_cpus=max(machine.num_cpus, cores))
+        )
     return found
 
 
@@ -200,10 +206,12 @@ def is_ready(api: str) -> bool:
         return False
 
 
-def apply(home: Path, config: RayConfig, say: Say, show: Show, timeout_s: float) -> dict[str, Any]:
+def apply(
+    home: Path, config: RayConfig, say: Say, show: Show, timeout_s: float, prepare_models: Prepare
+) -> dict[str, Any]:
     """Bring a changed configuration to the windfarm that runs here; returns when it has taken effect."""
     state = running_state(home / "run")
-    findings = [*check_models(config)]
+    findings = [*check_models(config, home)]
     if not all(finding.is_ok for finding in findings):
         raise StartRefused(explain(findings))
     if uses_hub(config) and not state.may_use_hub:
@@ -211,6 +219,8 @@ def apply(home: Path, config: RayConfig, say: Say, show: Show, timeout_s: float)
             "This windfarm was started without a model of a hub, so its processes may not go to the network. "
             "Restart it with this configuration: windfarm down, then windfarm up."
         )
+    if uses_hub(config):
+        prepare_models(config, open_home(home))  # what its replicas ask Ray for is computed from the files
     if has_ranks(config):
         running = running_topology(ask(state.control, {"do": "status"}))
         for note in refuse_unless_planned(config, open_home(home), running):

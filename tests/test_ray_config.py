@@ -97,9 +97,9 @@ def test_a_change_of_one_model_leaves_the_arguments_of_all_others() -> None:
     assert changed == ["llm-tiny"]
 
 
-def test_nothing_of_the_default_file_demands_more_than_two_cores() -> None:
+def test_nothing_of_the_default_file_demands_more_than_two_cores(tmp_path: Path) -> None:
     from services.preflight import demands
 
-    wanted = demands(load_ray_config(FILE))
+    wanted = demands(load_ray_config(FILE), tmp_path)
     assert sum(demand.replicas * demand.each.num_cpus for demand in wanted) <= 1.5
     assert all(demand.each.memory > 0 for demand in wanted)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.setup import checks, program, verify
+from infra.setup import checks, compiler, program, verify
 from infra.setup.checks import SetupProblem
 from infra.setup.install import TORCH_INDEX, Environment, short_form
 from infra.setup.progress import Progress
@@ -49,6 +49,56 @@ def test_a_python_without_venv_names_the_debian_package(tmp_path: Path) -> None:
     with pytest.raises(SetupProblem, match="ensurepip") as caught:
         checks.check_venv_module(str(python))
     assert "python3.12-venv" in caught.value.fix
+
+
+def machine_with(folder: Path, *programs: str, headers: bool) -> str:
+    """A Python whose headers are there or not, and a PATH with no other programs than those named."""
+    (folder / "bin").mkdir()
+    (folder / "include").mkdir()
+    if headers:
+        (folder / "include" / "Python.h").touch()
+    for name in (*programs, "python"):
+        (folder / "bin" / name).write_text(f"#!/bin/sh\necho 3.12\necho {folder}/include\n")
+        (folder / "bin" / name).chmod(0o755)
+    return str(folder / "bin" / "python")
+
+
+@pytest.mark.parametrize(
+    ("programs", "headers", "cc", "lacks"),
+    [
+        ([], True, None, "lacks a C compiler."),
+        (["gcc"], True, "/no/such/cc -O2", r"CC is /no/such/cc -O2, which is not there\)\."),
+        (["gcc"], False, None, r"lacks Python's headers \(.*/include/Python\.h\)\."),
+        ([], False, None, r"lacks a C compiler and Python's headers"),
+    ],
+)
+def test_without_a_compiler_the_gpu_profile_names_the_debian_packages(
+    programs: list[str], headers: bool, cc: str | None, lacks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = machine_with(tmp_path, *programs, headers=headers)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.delenv("CC", raising=False)
+    if cc is not None:
+        monkeypatch.setenv("CC", cc)
+    monkeypatch.setattr(checks, "choose_python", lambda: python)
+    monkeypatch.setattr(checks, "check_venv_module", lambda _: None)
+    with pytest.raises(SetupProblem, match=lacks) as caught:
+        program.check_machine(tmp_path, "gpu", tmp_path)
+    assert "apt-get install build-essential python3.12-dev" in caught.value.fix
+    monkeypatch.setattr(checks, "check_disk", lambda *_: None)
+    assert program.check_machine(tmp_path, "cpu", tmp_path) == python  # nothing is compiled there
+
+
+@pytest.mark.parametrize(("programs", "cc"), [(["gcc"], None), (["clang"], None), (["icx"], "icx -O2")])
+def test_any_of_the_compilers_that_triton_calls_is_enough(
+    programs: list[str], cc: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = machine_with(tmp_path, *programs, headers=True)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.delenv("CC", raising=False)
+    if cc is not None:
+        monkeypatch.setenv("CC", cc)
+    assert compiler.missing(python) is None
 
 
 def test_this_python_can_make_environments() -> None:
@@ -365,6 +415,14 @@ def test_each_lock_pins_the_ray_and_the_vllm_that_windfarm_was_written_for(lock:
     pins = {f"{name}=={version}" for name, version in verify.pins(ROOT / f"requirements/{lock}.lock")}
     assert f"ray=={SUPPORTED_RAY}" in pins
     assert {pin for pin in pins if pin.startswith("vllm")} == ({engine} if engine else set())
+
+
+@pytest.mark.parametrize("lock", ["base", "cpu", "dev"])
+def test_no_lock_for_cpus_has_a_package_that_must_be_built_for_the_same_torch(lock: str) -> None:
+    """An index without builds for CPUs gives one for CUDA, and then `import ray.serve.llm` fails."""
+    pinned = set(re.findall(r"^([\w.-]+)==", (ROOT / f"requirements/{lock}.lock").read_text(), re.MULTILINE))
+    assert len(pinned) > 10
+    assert not pinned & {"torchvision", "torchaudio", "torchcodec"}
 
 
 def test_no_lock_has_a_package_under_agpl() -> None:

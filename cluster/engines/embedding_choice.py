@@ -27,6 +27,10 @@ Precision = Literal["auto", "bf16", "gguf", "fp32"]
 Device = Literal["cpu", "cuda"]
 
 _BF16_FLAGS = {"amx_bf16", "avx512_bf16"}
+_ONLY_FP32 = (
+    "only a full checkpoint is there, and without AMX and AVX512-BF16 it runs in float32, which is slow: a .gguf file "
+    "of the model with its tokenizer.json beside it is faster"
+)
 _PROBE_TEXTS = 4
 _PROBE_TOKENS = 32
 _PROBE_ROUNDS = 3
@@ -64,13 +68,18 @@ class OpenedEmbedding:
 def open_embedding(source: str, home: Home, *, precision: Precision = "auto", threads: int) -> OpenedEmbedding:
     """Prepare, load, time and choose. Raises `ModelNotFound`, `ModelDamaged` or `HomeError`."""
     model = resolve(source)
-    candidates, reason = list_candidates(model, precision, cpu_flags(), has_torch=_has("torch"), has_gpu=_has_gpu())
+    candidates, reason = candidates_here(model, precision, has_gpu=_has_gpu())
     best, probe = _fastest([_opener(model, home, candidate, threads) for candidate in candidates])
     if len(probe) > 1:
         reason = f"fastest of {len(probe)} in the probe"
     engine, path, spec = best
     tokenizer = EmbeddingTokenizer(_folder_of(path), spec)
     return OpenedEmbedding(_identify(model, path), engine, spec, tokenizer, reason, threads, probe)
+
+
+def candidates_here(model: ResolvedModel, precision: Precision, *, has_gpu: bool) -> tuple[list[Candidate], str]:
+    """Backends worth loading on this machine, and why these. Raises `ModelNotFound` where there is none."""
+    return list_candidates(model, precision, cpu_flags(), has_torch=_has("torch"), has_gpu=has_gpu)
 
 
 def list_candidates(
@@ -90,7 +99,7 @@ def list_candidates(
         return [c for c in usable if c is not as_fp32], "the processor computes bf16"
     if as_gguf in usable:
         return [as_gguf], "the processor has neither AMX nor AVX512-BF16"
-    return _at_least_one([c for c in usable if c is as_fp32], model, precision), "only a full checkpoint is there"
+    return _at_least_one([c for c in usable if c is as_fp32], model, precision), _ONLY_FP32
 
 
 def cpu_flags() -> frozenset[str]:

@@ -35,6 +35,7 @@ from cluster.engines.admission import Admission
 from cluster.engines.cache_use import CacheUse
 from cluster.engines.health_probe import HealthProbe
 from cluster.engines.llamacpp_mailbox import Call, End, Mailbox, wake
+from cluster.engines.memory import DEFAULT_CONTEXT, context_of
 from cluster.engines.openmp import SpinGovernor, is_spinning_governed, prepare_governed_spinning
 from cluster.engines.request_checks import answer_limit, check_request, check_token_ids
 from cluster.engines.resumption import catch_up, decode_pieces, delivered_of, remaining_sampling
@@ -58,7 +59,6 @@ from cluster.gguf_metadata import GgufMetadata, read_gguf_metadata
 # Tokens computed between two looks at whether the client still wants the answer.
 PROMPT_BATCH = 512
 PROMPT_CACHE_MIB = 256
-DEFAULT_CONTEXT = 4096
 
 _OWNED_OPTIONS = {"model", "port", "hostnames", "api_keys", "n_ctx", "n_parallel", "model_alias", "endpoint_metrics"}
 
@@ -72,7 +72,8 @@ class LlamaCppEngine:
         self._metadata: GgufMetadata = read_gguf_metadata(self._path)
         self._vocabulary = Vocabulary(self._metadata)
         self._template: ChatTemplate = template_from_gguf(self._metadata, model=settings.model)
-        self._max_context = _max_context(settings, self._metadata)
+        trained = self._metadata.max_context
+        self._max_context = context_of(settings.model, settings.max_context, trained) or DEFAULT_CONTEXT
         self._admission = Admission(settings.parallel_requests, settings.max_queued_requests)
         self._cache_use = CacheUse(self._max_context * settings.parallel_requests)
         self._key = secrets.token_hex(16)
@@ -389,17 +390,6 @@ def _error_from(error: Mapping[str, Any]) -> ClusterError:
     if error.get("code") == 400:
         return InvalidRequest(f"llama.cpp refuses the request: {message}")
     return EngineFailed(f"llama.cpp failed: {message}")
-
-
-def _max_context(settings: EngineSettings, metadata: GgufMetadata) -> int:
-    trained = metadata.max_context
-    wanted = settings.max_context or trained or DEFAULT_CONTEXT
-    if trained is not None and wanted > trained:
-        raise ClusterError(
-            f"max_context of {settings.model} is {wanted}, but the model was trained for {trained} tokens. "
-            f"Set max_context to {trained} or less."
-        )
-    return wanted
 
 
 def _load_library() -> Any:

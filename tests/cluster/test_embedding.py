@@ -170,6 +170,17 @@ def test_a_named_precision_is_taken_or_refused(tmp_path: Path) -> None:
         names(str(tmp_path), "gguf", AVX2)
 
 
+def test_a_checkpoint_that_runs_slowly_here_says_so_and_what_to_give(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    model = resolve(str(tmp_path))
+    _, reason = list_candidates(model, "auto", AVX2, has_torch=True, has_gpu=False)
+    assert "slow" in reason
+    assert "a .gguf file" in reason
+    _, reason = list_candidates(model, "auto", BF16, has_torch=True, has_gpu=False)
+    assert "slow" not in reason
+
+
 class TimedEngine:
     """An engine that takes a fixed number of turns of pure Python: slow and fast without a clock."""
 

