@@ -1,4 +1,5 @@
-"""Fills and empties a small disk under a running ingestion and asserts what people hear and what is left.
+"""Fills and empties a small disk under a running ingestion and under a chat, and asserts what people hear and what is
+left.
 
 Run as root in a mount namespace of its own; the disk is mounted at the folder given."""
 
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 from services.errors import ApiError
+from tests.services.harness import ScriptedEngine, error_of, running_endpoint, wait_until, words
 from tests.services.ingesting import OWNER, Running, running
 
 SIZE = "192m"
@@ -29,6 +31,7 @@ async def main(home: Path) -> None:
         names = {document["name"] for document in windfarm.knowledge.list_documents("handbook", OWNER)}
         assert {"first.md", "after.md"} <= names, names
         windfarm.check_agreement()
+    await _chat_on_full(home)
 
 
 async def _full(windfarm: Running, home: Path) -> None:
@@ -50,6 +53,40 @@ async def _read_only(windfarm: Running, home: Path) -> None:
     assert windfarm.found("handbook", "rule 399 of file 1")
     assert await _try(windfarm, "readonly.md", text(6)) == "read_only"
     _command("umount", str(home))
+
+
+async def _chat_on_full(home: Path) -> None:
+    """Messages are long here, since short ones may find room in files that the database has already."""
+    filler, long = home / "filler", "word " * 100_000
+    may_answer = asyncio.Event()
+    may_answer.set()
+    engine = ScriptedEngine(may_answer, *words(long))
+    (home / "chats").mkdir()
+    async with running_endpoint(home / "chats", engine) as endpoint:
+        conversation = (await endpoint.http.post("/v1/conversations", json={})).json()["id"]
+
+        async def ask(text: str) -> str | None:
+            """The code of what went wrong, if anything."""
+            answer = await endpoint.chat(conversation=conversation, messages=[{"role": "user", "content": text}])
+            return error_of(answer)["code"] if answer.status_code == 503 else None
+
+        async def kept() -> list[str]:
+            found = await endpoint.http.get(f"/v1/conversations/{conversation}")
+            return [message["content"] for message in found.json()["messages"]]
+
+        assert await ask("Before?") is None
+        may_answer.clear()
+        asked = asyncio.create_task(ask("While it is filled?"))
+        await wait_until(lambda: len(engine.requests) == 2)
+        _fill(filler, 0)
+        may_answer.set()
+        assert await asked == "database_unavailable"
+        assert await ask(long) == "database_unavailable"
+        assert len(engine.requests) == 2, "the model was asked although the question could not be kept"
+        assert await kept() == ["Before?", long, "While it is filled?"]
+        filler.unlink()
+        assert await ask("After?") is None
+        assert await kept() == ["Before?", long, "While it is filled?", "After?", long]
 
 
 async def _try(windfarm: Running, name: str, content: str) -> str | None:

@@ -59,10 +59,14 @@ class KnowledgeEndpoint:
 
 
 @asynccontextmanager
-async def knowledge_endpoint(home: Path, *, config: PlatformConfig | None = None) -> AsyncIterator[KnowledgeEndpoint]:
+async def knowledge_endpoint(
+    home: Path, *, config: PlatformConfig | None = None, database_url: str | None = None
+) -> AsyncIterator[KnowledgeEndpoint]:
+    """`database_url`: a file in `home` where it is None."""
     calls = InProcessCalls()
-    async with running_endpoint(home, config=config, store=calls) as running:
-        parts = await asyncio.to_thread(open_store, CONFIG, environment(home))
+    around = environment(home, database_url)
+    async with running_endpoint(home, config=config, store=calls, database_url=around.database_url) as running:
+        parts = await asyncio.to_thread(open_store, CONFIG, around)
         calls.service = service = StoreService(parts, RemoteHashEmbedder())
         await service.start()
         owner = running.accounts.owner_id()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,18 @@ async def test_a_forced_calculator_gets_arguments_from_the_real_model(model: Dir
     events = await tell(model, handbook, "What is 37 * 21?", server_tools=("calculator",), tool_choice="calculator")
     assert set(json.loads(only(events, ToolCall).arguments)) == {"expression"}
     assert only(events, ToolResult).content == "777"
+    assert only(events, Finished).finish_reason in ("stop", "length")
+
+
+async def test_a_forced_look_at_the_clock_gets_arguments_from_the_real_model(
+    model: DirectModel, handbook: Handbook
+) -> None:
+    before = datetime.now(UTC).replace(microsecond=0)
+    events = await tell(model, handbook, "What time is it?", server_tools=("datetime",), tool_choice="datetime")
+    assert set(json.loads(only(events, ToolCall).arguments)) <= {"timezone"}
+    told, zone = only(events, ToolResult).content.rstrip(")").split(" (")
+    now = datetime.strptime(f"{told} {zone.rsplit('UTC', 1)[1]}", "%A, %Y-%m-%d %H:%M:%S %z")
+    assert before <= now <= datetime.now(UTC)
     assert only(events, Finished).finish_reason in ("stop", "length")
 
 

@@ -1,4 +1,4 @@
-"""A full or read-only disk ends uploads with a clear error, loses nothing that was stored, and can be mended."""
+"""A full or read-only disk ends uploads and chats with a clear error, loses nothing, and can be mended."""
 
 from __future__ import annotations
 

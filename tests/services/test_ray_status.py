@@ -1,5 +1,8 @@
 """Status in plain words: what runs, what waits, and which resource it waits for."""
 
+import pytest
+
+from services.cli.status_view import render
 from services.cli.up_display import describe
 from services.ray_status import explain_wait, summarize
 
@@ -34,6 +37,13 @@ def test_a_replica_with_a_process_is_not_pending() -> None:
 def test_people_see_what_is_pending_and_why() -> None:
     status = {"phase": "ready", **summarize(details("STARTING", None), [], {"CPU": 0.0})}
     assert describe(status)["llm-a"].startswith("ModelServer is pending: needs 1 CPU")
+
+
+def test_the_printed_status_says_what_is_pending_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    status = summarize(details("STARTING", None), [], {"CPU": 2.0, "memory": 1 * GIB})
+    render({"api": "http://127.0.0.1:8000", "is_ready": True, "phase": "ready", **status})
+    shown = " ".join(capsys.readouterr().out.split())  # lines are cut where the terminal ends
+    assert "pending: llm-a/ModelServer (1): needs 2.0 GiB memory, only 1.0 GiB memory free: give it less" in shown
 
 
 def test_people_see_what_is_ready() -> None:

@@ -4,6 +4,7 @@ nothing told of the rest."""
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,10 @@ from tests.services.reading import found_by
 ANNA, BEN, CARL, FAR, ADMIN = "user_anna", "user_ben", "user_carl", "user_far", "user_admin"
 
 
-@pytest.fixture
-async def windfarm(tmp_path: Path) -> AsyncIterator[Running]:
-    async with running(tmp_path) as made:
+@asynccontextmanager
+async def people_and_handbook(folder: Path, url: str | None = None) -> AsyncIterator[Running]:
+    """Two documents of the owner's, and people who may read them once they are told to. `url`: of the database."""
+    async with running(folder, url=url) as made:
         with made.database.write() as session:
             for user_id in (ANNA, BEN, CARL):
                 session.add(User(id=user_id, name=user_id.removeprefix("user_")))
@@ -35,6 +37,12 @@ async def windfarm(tmp_path: Path) -> AsyncIterator[Running]:
         for name in ("pay.txt", "rules.txt"):
             text = f"The salary table of {name} is secret."
             add_document(made.database, made.store, made.journal, collection, name, text, made.embedder.dimension)
+        yield made
+
+
+@pytest.fixture
+async def windfarm(tmp_path: Path) -> AsyncIterator[Running]:
+    async with people_and_handbook(tmp_path) as made:
         yield made
 
 

@@ -88,8 +88,10 @@ class RemoteMethod:
     remote: Callable[..., Any]
 
 
-def environment(home: Path) -> Environment:
-    return Environment(home=home, database_url=f"sqlite:///{home / 'windfarm.db'}", internal_secret="secret")
+def environment(home: Path, database_url: str | None = None) -> Environment:
+    """`database_url`: a file in `home` where it is None."""
+    url = database_url or f"sqlite:///{home / 'windfarm.db'}"
+    return Environment(home=home, database_url=url, internal_secret="secret")
 
 
 @asynccontextmanager

@@ -3,7 +3,9 @@
 The checkpoints are the first layers of the bundled model and mixtures made of them, so that engines start quickly.
 """
 
+import importlib
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,11 @@ def engine(folder: Path, parallelism: Parallelism, **options: Any) -> Replica:
         parallelism=parallelism,
     )
     return Replica(settings, folder.parent / "engine.log", {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"})
+
+
+def files_of_packages(_worker: object, names: Sequence[str]) -> list[str]:
+    """Called in a worker: which files it imports under these names."""
+    return [str(importlib.import_module(name).__file__) for name in names]
 
 
 def assert_pairs_exact(replica: Replica) -> None:

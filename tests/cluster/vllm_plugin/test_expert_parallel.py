@@ -24,10 +24,12 @@ from tests.cluster.vllm_plugin.small_mixtures import (
     WINDOW,
     assert_pairs_exact,
     engine,
+    files_of_packages,
     prompts,
 )
 from tests.engine_process import Replica, gang
 from tests.expert_oracle import Reference, swap_map_entries
+from tests.test_packages import PACKAGES, ROOT
 
 pytestmark = [pytest.mark.integration, pytest.mark.requires("vllm"), pytest.mark.timeout(400)]
 
@@ -66,6 +68,11 @@ def test_each_rank_holds_its_experts_and_computes_exactly_their_pairs(two_ranks:
         assert held[rank] == [[expert for expert in range(EXPERTS) if layer[expert] == rank] for layer in PLACEMENT]
     assert_pairs_exact(two_ranks)
     assert two_ranks.loads()[0].rank_tokens().sum() > 0
+
+
+def test_the_packages_in_an_engines_processes_are_ours(two_ranks: Replica) -> None:
+    ours = [str(ROOT / name / "__init__.py") for name in PACKAGES]
+    assert two_ranks.call(files_of_packages, PACKAGES) == [ours, ours]
 
 
 def test_swapped_entries_of_an_expert_map_are_noticed(two_ranks: Replica, oracle: Reference) -> None:
