@@ -18,6 +18,7 @@ from services.cli.commands import app
 from services.cli.knowledge import find_files
 from services.cli.machine import check_packages
 from services.cli.running import _announce
+from services.cli.talking import _Answer
 from services.ray_config import load_ray_config
 from services.setup_errors import ConfigError
 from services.up_options import UpOptions
@@ -242,3 +243,9 @@ async def test_reembed_follows_its_job_to_the_end_and_says_how_it_went(tmp_path:
         assert failed.returncode == 1
         assert "handbook: It broke." in failed.stderr
         assert [method for method, _ in running.store.asked] == ["reembed", "job", "job", "reembed", "job"]
+
+
+def test_what_was_searched_for_is_said_where_it_is_not_the_question(capsys: pytest.CaptureFixture[str]) -> None:
+    event = {"event": "retrieval", "query": "And in Italy? Parental leave"}
+    _Answer(print_text=False).read(iter([{"windfarm": event | {"rewritten": is_so}} for is_so in (True, False)]))
+    assert capsys.readouterr().err == "(searched for: And in Italy? Parental leave)\n"
