@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,34 @@ async def test_a_restore_brings_back_the_moment_of_the_backup_while_searches_go_
         num_texts = embedder.num_texts
         await running.ingest("house", "again.txt", "It goes on.")
         assert embedder.num_texts == num_texts + 1, "only the new text was embedded"
+
+
+async def test_what_was_deleted_is_in_no_backup_and_no_export(tmp_path: Path) -> None:
+    """Words in the database file, which keeps them in its free space, are looked for byte by byte."""
+    async with knowledge_endpoint(tmp_path / "home") as running:
+        await running.service.create_collection("house", "", running.owner_id)
+        await running.ingest("house", "rule.txt", "The old rule holds.")
+        await running.http.post("/v1/conversations", json={"title": "Before the backup"})
+        gone = await running.ingest("house", "vault.txt", "The vault code is zebra seven.")
+        made = (await running.http.post("/v1/conversations", json={"title": "About the zebra " * 8})).json()
+        await running.http.delete(f"/v1/conversations/{made['id']}")
+        await running.service.delete_document("house", gone, running.owner_id)
+        export, backup = tmp_path / "all.kb", tmp_path / "b.backup"
+        await call(running, lambda client: client.download("/v1/kb/export", export, collections="house"))
+        await call(running, lambda client: client.download("/v1/backup", backup))
+        in_use = b"".join(path.read_bytes() for path in running.home.glob("windfarm.db*"))
+        assert b"About the zebra" in in_use, "else the look at the backup would say nothing"
+    exported, saved = _contents(export), _contents(backup)
+    assert b"zebra" not in saved and b"Before the backup" in saved
+    for word in (b"zebra", b"vault.txt", gone.encode()):
+        assert word not in exported
+    assert b"rule.txt" in exported
+
+
+def _contents(archive: Path) -> bytes:
+    """Everything in it, names included, unpacked as far as the archive packed it."""
+    with zipfile.ZipFile(archive) as packed:
+        return b"\n".join(name.encode() + b"\n" + packed.read(name) for name in packed.namelist())
 
 
 async def test_another_machine_takes_a_backup_over(tmp_path: Path) -> None:
