@@ -42,7 +42,7 @@ def chunk_document(
 
     A passage lies on one page, and following ones do not overlap across a heading. Space around a passage is not part
     of it. A passage that begins below the header of a table names that header, whose tokens count too; its span is that
-    of its own text alone.
+    of its own text alone. The outermost heading is the document's title, where the text does not show it there.
     """
     if not 0 <= overlap_tokens <= max_tokens // 2:
         raise ValueError(f"overlap_tokens must lie between 0 and {max_tokens // 2} (half of max_tokens)")
@@ -52,6 +52,7 @@ def chunk_document(
     tables = _Headers(find_tables(text, document.mime_type), token_spans, max_tokens)
     chunker = _Chunker(text, token_spans, cuts, tables, max_tokens, overlap_tokens)
     page_starts = [page.start for page in document.pages]
+    title = _title_above(document, outline)
     return [
         TextChunk(
             index=index,
@@ -60,11 +61,28 @@ def chunk_document(
             end=end,
             num_tokens=num_tokens,
             page=_page_at(document.pages, page_starts, start),
-            headings=outline.path_at(start),
+            headings=_path(title, outline.path_at(start), text[start:end]),
             table_header=tables.at(start)[0],
         )
         for index, (start, end, num_tokens) in enumerate(chunker.spans())
     ]
+
+
+def _title_above(document: ParsedDocument, outline: Outline) -> str | None:
+    """A title that a file declares beside its text (metadata of a PDF, `<title>` of a page) says what every passage is
+    about. One that is a heading of the text stands above its passages already."""
+    title = document.title
+    if not title or any(heading.text == title for heading in outline.headings):
+        return None
+    # Where nothing is declared, the title is a line of this form, also in texts whose `#` lines are no headings.
+    return None if f"# {title}" in document.text else title
+
+
+def _path(title: str | None, headings: tuple[str, ...], passage: str) -> tuple[str, ...]:
+    """With the title, unless the passage says it itself, as the first page of many documents does."""
+    if title is None or title.casefold() in " ".join(passage.split()).casefold():
+        return headings
+    return (title, *headings)
 
 
 def _page_at(pages: Sequence[PageSpan], page_starts: list[int], position: int) -> int | None:

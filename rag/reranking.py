@@ -7,7 +7,7 @@ some dozens of passages. What it gives are scores on a scale of its own: only th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from rag.types import Passage
@@ -19,6 +19,23 @@ class Reranker(Protocol):
     """Scores of texts for a question, one each, in their order; higher is better. May raise `RerankerFailed`."""
 
     async def scores(self, query: str, texts: Sequence[str]) -> Sequence[float]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reranking:
+    """A reranker, and how many passages of a search it reads. Whoever searches goes through this one, so that what is
+    measured and tuned is what people get."""
+
+    reranker: Reranker
+    num_candidates: int
+
+    def depth(self, wanted: int) -> int:
+        """Passages to search for, where `wanted` are given away."""
+        return max(wanted, self.num_candidates)
+
+    async def best(self, query: str, passages: Sequence[Passage], wanted: int | None = None) -> list[Passage]:
+        """The first `wanted` in the reranker's order; None: all."""
+        return (await rerank(query, passages, self.reranker, self.num_candidates))[:wanted]
 
 
 async def rerank(query: str, passages: Sequence[Passage], reranker: Reranker, num_candidates: int) -> list[Passage]:

@@ -18,8 +18,9 @@ from cluster.engine import Engine, GenerationChunk, GenerationRequest, SamplingP
 from rag.answer_metrics import exact_match, holds_answer, token_f1
 from rag.citations import count_claims
 from rag.judged_set import JudgedQuery, JudgedSet
-from rag.ranking import RetrievalSettings, rank
+from rag.ranking import RetrievalSettings
 from rag.refusal import judge_evidence
+from rag.reranking import Reranking
 from rag.retriever import retrieve
 from rag.types import Citation, Vectors
 from services.chat import Chat
@@ -27,6 +28,8 @@ from services.chat_types import ChatRequest, CitationsReady, Finished, Knowledge
 from services.config import AppConfig
 from services.evaluation_index import INDEX, OpenModel, Report, SearchableSet, open_index, texts_of_versions
 from services.evaluation_settings import EvaluationSettings
+from services.reranker import opened_reranking
+from services.tuning import ranked
 
 NAME = "evaluation"
 
@@ -106,8 +109,11 @@ async def evaluate_answers(
         asked, queries=(*asked.queries, *(JudgedQuery(f"far-{n}", text, {}) for n, text in enumerate(far)))
     )
     settings = EvaluationSettings.of(config)
-    async with open_index(with_far, settings, open_model, report) as index:
-        searcher = SetSearcher(index, judged, _retrieval(config))
+    async with (
+        open_index(with_far, settings, open_model, report) as index,
+        opened_reranking(config.platform.retrieval, settings.embed.reranker) as reranking,
+    ):
+        searcher = SetSearcher(index, judged, _retrieval(config), reranking)
         chat = Chat(searcher, retrieval=config.platform.retrieval, chat=config.platform.chat, embedder=index.embedder)
         client = EngineClient(engine)
         answered = []
@@ -115,8 +121,8 @@ async def evaluate_answers(
             report("asking", position, len(asked.queries))
             answered.append(await _ask(chat, client, query, references[query.id], max_tokens, searcher))
         threshold = config.platform.retrieval.evidence_threshold
-        near = [searcher.is_answered(query.text, threshold, without=query.judgements) for query in asked.queries]
-        far_answered = [searcher.is_answered(text, threshold) for text in far]
+        near = [await searcher.is_answered(query.text, threshold, without=query.judgements) for query in asked.queries]
+        far_answered = [await searcher.is_answered(text, threshold) for text in far]
         return AnswerMeasurement(
             engine.info.model, index.model_name, index.num_passages, tuple(answered), tuple(near), tuple(far_answered)
         )
@@ -125,16 +131,23 @@ async def evaluate_answers(
 class SetSearcher:
     """The knowledge base of the chat story, on an evaluation's index."""
 
-    def __init__(self, index: SearchableSet, judged: JudgedSet, settings: RetrievalSettings) -> None:
+    def __init__(
+        self, index: SearchableSet, judged: JudgedSet, settings: RetrievalSettings, reranking: Reranking | None
+    ) -> None:
         self._index = index
         self._settings = settings
+        self._reranking = reranking
         self._texts = texts_of_versions(judged.documents)
 
     async def search(
         self, collections: Sequence[str], query: str, *, top_k: int | None, actor: str | None
     ) -> SearchResult:
-        settings = replace(self._settings, top_k=top_k or self._settings.top_k)
+        wanted = top_k or self._settings.top_k
+        depth = wanted if self._reranking is None else self._reranking.depth(wanted)
+        settings = replace(self._settings, top_k=depth)
         passages = await retrieve(query, [INDEX], embedder=self, store=self._index.store, settings=settings)
+        if self._reranking is not None:
+            passages = await self._reranking.best(query, passages, wanted)
         return SearchResult(passages, {INDEX: NAME})
 
     async def check_quotes(self, citations: Sequence[Citation], *, actor: str | None) -> list[bool]:
@@ -144,12 +157,13 @@ class SetSearcher:
         """Those of the set's questions were computed before."""
         return np.stack([self._index.vectors[text] for text in texts])
 
-    def is_answered(self, question: str, threshold: float, without: Mapping[str, int] | None = None) -> bool:
+    async def is_answered(self, question: str, threshold: float, without: Mapping[str, int] | None = None) -> bool:
         """Whether the passages count as evidence, those of some documents taken out."""
         vector = self._index.vectors[question]
         hits = self._index.store.search([INDEX], vector=vector, text=question, limit=self._settings.candidates)
         kept = [hit for hit in hits if hit.chunk.document_id not in (without or {})]
-        return judge_evidence(question, rank(kept, self._settings), threshold).is_found
+        passages = await ranked(question, kept, self._settings, self._reranking)
+        return judge_evidence(question, passages, threshold).is_found
 
 
 async def _ask(

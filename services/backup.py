@@ -14,6 +14,7 @@ import shutil
 import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -76,6 +77,7 @@ class Backups:
                     self._link_files(taken, Path(folder))
                 finally:
                     taken.close()
+            drop_free_pages(copy)
             for kind in _FILE_KINDS:
                 for path in sorted((Path(folder) / kind).iterdir()):
                     archive.add_file(f"{kind}/{path.name}", path)
@@ -229,6 +231,13 @@ def copy_database(source: Path, target: Path) -> None:
         read.backup(write, pages=-1)
     read.close()
     write.close()
+
+
+def drop_free_pages(path: Path) -> None:
+    """Write a database anew from its rows. What was deleted stays in free pages until others need the space, and a copy
+    that leaves this machine takes none of it along."""
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("VACUUM")
 
 
 def _indexes(database: Database) -> Iterator[tuple[str, int, Sequence[Version]]]:

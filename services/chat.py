@@ -14,6 +14,7 @@ from rag.language import words
 from rag.refusal import judge_evidence, no_evidence_answer
 from rag.types import Passage
 from services.chat_types import (
+    MAX_QUERY_CHARACTERS,
     ChatEvent,
     ChatRequest,
     CitationsReady,
@@ -200,8 +201,18 @@ def check_chat(request: ChatRequest) -> None:
         )
     if KNOWLEDGE_SEARCH.name in request.server_tools and not request.knowledge:
         raise invalid("The tool knowledge_search needs collections in 'knowledge'.", param="knowledge")
-    if request.knowledge and not last_user_text(request.messages).strip():
+    if not request.knowledge:
+        return
+    question = last_user_text(request.messages)
+    if not question.strip():
         raise invalid("An answer from documents needs a question: a user message with text.", param="messages")
+    if len(question) > MAX_QUERY_CHARACTERS:
+        raise invalid(
+            f"A question to documents has at most {MAX_QUERY_CHARACTERS} characters, this one has {len(question)}. Put "
+            "long texts into a document, and ask about them.",
+            param="messages",
+            code="query_too_long",
+        )
 
 
 def is_forced(choice: str) -> bool:

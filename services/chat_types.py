@@ -14,6 +14,9 @@ from cluster.engine import GenerationChunk, GenerationRequest, SamplingParams, U
 from rag.citations import CitedPassage
 from rag.types import Citation, Passage
 
+MAX_QUERY_CHARACTERS = 20_000
+"""Of what documents are searched for, on every route."""
+
 Message = Mapping[str, Any]
 """An OpenAI chat message."""
 

@@ -44,7 +44,7 @@ from services.people_routes import PeopleRoutes
 from services.readiness import Readiness
 from services.receipt_routes import ReceiptRoutes
 from services.relay import ModelPool, ModelStates, PooledModel, ReplicaSource, open_session
-from services.reranker import make_reranker
+from services.reranker import make_reranking
 from services.sharing_routes import SharingRoutes
 from services.status_routes import StatusRoutes
 from services.transfer_routes import TransferRoutes
@@ -142,8 +142,8 @@ class Endpoint:
         metrics.watch_queues(queues.sizes)
         generation = Generation(config.chat, self._pool, queues, around.story, conversations, metrics)
         uploads = around.home / UPLOADS_FOLDER
-        reranker = make_reranker(config.retrieval, around.embedding)
-        searcher = RemoteSearcher(around.store, config.retrieval, reranker)
+        reranking = make_reranking(config.retrieval, around.embedding)
+        searcher = RemoteSearcher(around.store, config.retrieval, reranking)
         files = Files(around.database, around.home / FILES_FOLDER)
         vector_stores = VectorStores(around.database, around.store, files)
         accounts = Accounts(around.database)
@@ -167,7 +167,7 @@ class Endpoint:
             *DocumentRoutes(around.store).routes(),
             *FeedbackRoutes(FeedbackBook(around.database)).routes(),
             *FileRoutes(files, vector_stores, uploads, config.max_body_mib).routes(),
-            *VectorStoreRoutes(vector_stores, around.store, config.retrieval).routes(),
+            *VectorStoreRoutes(vector_stores, searcher).routes(),
             *McpRoutes(around.store, searcher, version("windfarm")).routes(),
             *SharingRoutes(around.store).routes(),
             *ReceiptRoutes(around.store).routes(),

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from rag.judged_set import JudgedSet
 from rag.significance import NUM_SAMPLES, SEED, Estimate, PairedDifference, bootstrap_mean, compare_paired
-from services.retrieval_evaluation import LEGS, Leg, LegScores, Measurement
+from services.retrieval_evaluation import Leg, LegScores, Measurement
 
 COMPARED_BY = "ndcg@10"
 _DIGITS = 6
@@ -36,7 +36,9 @@ def evaluation_json(judged: JudgedSet, measured: Sequence[Measurement]) -> dict[
     }
     for second in others:
         answer["against"] = _measurement_json(second)
-        answer["difference"] = {leg: {COMPARED_BY: _difference_json(first, second, leg)} for leg in LEGS}
+        answer["difference"] = {
+            leg: {COMPARED_BY: _difference_json(first, second, leg)} for leg in _shared(first, second)
+        }
     return answer
 
 
@@ -52,8 +54,8 @@ def print_evaluation(console: Console, judged: JudgedSet, measured: Sequence[Mea
     for second in others:
         console.print(_table(second))
         console.print(f"nDCG@10, {_varied(first, second)} minus {_varied(second, first)}:", markup=False)
-        for leg in LEGS:
-            console.print(f"  {leg:6}  {_difference_text(_difference(first, second, leg))}", markup=False)
+        for leg in _shared(first, second):
+            console.print(f"  {leg:8}  {_difference_text(_difference(first, second, leg))}", markup=False)
     console.print(
         "In percent, below each its 95 % bootstrap interval. p50, p95: ms of a search, without HTTP.",
         markup=False,
@@ -99,6 +101,11 @@ def _leg_json(scores: LegScores) -> dict[str, Any]:
         "interval_95": {name: _limits(estimate) for name, estimate in estimates.items()},
         "latency_ms": {f"p{each}": round(value, 3) for each, value in _latencies(scores).items()},
     }
+
+
+def _shared(first: Measurement, second: Measurement) -> list[Leg]:
+    """Legs that both have: `reranked` where each has a reranker."""
+    return [leg for leg in first.legs if leg in second.legs]
 
 
 def _difference(first: Measurement, second: Measurement, leg: Leg) -> PairedDifference:

@@ -27,7 +27,7 @@ from services.model_status import ServeStates, read_serve
 from services.public_port import public_socket
 from services.ray_adapter import close_replica_ports
 from services.replica_log import log_into_replica_file
-from services.reranker import make_reranker
+from services.reranker import make_reranking
 
 STORE_APP, STORE_DEPLOYMENT = "store", "Store"
 EMBED_APP, EMBED_DEPLOYMENT = "embed", "Embedding"
@@ -68,7 +68,7 @@ class Gateway:
                 limiter=LimiterCalls(),
                 story=make_story(
                     config,
-                    RemoteSearcher(store, config.retrieval, make_reranker(config.retrieval, embedding)),
+                    RemoteSearcher(store, config.retrieval, make_reranking(config.retrieval, embedding)),
                     RemoteSentenceEmbedder(embedding),
                 ),
             )

@@ -25,6 +25,7 @@ from services.database import (
     Document,
     Job,
     JournalEntry,
+    VectorStoreFile,
     Version,
     utc_now,
 )
@@ -306,7 +307,16 @@ def _take_away(
         "feedback": forget_documents(session, document_ids),
         "uploads": len(upload_paths),
         "upload_paths": list(upload_paths),
+        "files_kept": _files_behind(session, collection.id, filename),
     }
+
+
+def _files_behind(session: Session, collection_id: str, filename: str | None) -> list[str]:
+    """Uploads of people's own accounts that documents were made of. They stay: who uploaded them deletes them."""
+    made = select(VectorStoreFile.file_id).where(VectorStoreFile.collection_id == collection_id)
+    if filename is not None:
+        made = made.where(VectorStoreFile.document_name == filename)
+    return list(session.scalars(made.order_by(VectorStoreFile.file_id)))
 
 
 def _receipt(

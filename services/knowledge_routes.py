@@ -9,6 +9,7 @@ from pydantic import Field
 
 from rag.types import Passage
 from services.calls import Calls
+from services.chat_types import MAX_QUERY_CHARACTERS
 from services.errors import invalid, not_found
 from services.event_stream import until_client_leaves
 from services.knowledge import ACTIVE_JOB_STATES
@@ -35,7 +36,7 @@ class NewUrl(RequestBody):
 
 
 class SearchBody(RequestBody):
-    query: Annotated[str, Field(min_length=1, max_length=20_000)]
+    query: Annotated[str, Field(min_length=1, max_length=MAX_QUERY_CHARACTERS)]
     top_k: Annotated[int, Field(ge=1, le=100)] | None = None
 
 

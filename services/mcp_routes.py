@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, ValidationError
 
 from services.calls import Calls
+from services.chat_types import MAX_QUERY_CHARACTERS
 from services.errors import ApiError, forbidden, invalid
 from services.knowledge_calls import RemoteSearcher
 from services.mcp_protocol import INVALID_REQUEST, VERSIONS, McpServer, Tool
@@ -28,7 +29,9 @@ _INSTRUCTIONS = (
 
 
 class SearchArguments(RequestBody):
-    query: Annotated[str, Field(min_length=1, max_length=20_000, description="What to look for, in any language.")]
+    query: Annotated[
+        str, Field(min_length=1, max_length=MAX_QUERY_CHARACTERS, description="What to look for, in any language.")
+    ]
     collections: Annotated[
         list[str], Field(max_length=_MAX_COLLECTIONS, description="Names of collections; left out: all.")
     ] = Field(default_factory=list)

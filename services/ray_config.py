@@ -421,7 +421,7 @@ def _check_whole(
         if import_path not in present:
             message = f"application `{name}` ({import_path}) is missing"
             problems.append(Problem(lines[("applications",)], "applications", message))
-    return problems + _check_default_model(entries, slices, lines)
+    return problems + _check_default_model(entries, slices, lines) + _check_reranker(entries, slices, lines)
 
 
 def _check_default_model(
@@ -434,6 +434,21 @@ def _check_default_model(
         if isinstance(slice_, PlatformConfig) and models and slice_.default_model not in models:
             place: Location = ("applications", entries.index(entry), "args", "default_model")
             message = f"no model `{slice_.default_model}` is configured; configured are: {', '.join(models)}"
+            return [Problem(_line(place, lines), _name(place), message)]
+    return []
+
+
+def _check_reranker(
+    entries: Sequence[ApplicationEntry],
+    slices: Sequence[tuple[ApplicationEntry, Section]],
+    lines: Mapping[Location, int],
+) -> list[Problem]:
+    """Two sections must agree; the first search would be the first to notice."""
+    has_folder = any(isinstance(slice_, EmbeddingConfig) and slice_.reranker is not None for _, slice_ in slices)
+    for entry, slice_ in slices:
+        if isinstance(slice_, PlatformConfig) and slice_.retrieval.rerank == "embed" and not has_folder:
+            place: Location = ("applications", entries.index(entry), "args", "retrieval", "rerank")
+            message = "`embed` needs the folder of a cross-encoder; name it as `reranker` in the section of `embed`"
             return [Problem(_line(place, lines), _name(place), message)]
     return []
 

@@ -176,8 +176,8 @@ class Deletions:
 
 def receipt_json(row: DeletionReceipt) -> dict[str, Any]:
     removed = {key: value for key, value in row.removed.items() if key not in ("index_id", "upload_paths")}
-    for ids in ("document_ids", "version_ids"):
-        removed[ids] = removed[ids][:_MAX_IDS_SHOWN]
+    for ids in ("document_ids", "version_ids", "files_kept"):
+        removed[ids] = removed.get(ids, [])[:_MAX_IDS_SHOWN]
     check = row.self_check
     found = None if check is None else {**check, "is_clean": not any(check.get(name) for name in _MUST_BE_NONE)}
     return {

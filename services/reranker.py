@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from rag.reranking import Reranker
+from rag.reranking import Reranking
 from services.calls import Calls
 from services.config import RetrievalConfig
 from services.errors import ApiError, unavailable
@@ -89,16 +89,28 @@ class LocalReranker:
         self._model.close()
 
 
-def make_reranker(config: RetrievalConfig, embedding: Calls) -> Reranker | None:
+def make_reranking(config: RetrievalConfig, embedding: Calls) -> Reranking | None:
     """What the endpoint reranks with; None where nothing is configured. Raises `ConfigError`."""
     if config.rerank is None:
         return None
-    return RemoteReranker(embedding) if config.rerank == BESIDE_EMBEDDING else _by_url(config)
+    reranker = RemoteReranker(embedding) if config.rerank == BESIDE_EMBEDDING else _by_url(config)
+    return Reranking(reranker, config.rerank_candidates)
 
 
 @asynccontextmanager
-async def opened_reranker(config: RetrievalConfig, folder: str | None) -> AsyncIterator[Reranker | None]:
-    """The same for an evaluation; `folder` is that of the embedding section."""
+async def serving_reranking(config: RetrievalConfig, embedding: Calls) -> AsyncIterator[Reranking | None]:
+    """The same for one piece of work in another process than the endpoint's."""
+    reranking = make_reranking(config, embedding)
+    try:
+        yield reranking
+    finally:
+        if reranking is not None and isinstance(reranking.reranker, HttpReranker):
+            await reranking.reranker.close()
+
+
+@asynccontextmanager
+async def opened_reranking(config: RetrievalConfig, folder: str | None) -> AsyncIterator[Reranking | None]:
+    """The same for an evaluation, which has no deployments to call; `folder` is that of the embedding section."""
     if config.rerank is None:
         yield None
         return
@@ -109,7 +121,7 @@ async def opened_reranker(config: RetrievalConfig, folder: str | None) -> AsyncI
     else:
         reranker = _by_url(config)
     try:
-        yield reranker
+        yield Reranking(reranker, config.rerank_candidates)
     finally:
         await reranker.close()
 

@@ -60,7 +60,7 @@ class HandleEmbedder:
 
     async def connect(self) -> None:
         """Wait until the model answers and learn what it is; cheap where it is still the same."""
-        described: dict[str, Any] = await self._call("describe")
+        described: dict[str, Any] = await self.call("describe")
         if self._token_spans is None or described["model"] != self.model_name:
             self._token_spans = await asyncio.to_thread(load_token_spans, Path(described["tokenizer_file"]))
         self._described = described
@@ -76,7 +76,7 @@ class HandleEmbedder:
         return await self._embed(texts, "passage")
 
     async def _embed(self, texts: Sequence[str], kind: str) -> Vectors:
-        result = await self._call("embed", list(texts), kind)
+        result = await self.call("embed", list(texts), kind)
         if result.model != self.model_name:
             before = self.model_name
             await self.connect()
@@ -87,9 +87,10 @@ class HandleEmbedder:
         vectors: Vectors = result.vectors
         return vectors
 
-    async def _call(self, method: str, *args: Any) -> Any:
+    async def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
+        """Any method of the deployment. Raises `EmbedderUnavailable` where it is not there."""
         try:
-            return await getattr(self._handle, method).remote(*args)
+            return await getattr(self._handle, method).remote(*args, **kwargs)
         except _GONE as error:
             raise EmbedderUnavailable("The embedding model is not running right now.") from error
 

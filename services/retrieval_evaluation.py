@@ -17,13 +17,13 @@ import numpy.typing as npt
 
 from rag.judged_set import JudgedQuery, JudgedSet
 from rag.ranking_metrics import Judgements, ndcg, rank_documents, recall, reciprocal_rank
-from rag.reranking import Reranker, rerank
+from rag.reranking import Reranking
 from rag.retriever import RetrievalSettings, Searches, retrieve
 from rag.types import Passage, Vectors
 from rag.vector_store import ScoredChunk
 from services.evaluation_index import INDEX, OpenModel, Report, SearchableSet, open_index, open_serving_model
 from services.evaluation_settings import EvaluationSettings
-from services.reranker import opened_reranker
+from services.reranker import opened_reranking
 
 Leg = Literal["dense", "sparse", "fused", "reranked"]
 LEGS: tuple[Leg, ...] = ("dense", "sparse", "fused")
@@ -89,8 +89,7 @@ async def _measure(
         fusion=retrieval.fusion,
         dense_weight=retrieval.dense_weight,
     )
-    async with opened_reranker(retrieval, settings.embed.reranker) as reranker:
-        reranking = None if reranker is None else (reranker, retrieval.rerank_candidates)
+    async with opened_reranking(retrieval, settings.embed.reranker) as reranking:
         measured: tuple[Leg, ...] = LEGS if reranking is None else (*LEGS, "reranked")
         legs = {leg: await _measure_leg(judged.queries, index, leg, wanted, report, reranking) for leg in measured}
     return Measurement(settings, index.model_name, index.num_passages, index.indexing_s, legs)
@@ -102,7 +101,7 @@ async def _measure_leg(
     leg: Leg,
     wanted: RetrievalSettings,
     report: Report,
-    reranking: tuple[Reranker, int] | None,
+    reranking: Reranking | None,
 ) -> LegScores:
     search = _LegSearch(index, leg, wanted, reranking if leg == "reranked" else None)
     await search.passages_of(queries[0].text)  # what is loaded at the first search is not its latency
@@ -125,9 +124,7 @@ async def _measure_leg(
 class _LegSearch:
     """The product's search with one leg or both."""
 
-    def __init__(
-        self, index: SearchableSet, leg: Leg, wanted: RetrievalSettings, reranking: tuple[Reranker, int] | None
-    ) -> None:
+    def __init__(self, index: SearchableSet, leg: Leg, wanted: RetrievalSettings, reranking: Reranking | None) -> None:
         is_joined = leg in ("fused", "reranked")
         self._embedder = _KnownVectors(index)
         self._store = index.store if is_joined else _OneLeg(index.store, leg)
@@ -139,7 +136,7 @@ class _LegSearch:
     async def passages_of(self, text: str, wanted: RetrievalSettings | None = None) -> list[Passage]:
         settings = wanted or self._wanted
         found = await retrieve(text, [INDEX], embedder=self._embedder, store=self._store, settings=settings)
-        return found if self._reranking is None else await rerank(text, found, *self._reranking)
+        return found if self._reranking is None else await self._reranking.best(text, found)
 
     async def deep_ranking(self, text: str) -> list[str]:
         """Documents, best first: 100 of them if so many are found at all."""

@@ -22,8 +22,9 @@ from rag.ranking import RetrievalSettings
 from rag.types import Embedder
 from rag.vector_store import ScoredChunk
 from services.backup import Backups
+from services.calls import Calls
 from services.chat_types import SearchResult
-from services.config import IngestionConfig
+from services.config import IngestionConfig, RetrievalConfig
 from services.database import utc_now
 from services.document_view import DocumentViews, Span
 from services.errors import ApiError, conflict, invalid, unavailable
@@ -47,8 +48,8 @@ _EMBEDDER_WAIT_S = 60.0
 _MAX_COLLECTIONS_PER_SEARCH = 32
 
 
-class ConnectedEmbedder(Embedder, Protocol):
-    """An embedder that has to be reached first and knows its model's tokens."""
+class ConnectedEmbedder(Embedder, Calls, Protocol):
+    """An embedder that has to be reached first and knows its model's tokens. The rest of its deployment is called."""
 
     async def connect(self) -> None: ...
 
@@ -300,27 +301,31 @@ class StoreService:
         name: str,
         questions: Sequence[tuple[str, Sequence[str]]] | None,
         actor: str,
-        candidates: int = 50,
-        fusion: FusionMethod = "minmax",
-        dense_weight: float = 0.5,
-        top_k: int = 3,
+        *,
+        retrieval: RetrievalConfig,
     ) -> dict[str, Any]:
         """Fit threshold and fusion to (question, ids of documents that answer it), or to questions made from the
-        collection where there are none, and keep what was found. The other settings are those in force without it."""
+        collection where there are none, and keep what was found. `retrieval`: what is in force without it."""
+        # Not at the top: it brings an HTTP client along, and a start imports as little as possible.
+        from services.reranker import serving_reranking
+
         await self._know_present_model()
         collection = await asyncio.to_thread(self._knowledge.managed_collection, name, actor)
         self._ingestion.require_embedding(collection)
-        settings = RetrievalSettings(top_k, candidates, fusion, dense_weight)
+        limit = retrieval.candidates
+        settings = RetrievalSettings(retrieval.top_k, limit, retrieval.fusion, retrieval.dense_weight)
         source: Source = "collection" if questions is None else "questions"
         asked = await asyncio.to_thread(self._questions_for, name, questions, actor)
         readable = self._readable(actor)
 
         async def find(question: str) -> Sequence[ScoredChunk]:
             vector = (await self._embedder.embed_queries([question]))[0]
-            return await asyncio.to_thread(readable.search, [name], vector=vector, text=question, limit=candidates)
+            return await asyncio.to_thread(readable.search, [name], vector=vector, text=question, limit=limit)
 
         try:
-            tuned = await tune(asked, find, settings, source=source)
+            async with serving_reranking(retrieval, self._embedder) as reranking:
+                prior = retrieval.evidence_threshold
+                tuned = await tune(asked, find, settings, source=source, reranking=reranking, prior=prior)
         except ValueError as error:
             raise invalid(f"{name} cannot be tuned: {error}", code="too_few_questions", param="questions") from error
         except (EmbedderUnavailable, EmbeddingMismatch) as error:

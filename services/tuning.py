@@ -23,6 +23,8 @@ from rag.evidence_threshold import (
 from rag.fusion_sweep import ChosenFusion, JudgedHits, Setting, choose_fusion, sweep
 from rag.ranking import RetrievalSettings, rank
 from rag.refusal import score_evidence
+from rag.reranking import Reranking
+from rag.types import Passage
 from rag.vector_store import ScoredChunk
 
 MAX_QUESTIONS = 2000
@@ -57,27 +59,37 @@ class Tuned:
 
 
 async def tune(
-    questions: Sequence[TuningQuestion], find: FindHits, settings: RetrievalSettings, *, source: Source
+    questions: Sequence[TuningQuestion],
+    find: FindHits,
+    settings: RetrievalSettings,
+    *,
+    source: Source,
+    reranking: Reranking | None = None,
+    prior: float | None = None,
 ) -> Tuned:
-    """`settings` is what is in force now. Raises `ValueError` where the questions are too few."""
+    """`settings` and the threshold `prior` are what is in force without it. The fusion is chosen by what it finds by
+    itself, the threshold by what `reranking` makes of that, as answers see it. Raises `ValueError` where the questions
+    are too few."""
     searched = [_Searched(question, await find(question.text)) for question in questions]
     fusion = _choose_fusion(searched, settings) if source == "questions" else None
     if fusion is not None:
         settings = replace(settings, fusion=fusion.setting[0], dense_weight=fusion.setting[1])
     fitting = [each for each in searched if is_for_fitting(each.question.text)]
     judging = [each for each in searched if not is_for_fitting(each.question.text)]
-    judged_scores = score_questions(judging, settings)
-    fitted = fit_threshold(score_questions(fitting, settings), judged_scores)
+    judged_scores = await score_questions(judging, settings, reranking)
+    fitted = fit_threshold(await score_questions(fitting, settings, reranking), judged_scores, prior)
     return Tuned(fitted, fusion, error_curve(judged_scores), len(questions))
 
 
-def score_questions(searched: Sequence[_Searched], settings: RetrievalSettings) -> ScoredQuestions:
+async def score_questions(
+    searched: Sequence[_Searched], settings: RetrievalSettings, reranking: Reranking | None = None
+) -> ScoredQuestions:
     """Evidence scores: of answerable questions as they are and without their documents, of the others as they are."""
     answerable = [each for each in searched if each.question.documents]
     return ScoredQuestions(
-        answerable=tuple(_score(each, settings) for each in answerable),
-        far=tuple(_score(each, settings) for each in searched if not each.question.documents),
-        near=tuple(_score(_without_its_documents(each), settings) for each in answerable),
+        answerable=tuple([await _score(each, settings, reranking) for each in answerable]),
+        far=tuple([await _score(each, settings, reranking) for each in searched if not each.question.documents]),
+        near=tuple([await _score(_without_its_documents(each), settings, reranking) for each in answerable]),
     )
 
 
@@ -131,8 +143,19 @@ def _choose_fusion(searched: Sequence[_Searched], settings: RetrievalSettings) -
     return choose_fusion(scores, present)
 
 
-def _score(searched: _Searched, settings: RetrievalSettings) -> float:
-    return score_evidence(searched.question.text, rank(searched.hits, settings))
+async def _score(searched: _Searched, settings: RetrievalSettings, reranking: Reranking | None) -> float:
+    question = searched.question.text
+    return score_evidence(question, await ranked(question, searched.hits, settings, reranking))
+
+
+async def ranked(
+    question: str, hits: Sequence[ScoredChunk], settings: RetrievalSettings, reranking: Reranking | None
+) -> list[Passage]:
+    """The passages that an answer would see of these hits."""
+    if reranking is None:
+        return rank(hits, settings)
+    passages = rank(hits, replace(settings, top_k=reranking.depth(settings.top_k)))
+    return await reranking.best(question, passages, settings.top_k)
 
 
 def _without_its_documents(searched: _Searched) -> _Searched:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from rag.reranking import LEG
 from rag.types import Passage
 from services.accounts import Actor
 from services.attribute_filters import compile_attribute_filter
-from services.calls import Calls
-from services.config import RetrievalConfig
+from services.chat_types import MAX_QUERY_CHARACTERS
 from services.errors import invalid
+from services.knowledge_calls import RemoteSearcher
 from services.pages import page_of
 from services.routing import Answer, Call, Route, json_answer
 from services.validation import FieldError, RequestBody
@@ -103,7 +105,7 @@ class RankingOptions(RequestBody):
         return self
 
 
-Query = Annotated[str, Field(min_length=1, max_length=20_000)]
+Query = Annotated[str, Field(min_length=1, max_length=MAX_QUERY_CHARACTERS)]
 
 
 class SearchBody(RequestBody):
@@ -119,10 +121,9 @@ class SearchBody(RequestBody):
 
 
 class VectorStoreRoutes:
-    def __init__(self, vector_stores: VectorStores, store: Calls, retrieval: RetrievalConfig) -> None:
+    def __init__(self, vector_stores: VectorStores, searcher: RemoteSearcher) -> None:
         self._vector_stores = vector_stores
-        self._store = store
-        self._retrieval = retrieval
+        self._searcher = searcher
 
     def routes(self) -> list[Route]:
         one, files = "/v1/vector_stores/{id}", "/v1/vector_stores/{id}/files"
@@ -245,26 +246,22 @@ class VectorStoreRoutes:
     async def _passages(
         self, actor: Actor, store_id: str, wanted: SearchBody, documents: list[str] | None
     ) -> list[Passage]:
-        """The best of all queries; a passage that several find counts with its best score."""
+        """The best of all queries; a passage that several find counts with the best that was said of it."""
         best: dict[str, Passage] = {}
         for query in wanted.queries:
-            found = await self._store.call(
-                "search",
+            found = await self._searcher.search(
                 [store_id],
                 query,
-                wanted.max_num_results,
-                actor.user_id,
-                candidates=self._retrieval.candidates,
-                fusion=self._retrieval.fusion,
-                dense_weight=self._retrieval.dense_weight,
+                top_k=wanted.max_num_results,
+                actor=actor.user_id,
                 documents=documents,
+                is_reranked=wanted.ranking_options.ranker != "none",
             )
             for passage in found.passages:
                 before = best.get(passage.chunk.chunk_id)
-                if before is None or passage.score > before.score:
+                if before is None or _rank(passage) > _rank(before):
                     best[passage.chunk.chunk_id] = passage
-        ranked = sorted(best.values(), key=lambda passage: -passage.score)
-        return ranked[: wanted.max_num_results]
+        return sorted(best.values(), key=_rank, reverse=True)[: wanted.max_num_results]
 
     def _page(self, call: Call, files: list[dict[str, Any]]) -> Answer:
         state = call.query.get("filter")
@@ -272,6 +269,11 @@ class VectorStoreRoutes:
             raise invalid(f"'filter' is '{state}', but one of {', '.join(_STATES)} is expected.", param="filter")
         shown = [file for file in files if state in (None, file["status"])]
         return json_answer(page_of(call, shown, default=20, most=100, known=("filter",)))
+
+
+def _rank(passage: Passage) -> tuple[float, float]:
+    """Higher is better; what a reranker has read comes before what it has not."""
+    return passage.leg_scores.get(LEG, -math.inf), passage.score
 
 
 def _result(passage: Passage, file: dict[str, Any] | None) -> dict[str, Any]:

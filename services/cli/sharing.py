@@ -116,6 +116,8 @@ def _show_receipt(receipt: dict[str, Any], *, as_json: bool) -> None:
     counts = [f"{receipt['num_documents']} documents", f"{receipt['num_versions']} versions"]
     counts += [f"{removed[name]} {label}" for name, label in _COUNTED.items() if name in removed]
     put(f"  removed: {', '.join(counts)}")
+    if kept := removed.get("files_kept"):
+        put(f"  kept: {', '.join(kept)} in /v1/files, which whoever uploaded them deletes there")
     if check is not None:
         found = ", ".join(f"{check[name]} {label}" for name, label in _LOOKED_FOR.items())
         put(f"  found afterwards: {found} (of {check['num_searches']} searches for it)")

@@ -1,6 +1,7 @@
 """`make bench-retrieval`: what search finds on test sets, leg by leg, beside bm25s. The last line is one JSON object.
 
     ARGS="folder another"    other sets in the layout of BEIR; default: the committed question sets
+    ARGS="--also FOLDER"     sets beside those, such as a folder of Cranfield, which is not part of the repository
     ARGS="--results FILE"    keeps what was measured, so that a run that was ended goes on with the next set
 
 Each set is measured as `windfarm eval retrieval` does it, with one loaded model for all. Per set: `dense`, `sparse`,
@@ -41,15 +42,17 @@ FOLLOW_UPS = ROOT / "tests" / "data" / "follow-ups"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path, default=SETS, help="test sets")
+    parser.add_argument("--also", nargs="+", type=Path, default=[], metavar="FOLDER", help="test sets beside those")
     parser.add_argument("--results", type=Path, help="a file with earlier results, to add to")
     add_arguments(parser)
     options = parser.parse_args()
-    if len({folder.name for folder in options.folders}) < len(options.folders):
+    folders = [*options.folders, *options.also]
+    if len({folder.name for folder in folders}) < len(folders):
         parser.error("two folders have the same name, under which their results would be kept")
     results: dict[str, Any] = {}
     if options.results is not None and options.results.exists():
         results = json.loads(options.results.read_text("utf-8"))
-    over_all = asyncio.run(measure(options.folders, results, options.results))
+    over_all = asyncio.run(measure(folders, results, options.results))
     scale = measure_scale(SETS, options_of(options))
     print(json.dumps(results | over_all | {"scale": scale}))
 

@@ -17,21 +17,26 @@ from typing import Any
 
 import numpy as np
 
-from rag.evidence_threshold import is_for_fitting
+from rag.evidence_threshold import LEAST_QUESTIONS, is_for_fitting
 from rag.fusion_sweep import SETTINGS, JudgedHits, Setting, best_of_others, choose_fusion, leg_scores, sweep
 from rag.judged_set import JudgedDocument, JudgedQuery, JudgedSet
 from rag.ranking import RetrievalSettings, rank
+from rag.ranking_metrics import rank_documents
+from rag.significance import bootstrap_mean, compare_paired
 from rag.types import Embedder, Vectors
 from rag.vector_store import ScoredChunk
 from services.config import EmbeddingConfig
 from services.database import utc_now
 from services.evaluation_index import INDEX, EmbeddingModel, OpenModel, SearchableSet, open_index
 from services.evaluation_settings import EvaluationSettings
+from services.retrieval_evaluation import METRICS
 from services.rewrite import search_queries
 from services.tuning import TuningQuestion, tune, tuning_json
 
 _PARALLEL = ("en", "de", "es")
 _SHALLOW = 3
+_LEAST_IN_HALF = 4 * LEAST_QUESTIONS
+"""Sets whose questions have their documents all over the collection (Cranfield) cannot be cut into two collections."""
 
 
 class RememberingEmbedder:
@@ -73,11 +78,11 @@ async def measure_tuning(judged: JudgedSet, settings: EvaluationSettings, open_m
     async with open_index(judged, settings, open_model, _quiet) as index:
         questions = [JudgedHits(_hits(index, each.text, wanted), each.judgements) for each in judged.queries]
     texts = [each.text for each in judged.queries]
-    refusals = [await _measure_refusals(half, far, settings, open_model) for half, far in _halves(judged)]
+    halves = [each for each in _halves(judged) if len(each[0].queries) >= _LEAST_IN_HALF]
     return {
         "sweep": _sweep_json(questions, wanted),
         "tuned": _tuned_json(questions, texts, wanted),
-        "refusal": refusals,
+        "refusal": [await _measure_refusals(half, far, settings, open_model) for half, far in halves],
     }
 
 
@@ -194,7 +199,7 @@ async def _measure_refusals(
 
         questions = [TuningQuestion(each.text, frozenset(each.judgements)) for each in judged.queries]
         questions += [TuningQuestion(each.text, frozenset()) for each in far]
-        tuned = await tune(questions, find, wanted, source="questions")
+        tuned = await tune(questions, find, wanted, source="questions", prior=settings.retrieval.evidence_threshold)
         return tuning_json(tuned, wanted, source="questions", embedding_model=index.model_name, made_at=utc_now())
 
 
@@ -222,17 +227,34 @@ def _sweep_json(questions: Sequence[JudgedHits], wanted: RetrievalSettings) -> d
 
 
 def _tuned_json(questions: Sequence[JudgedHits], texts: Sequence[str], wanted: RetrievalSettings) -> dict[str, Any]:
-    """Chosen on one half of the questions, judged on the other."""
+    """Chosen on one half of the questions; what it and the default find on the other half."""
     present = (wanted.fusion, wanted.dense_weight)
     fitting = [each for each, text in zip(questions, texts, strict=True) if is_for_fitting(text)]
     judging = [each for each, text in zip(questions, texts, strict=True) if not is_for_fitting(text)]
     chosen = choose_fusion(sweep(fitting, wanted), present)
     judged = sweep(judging, wanted, [chosen.setting, present])
+    gain = compare_paired(judged[chosen.setting], judged[present])
     return {
         "setting": _label(chosen.setting),
-        "ndcg@10": round(fmean(judged[chosen.setting]), 4),
-        "default": round(fmean(judged[present]), 4),
         "num_judged": len(judging),
+        "fused": _metrics_json(judging, wanted, chosen.setting),
+        "fused_default": _metrics_json(judging, wanted, present),
+        "tuned_minus_default": {
+            "ndcg@10": round(gain.mean, 4),
+            "interval_95": [round(gain.low, 4), round(gain.high, 4)],
+            "p_value": round(gain.p_value, 4),
+        },
+    }
+
+
+def _metrics_json(questions: Sequence[JudgedHits], wanted: RetrievalSettings, setting: Setting) -> dict[str, Any]:
+    """Those that need no deeper search than the product's."""
+    settings = replace(wanted, top_k=wanted.candidates, fusion=setting[0], dense_weight=setting[1])
+    rankings = [(rank_documents(rank(each.hits, settings)), each.judgements) for each in questions]
+    found = {name: bootstrap_mean([metric(*each) for each in rankings]) for name, metric in METRICS.items()}
+    return {
+        **{name: round(estimate.mean, 4) for name, estimate in found.items()},
+        "interval_95": {name: [round(each.low, 4), round(each.high, 4)] for name, each in found.items()},
     }
 
 

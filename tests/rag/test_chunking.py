@@ -48,6 +48,24 @@ def test_a_short_text_is_one_passage() -> None:
     assert (chunk.text, chunk.start, chunk.end, chunk.page, chunk.headings) == ("Hello there.", 2, 14, None, ())
 
 
+def headings_of(text: str, mime_type: str, title: str, *pages: PageSpan) -> list[tuple[str, ...]]:
+    chunks = chunk_document(ParsedDocument(text, mime_type, title=title, pages=pages), word_spans, 40, 8)
+    return [chunk.headings for chunk in chunks]
+
+
+def test_a_title_that_the_text_does_not_show_is_the_first_heading() -> None:
+    text = "HARBOUR   RULES\n\nShips wait.\n\nBoats may pass."
+    pages = (PageSpan(1, 0, 28), PageSpan(2, 30, len(text)))
+    found = headings_of(text, "application/pdf", "Harbour rules", *pages)
+    assert found == [(), ("Harbour rules",)], "the first page says it itself"
+    page = "# Access\n\n## By day\n\n" + sentences(9)
+    assert headings_of(page, "text/html", "Harbour rules")[-1] == ("Harbour rules", "Access", "By day")
+    assert headings_of(page, "text/html", "Access")[-1] == ("Access", "By day")
+    assert headings_of(page, "text/html", "By day")[0] == ("Access",), "it stands below"
+    remark = "# Opens the harbour\n\n" + sentences(9)
+    assert set(headings_of(remark, "text/plain", "Opens the harbour")) == {()}, "no heading, so no title either"
+
+
 def test_passages_end_with_sentences_where_they_can() -> None:
     chunks = chunks_of(sentences(60))
     assert len(chunks) > 10 and all(chunk.text.endswith(".") for chunk in chunks)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from rag.evidence_threshold import (
@@ -10,6 +11,7 @@ from rag.evidence_threshold import (
     error_rates,
     fit_threshold,
     is_for_fitting,
+    limit_risks,
 )
 
 
@@ -45,6 +47,42 @@ def test_far_negatives_are_kept_under_their_limit_where_that_can_be_had() -> Non
     rates = fit_threshold(overlapping, overlapping).fitted
     assert rates.wrong_answers_far is not None and rates.wrong_answers_far <= 0.05
     assert rates.wrong_refusals is not None and rates.wrong_refusals <= 0.10
+
+
+def test_the_risk_is_that_of_the_share_behind_what_was_counted() -> None:
+    assert limit_risks(0.1, 20)[0] == pytest.approx(0.9**21)
+    assert limit_risks(0.5, 10)[5] == pytest.approx(0.5), "as many wrong as right says nothing about one half"
+    risks = limit_risks(0.1, 2000)
+    assert risks == sorted(risks) and risks[150] < 0.001 and risks[250] > 0.999 and risks[-1] == pytest.approx(1)
+
+
+def test_few_questions_are_drawn_to_the_configured_threshold_unless_it_is_of_another_scale() -> None:
+    apart = scores(spread(0.80, 0.90, 40), spread(0.50, 0.70, 40))
+    alone = fit_threshold(apart, apart).threshold
+    assert fit_threshold(apart, apart, 0.79).threshold == pytest.approx((alone + 0.79) / 2)
+    assert fit_threshold(apart, apart, 0.95).threshold == alone, "it would refuse everything"
+    assert fit_threshold(apart, apart, 0.55).threshold == alone, "it would answer everything"
+    many = scores(spread(0.80, 0.90, 400), spread(0.50, 0.70, 400))
+    assert alone < fit_threshold(many, many, 0.79).threshold < alone + 0.01
+
+
+def draw(rng: np.random.Generator, shift: float, number: int = 40) -> ScoredQuestions:
+    """Scores as collections have them: some answerable questions use other words than their passage."""
+    is_odd = rng.random(number) < 0.08
+    answerable = np.where(is_odd, rng.normal(0.86, 0.03, number), rng.normal(0.93, 0.03, number)) + shift
+    far, near = rng.normal(0.815, 0.02, number) + shift, rng.normal(0.875, 0.03, number) + shift
+    return scores(answerable.tolist(), far.tolist(), near.tolist())
+
+
+def test_a_threshold_of_few_questions_keeps_its_limits_on_others() -> None:
+    """Eighty collections of 40 questions a kind in each half, none like the one for which 0.862 was found."""
+    rng, num_kept = np.random.default_rng(5), 0
+    for _ in range(80):
+        shift = rng.normal(0, 0.008)
+        rates = fit_threshold(draw(rng, shift), draw(rng, shift), 0.862).judged
+        assert rates.wrong_refusals is not None and rates.wrong_answers_far is not None
+        num_kept += rates.wrong_refusals <= 0.10 and rates.wrong_answers_far <= 0.05
+    assert num_kept >= 68
 
 
 def test_errors_are_those_of_the_other_half() -> None:

@@ -47,6 +47,13 @@ def test_later_rows_of_a_long_table_name_its_header() -> None:
     assert next(chunk for chunk in chunks if "Before" in chunk.text).table_header is None
 
 
+def test_the_headings_above_a_passage_are_embedded_and_searched() -> None:
+    chunk = TextChunk(0, "By day it is open.", 40, 58, 6, headings=("Harbour", "Access"))
+    assert embedded_text(chunk) == "Harbour > Access\nBy day it is open."
+    stored = StoredChunk("c", "col", "doc", "ver", "a.md", chunk.text, 40, 58, 0, headings=chunk.headings)
+    assert searchable_text(stored) == "Harbour\nAccess\nBy day it is open."
+
+
 def test_the_header_is_embedded_searched_and_kept_but_no_part_of_the_span() -> None:
     chunk = chunks_of(f"{HEADER}\n{rows(60)}")[3]
     assert embedded_text(chunk).startswith(HEADER)

@@ -52,6 +52,11 @@ class HashEmbedder:
         self.num_texts += len(texts)
         return await self.embed_queries(texts)
 
+    async def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
+        """The cross-encoder beside it likes best what comes last."""
+        assert method == "rerank"
+        return list(range(len(args[1])))
+
     def _vector(self, text: str) -> Any:
         vector = np.full(self.dimension, 1e-3, dtype=np.float32)
         for word in re.findall(r"\w+", text.lower()):

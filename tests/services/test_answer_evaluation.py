@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import AsyncIterator
 
+import pytest
 from rich.console import Console
 
 from cluster.engine import GenerationChunk, GenerationRequest, ModelInfo, Usage
@@ -30,7 +31,7 @@ WINDS = judged_set(
 )
 REFERENCES = {"q1": ["southern France", "France"], "q2": ["the Sahara"], "q3": ["Adriatic"]}
 SAID = {
-    "q1": "The mistral is a cold wind of southern France.",
+    "q1": "The mistral is a cold wind of southern France. The sirocco is a hot wind from the Sahara.",
     "q2": "The sirocco is a hot wind from the Sahara. Camels like it very much.",
     "q3": "Tuesday",
 }
@@ -71,14 +72,32 @@ async def test_right_grounded_cited_and_refused_are_counted() -> None:
     assert (one.holds_answer, one.is_exact, one.cites_relevant, one.first_holds_answer) == (True, False, True, True)
     assert (two.num_claims, two.num_unsupported, two.first_holds_answer) == (2, 1, True)
     assert three.evidence == "quoted", "the model said nothing that is confirmed"
-    assert not three.holds_answer or "Adriatic" in three.answer
+    assert three.holds_answer and not three.is_exact, "the quote holds it"
     assert found["num_questions"] == 3 and found["model"] == "reciting"
-    assert found["citations"]["num_spans_that_exist"] == found["citations"]["num_spans"] > 0
-    assert found["citations"]["recall"] == 1.0
-    assert found["refusals"]["wrong_refusals"] == 0.0
-    assert found["refusals"]["wrong_answers_far"] == 0.0 and found["refusals"]["num_far"] == 1
-    assert 0.0 <= found["refusals"]["wrong_answers_near"] <= 1.0
-    assert found["seconds"]["total"] >= 0
+    f1 = (one.f1 + two.f1 + three.f1) / 3
+    assert found["right"] == {
+        "exact_match": 0.0,
+        "token_f1": pytest.approx(f1, abs=1e-4),
+        "holds_answer": 1.0,
+        "right_of_all": 1.0,
+    }
+    assert two.f1 == pytest.approx(2 * 1 / (12 + 1)), "one word of twelve, without the article and the mark"
+    assert found["grounded"] == {
+        "answers_with_citation": 1.0,
+        "unsupported_sentences": round(2 / 6, 4),
+        "num_sentences": 6,
+        "only_quoted": round(1 / 3, 4),
+    }
+    citations = found["citations"]
+    assert (one.num_citations, one.num_right_citations) == (2, 1), "that of the other wind answers nothing"
+    assert (citations["precision"], citations["recall"], citations["first_span_holds_answer"]) == (0.75, 1.0, 1.0)
+    assert citations["num_spans_that_exist"] == citations["num_spans"] == 4
+    assert found["refusals"] == {
+        "wrong_refusals": 0.0,
+        "wrong_answers_near": round(2 / 3, 4),
+        "wrong_answers_far": 0.0,
+        "num_far": 1,
+    }
 
 
 async def test_people_get_a_table() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import zipfile
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from services.api_client import ApiClient, ApiFailed
+from services.backup import drop_free_pages
 from services.cli.commands import app
 from services.reconciler import reconcile
 from services.setup_errors import ConfigError
@@ -95,6 +99,51 @@ async def test_a_restore_brings_back_the_moment_of_the_backup_while_searches_go_
         num_texts = embedder.num_texts
         await running.ingest("house", "again.txt", "It goes on.")
         assert embedder.num_texts == num_texts + 1, "only the new text was embedded"
+
+
+async def test_what_was_deleted_is_in_no_backup_and_no_export(tmp_path: Path) -> None:
+    """Words in the database file, which keeps them in its free space, are looked for byte by byte."""
+    async with knowledge_endpoint(tmp_path / "home") as running:
+        await running.service.create_collection("house", "", running.owner_id)
+        await running.ingest("house", "rule.txt", "The old rule holds.")
+        await running.http.post("/v1/conversations", json={"title": "Before the backup"})
+        gone = await running.ingest("house", "vault.txt", "The vault code is zebra seven.")
+        for name in "abcd":  # together they leave whole pages of the database behind
+            await running.service.create_collection(name, "About the zebra. " * 110, running.owner_id)
+        for name in "abcd":
+            await running.service.delete_collection(name, running.owner_id)
+        await running.service.delete_document("house", gone, running.owner_id)
+        export, backup = tmp_path / "all.kb", tmp_path / "b.backup"
+        await call(running, lambda client: client.download("/v1/kb/export", export, collections="house"))
+        await call(running, lambda client: client.download("/v1/backup", backup))
+        in_use = b"".join(path.read_bytes() for path in running.home.glob("windfarm.db*"))
+        assert b"About the zebra" in in_use, "else the look at the backup would say nothing"
+    exported, saved = _contents(export), _contents(backup)
+    assert b"zebra" not in saved and b"Before the backup" in saved
+    for word in (b"zebra", b"vault.txt", gone.encode()):
+        assert word not in exported
+    assert b"rule.txt" in exported
+
+
+def _contents(archive: Path) -> bytes:
+    """Everything in it, names included, unpacked as far as the archive packed it."""
+    with zipfile.ZipFile(archive) as packed:
+        return b"\n".join(name.encode() + b"\n" + packed.read(name) for name in packed.namelist())
+
+
+def test_a_copy_is_written_anew_without_what_its_free_pages_hold(tmp_path: Path) -> None:
+    """Some builds of SQLite overwrite what is deleted, most do not."""
+    path = tmp_path / "copy.sqlite"
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA secure_delete = OFF")
+        database.execute("CREATE TABLE notes (text)")
+        database.execute("INSERT INTO notes VALUES (?), ('kept')", ("zebra " * 2000,))
+        database.commit()
+        database.execute("DELETE FROM notes WHERE text != 'kept'")
+        database.commit()
+    assert b"zebra zebra" in path.read_bytes()
+    drop_free_pages(path)
+    assert b"zebra" not in path.read_bytes() and b"kept" in path.read_bytes()
 
 
 async def test_another_machine_takes_a_backup_over(tmp_path: Path) -> None:

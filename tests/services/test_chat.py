@@ -26,6 +26,8 @@ from services.chat_types import (
 )
 from services.config import ChatConfig, RetrievalConfig
 from services.errors import ApiError
+from services.tools.knowledge import KNOWLEDGE_SEARCH
+from services.tools.registry import ToolContext, run_tool
 from tests.services.scripted_model import ScriptedModel
 
 LEAVE = "Parental leave lasts twelve weeks and is fully paid."
@@ -33,12 +35,16 @@ TRAVEL = "Trains are booked in second class."
 
 
 class Shelf:
-    """A knowledge base of fixed passages; `cosines` says how near each question is to them."""
+    """A knowledge base of fixed passages; `cosines` says how near each question is to them, `tuned` the threshold that
+    the collection was tuned to."""
 
-    def __init__(self, *texts: str, cosines: dict[str, float] | None = None, cosine: float = 0.9) -> None:
+    def __init__(
+        self, *texts: str, cosines: dict[str, float] | None = None, cosine: float = 0.9, tuned: float | None = None
+    ) -> None:
         self._texts = texts
         self._cosines = cosines or {}
         self._cosine = cosine
+        self._thresholds = {} if tuned is None else {"col": tuned}
         self.queries: list[str] = []
         self.gone: set[str] = set()
         """Versions that were deleted after the search."""
@@ -56,7 +62,7 @@ class Shelf:
         ]
         for passage in passages:
             passage.leg_scores["dense"] = cosine
-        return SearchResult(passages, {"col": "Handbook"})
+        return SearchResult(passages, {"col": "Handbook"}, self._thresholds)
 
     async def check_quotes(self, citations: Sequence[Citation], *, actor: str | None) -> list[bool]:
         stored = {f"v{n}": "." * 100 + text for n, text in enumerate(self._texts) if f"v{n}" not in self.gone}
@@ -152,13 +158,36 @@ async def test_the_threshold_of_the_request_wins() -> None:
     assert only(events, RetrievalDone).evidence == "none"
 
 
+@pytest.mark.parametrize(("cosine", "tuned", "evidence"), [(0.9, 0.99, "none"), (0.7, 0.6, "found")])
+async def test_the_threshold_of_a_tuned_collection_is_in_force(cosine: float, tuned: float, evidence: str) -> None:
+    shelf = Shelf(TRAVEL, cosine=cosine, tuned=tuned)
+    events = await tell(ScriptedModel("Trains are booked in second class."), shelf)
+    assert only(events, RetrievalDone).evidence == evidence
+    asked = KnowledgeOptions(("Handbook",), threshold=0.8)
+    events = await tell(ScriptedModel("Trains are booked in second class."), shelf, knowledge=asked)
+    assert only(events, RetrievalDone).evidence != evidence, "that of the request wins"
+
+
+@pytest.mark.parametrize(("is_asked", "said"), [(False, "The documents say nothing"), (True, TRAVEL)])
+async def test_the_search_tool_keeps_to_the_tuned_threshold_unless_the_request_names_one(
+    is_asked: bool, said: str
+) -> None:
+    shelf = Shelf(TRAVEL, cosine=0.9, tuned=0.99)
+    context = ToolContext(
+        shelf, ("Handbook",), evidence_threshold=0.8, is_threshold_asked=is_asked, collection_names={}
+    )
+    assert said in await run_tool(KNOWLEDGE_SEARCH, '{"query": "parental leave"}', context, timeout_s=5)
+
+
 async def test_a_follow_up_is_searched_with_the_question_before() -> None:
     together = "How long is parental leave?\nAnd is it paid?"
     shelf = Shelf(LEAVE, cosine=0.7, cosines={together: 0.9})
     messages = user("How long is parental leave?", "Twelve weeks.", "And is it paid?")
     events = await tell(ScriptedModel("It is fully paid."), shelf, messages)
     assert only(events, RetrievalDone).query == together
-    assert only(events, RetrievalDone).evidence == "found"
+    assert only(events, RetrievalDone).evidence == "found" and only(events, RetrievalDone).is_rewritten
+    alone = await tell(ScriptedModel("x"), Shelf(LEAVE), user("How long is parental leave?"))
+    assert not only(alone, RetrievalDone).is_rewritten
 
 
 async def test_what_did_not_fit_is_told() -> None:
@@ -267,6 +296,7 @@ async def test_leaving_the_chat_cancels_the_generation() -> None:
         ({"server_tools": ("calculator",), "sampling": SamplingParams(json_schema={})}, "response format"),
         ({"server_tools": ("calculator",), "sampling": SamplingParams(grammar="root ::= x")}, "response format"),
         ({"messages": user(" ")}, "needs a question"),
+        ({"messages": user("wind " * 20_000)}, "at most 20000 characters, this one has 100000"),
         (
             {
                 "server_tools": ("calculator",),

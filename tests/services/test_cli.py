@@ -19,6 +19,7 @@ from services.cli.commands import app
 from services.cli.knowledge import find_files
 from services.cli.machine import check_compiler, check_packages
 from services.cli.running import _announce
+from services.cli.talking import _Answer
 from services.ray_config import load_ray_config
 from services.setup_errors import ConfigError
 from services.up_options import UpOptions
@@ -272,3 +273,9 @@ def test_a_label_that_is_none_is_refused_before_anything_starts(tmp_path: Path) 
     answer = CliRunner().invoke(app, ["up", "--home", str(tmp_path), "--label", "80"])
     assert answer.exit_code == 2
     assert "--label wants NAME=VALUE, not '80'" in " ".join(answer.output.split())
+
+
+def test_what_was_searched_for_is_said_where_it_is_not_the_question(capsys: pytest.CaptureFixture[str]) -> None:
+    event = {"event": "retrieval", "query": "And in Italy? Parental leave"}
+    _Answer(print_text=False).read(iter([{"windfarm": event | {"rewritten": is_so}} for is_so in (True, False)]))
+    assert capsys.readouterr().err == "(searched for: And in Italy? Parental leave)\n"

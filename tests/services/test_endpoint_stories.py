@@ -44,7 +44,7 @@ CITED = CitedPassage(
     Citation(1, "doc", "ver", "tower.pdf", "towers", 3, 0, 24, "The tower is 100 m high.", 0.9), ((0, 9),)
 )
 STORY: tuple[ChatEvent, ...] = (
-    RetrievalDone("How high?", (PASSAGE,), "found"),
+    RetrievalDone("How high is the tower?", (PASSAGE,), "found", is_rewritten=True),
     ContextTrimmed(2, 1, "The context is 64 tokens."),
     ToolCall("call_1", "calculator", '{"expression": "1+1"}', "server"),
     ToolResult("call_1", "calculator", "2"),
@@ -86,6 +86,7 @@ async def test_a_story_is_streamed_as_chunks_with_windfarms_events(tmp_path: Pat
         "tool_result",
         "citations",
     ]
+    assert (extensions[0]["query"], extensions[0]["rewritten"]) == ("How high is the tower?", True)
     assert extensions[1]["omitted"] == {"messages": 2, "passages": 1}
     assert extensions[4]["answer"] == "It is 100 m [1]."
     assert extensions[4]["citations"] == [

@@ -12,8 +12,10 @@ import openai
 import pytest
 import pytest_asyncio
 
+from services.config import PlatformConfig, RetrievalConfig
 from tests.services.harness import error_of
 from tests.services.knowledge_endpoint import KnowledgeEndpoint, knowledge_endpoint
+from tests.services.rerank_server import rerank_server
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -51,6 +53,23 @@ async def store_with(client: openai.AsyncOpenAI, name: str, **texts: str) -> Any
         )
         assert added.status == "completed", added
     return store
+
+
+async def test_a_configured_reranker_ranks_unless_it_is_declined(tmp_path: Path) -> None:
+    with rerank_server() as reranker:
+        reranker.likes_last = True
+        retrieval = RetrievalConfig(rerank=reranker.url, rerank_candidates=3)
+        async with knowledge_endpoint(tmp_path, config=PlatformConfig(retrieval=retrieval)) as endpoint:
+            client = endpoint.running.openai
+            store = await store_with(client, "Winds", a="The wind is cold.", b="The wind is hot.", c="Some grain.")
+            search = client.vector_stores.search
+            plain = await search(store.id, query="cold wind", ranking_options={"ranker": "none"})
+            assert plain.data[0].filename == "a.txt" and not reranker.seen
+            one = await search(store.id, query="cold wind", max_num_results=1)
+            assert [result.filename for result in one.data] == [plain.data[-1].filename] != ["a.txt"]
+            both = await search(store.id, query=["cold wind", "hot wind"])
+            assert [len(body["documents"]) for _, body in reranker.seen] == [3, 3, 3]
+            assert both.data[0].filename == one.data[0].filename
 
 
 async def test_files_are_uploaded_listed_read_and_deleted(client: openai.AsyncOpenAI) -> None:
@@ -207,6 +226,23 @@ async def test_files_of_a_store_are_listed_changed_and_removed(client: openai.As
     assert {result.filename for result in found.data} == {"two.txt"}
     assert (await client.files.retrieve(one.id)).filename == "one.txt", "the file itself stays"
     assert (await client.vector_stores.retrieve(store.id)).file_counts.total == 1
+
+
+async def test_the_receipt_of_a_document_names_the_upload_that_stays(
+    running: KnowledgeEndpoint, client: openai.AsyncOpenAI
+) -> None:
+    store = await store_with(client, "kept", one="First text here.", two="Second text here.")
+    name, owner = store.to_dict()["windfarm"]["collection"], running.owner_id
+    by_stem = {
+        file.attributes["stem"]: file.id
+        async for file in client.vector_stores.files.list(store.id)  # type: ignore[index]
+    }
+    (document,) = [each["id"] for each in await running.service.list_documents(name, owner) if "one" in each["name"]]
+    receipt = await running.service.delete_document(name, document, owner)
+    assert receipt["removed"]["files_kept"] == [by_stem["one"]] and receipt["self_check"]["is_clean"]
+    assert (await client.files.content(by_stem["one"])).text == "First text here."
+    whole = await running.service.delete_collection(name, owner)
+    assert whole["removed"]["files_kept"] == sorted(by_stem.values())
 
 
 async def test_a_deleted_file_leaves_all_its_stores(client: openai.AsyncOpenAI) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy import select
 from rag.errors import EmbeddingMismatch, StoreError
 from services.database import Document, JournalEntry, Version
 from services.errors import ApiError
+from tests.seen import seen
 from tests.services.ingesting import OWNER, HashEmbedder, Running, running
 
 DOCUMENTS = Path(__file__).parents[1] / "data" / "documents"
@@ -30,8 +31,24 @@ async def test_a_file_becomes_a_document_that_is_found(tmp_path: Path) -> None:
         full = windfarm.knowledge.document(document["id"], OWNER)
         assert full["text"] == TEXT
         assert any("Rule 33" in text for text in windfarm.found("handbook", "rule 33"))
+        below = windfarm.found("handbook", "holidays")
+        assert len(below) == job["num_chunks"] and sum("Holidays" in text for text in below) == 1, "by their heading"
         assert not list((tmp_path / "blobs").iterdir())
         windfarm.check_agreement()
+
+
+async def test_passages_are_found_by_a_title_that_the_text_does_not_show(tmp_path: Path) -> None:
+    async with running(tmp_path) as windfarm:
+        windfarm.create()
+        for name, title in (("a", "Zanzibar"), ("b", "Oslo")):
+            page = f"<html><head><title>{title}</title></head><body><h1>Rules</h1><p>The desk opens at nine.</p></body>"
+            assert (await windfarm.ingest("handbook", f"{name}.html", page))["num_chunks"] == 1
+        index_id = windfarm.knowledge.collection("handbook", OWNER).index_id
+        (hit,) = seen(windfarm.store, index_id).search([index_id], vector=None, text="zanzibar", limit=9)
+        assert hit.chunk.document_name == "a.html" and "Zanzibar" not in hit.chunk.text
+        question = windfarm.embedder.vectors(["oslo"])[0]
+        by_meaning = seen(windfarm.store, index_id).search([index_id], vector=question, text=None, limit=9)
+        assert max(by_meaning, key=lambda each: each.dense or 0).chunk.document_name == "b.html"
 
 
 async def test_the_same_content_again_changes_nothing(tmp_path: Path) -> None:

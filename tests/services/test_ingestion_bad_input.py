@@ -104,8 +104,14 @@ async def test_names_are_labels_and_hide_nothing(tmp_path: Path, name: str, stor
 
 
 async def test_a_question_of_a_hundred_thousand_characters_is_refused_by_its_length(tmp_path: Path) -> None:
+    long = "wind " * 20_000
     async with running_endpoint(tmp_path) as running_:
-        answer = await running_.http.post("/v1/collections/x/search", json={"query": "wind " * 20_000})
-        assert (answer.status_code, error_of(answer)["param"]) == (400, "query")
-        assert "20000" in error_of(answer)["message"] and len(answer.content) < 2000
+        for path in ("/v1/collections/x/search", "/v1/vector_stores/x/search"):
+            answer = await running_.http.post(path, json={"query": long})
+            assert answer.status_code == 400 and error_of(answer)["param"].startswith("query")
+            assert "20000" in error_of(answer)["message"] and len(answer.content) < 2000
+        called = {"name": "search", "arguments": {"query": long}}
+        message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": called}
+        told = (await running_.http.post("/mcp", json=message)).json()["result"]
+        assert told["isError"] and "20000" in told["content"][0]["text"] and len(str(told)) < 2000
         assert running_.store.asked == []

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rag.errors import EmbedderUnavailable, StoreUnavailable
-from services.database import Job
+from services.database import Database, Job, User
 from services.errors import ApiError
-from services.ingest_progress import RateMeter
+from services.ingest_progress import LiveJobs, RateMeter
+from services.job_list import JobList
+from services.knowledge import Knowledge
+from services.schema import upgrade
 from tests.services.harness import wait_until
 from tests.services.ingesting import OWNER, HashEmbedder, Running, running
 
@@ -295,6 +299,52 @@ def test_the_speed_is_that_of_the_last_minute_of_work() -> None:
     assert meter.rates() is None  # at 100
     meter.begin()  # at 110
     assert meter.rates() is None, "too little is known"
+
+
+def test_the_time_left_is_that_of_all_jobs_before_the_last_one_that_was_asked_for(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'windfarm.db'}"
+    upgrade(url)
+    database = Database(url)
+    with database.write() as session:
+        session.add(User(id=OWNER, name="owner", role="owner"))
+    knowledge = Knowledge(database)
+    ids = {
+        name: knowledge.create_collection(name, "", OWNER, embedding_model="hash", dimension=4)["id"]
+        for name in ("first", "second")
+    }
+    with database.write() as session:
+        for number, (collection, state, num_bytes, is_paused) in enumerate(
+            [
+                ("first", "embedding", 1000, False),
+                ("second", "queued", 3000, False),
+                ("second", "queued", 9000, True),
+                ("first", "queued", 5000, False),
+            ]
+        ):
+            at = datetime(2026, 11, 22, 12, number, tzinfo=UTC)
+            about: dict[str, Any] = {"id": f"job_{number}", "kind": "ingest", "filename": "a.md", "owner_id": OWNER}
+            session.add(
+                Job(
+                    **about,
+                    collection_id=ids[collection],
+                    state=state,
+                    num_bytes=num_bytes,
+                    is_paused=is_paused,
+                    created_at=at,
+                )
+            )
+    live = LiveJobs()
+    live.meter = RateMeter(clock=clock(0, 4, 10, 10))
+    live.begin("job_0")
+    live.advance("job_0", 0.5)
+    live.meter.add(tokens=400, files=1, num_bytes=2000)
+    jobs = JobList(database, knowledge, live)
+    second, both = (jobs.find(OWNER, collection=name)["summary"] for name in ("second", None))
+    assert second["seconds_left"] == (500 + 3000) / 200, "what is paused is not waited for"
+    assert both["seconds_left"] == (500 + 3000 + 5000) / 200
+    assert (both["tokens_per_s"], both["files_per_s"]) == (40.0, 0.1)
+    assert both["progress"] == pytest.approx(500 / 18004)
+    database.close()
 
 
 def test_a_job_that_never_ran_has_no_times() -> None:

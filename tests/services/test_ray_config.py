@@ -106,6 +106,14 @@ def test_the_default_model_must_be_configured() -> None:
     assert "configured are: tiny" in problems(edited("default_model: tiny", "default_model: huge"))
 
 
+def test_a_reranker_beside_the_embedding_model_has_a_folder() -> None:
+    wanted = edited("rerank: null ", "rerank: embed ")
+    assert (
+        "retrieval.rerank" in (said := problems(wanted)) and "name it as `reranker` in the section of `embed`" in said
+    )
+    assert parse(wanted.replace("reranker: null", "reranker: /models/cross")).app.embed.reranker == "/models/cross"
+
+
 def test_the_proxy_of_serve_stays_off() -> None:
     assert "proxy_location" in problems(edited("proxy_location: Disabled", "proxy_location: EveryNode"))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from services.cli.tuning import describe_tuning, read_far, read_questions
+from services.config import RetrievalConfig
 from services.errors import ApiError
 from services.self_questions import make_questions
 from services.setup_errors import ConfigError
@@ -16,6 +17,7 @@ from services.tuning import is_valid, tuned_fusion
 from tests.services.ingesting import OWNER
 from tests.services.test_store_service import ingest, opened
 
+PLAIN = RetrievalConfig()
 TOPICS = ["leave", "hotel", "train", "phone", "desk"]
 PLACES = ["Berlin", "Paris", "Rome", "Madrid"]
 FOODS = ["fish", "grass", "leaves", "bread", "seeds", "honey", "nuts", "corn", "plums", "hay"]
@@ -41,7 +43,7 @@ async def fill(service: StoreService) -> list[tuple[str, list[str]]]:
 async def test_a_collection_is_tuned_used_so_and_forgotten(tmp_path: Path) -> None:
     async with opened(tmp_path) as service:
         questions = await fill(service)
-        tuned = await service.tune("handbook", questions + [(text, []) for text in FAR], OWNER)
+        tuned = await service.tune("handbook", questions + [(text, []) for text in FAR], OWNER, retrieval=PLAIN)
         tuning = tuned["tuning"]
         assert tuning["num_questions"] == 100 and tuning["source"] == "questions"
         assert tuning["errors"]["wrong_refusals"] <= 0.10 and tuning["errors"]["wrong_answers_far"] <= 0.05
@@ -58,6 +60,11 @@ async def test_a_collection_is_tuned_used_so_and_forgotten(tmp_path: Path) -> No
         found = await service.search(["handbook"], "Where is the desk office of Rome?", 3, OWNER)
         assert found.thresholds == {}
 
+        # The threshold is of what answers see: with a reranker that likes the worst passage best, of that one.
+        unlucky = RetrievalConfig(rerank="embed", top_k=1, rerank_candidates=PLAIN.candidates)
+        reranked = await service.tune("handbook", questions + [(text, []) for text in FAR], OWNER, retrieval=unlucky)
+        assert reranked["tuning"]["evidence_threshold"] < tuning["evidence_threshold"] - 0.1
+
         # Without questions they are made from the collection itself, far ones from the others.
         await service.create_collection("zoo", "", OWNER)
         told = " ".join(
@@ -66,9 +73,22 @@ async def test_a_collection_is_tuned_used_so_and_forgotten(tmp_path: Path) -> No
             for animal in ("Seal", "Bear", "Wolf", "Crane")
         )
         await ingest(service, "zoo", "animals.md", told)
-        made = (await service.tune("handbook", None, OWNER))["tuning"]
+        made = (await service.tune("handbook", None, OWNER, retrieval=PLAIN))["tuning"]
         assert made["source"] == "collection" and made["fusion"] is None
         assert made["errors"]["wrong_answers_far"] is not None
+
+
+async def test_a_search_joins_its_legs_as_the_collection_was_tuned_to(tmp_path: Path) -> None:
+    """The words leg knows inflected words, the embedder of the tests only equal ones: each likes another passage."""
+    async with opened(tmp_path) as service:
+        await service.create_collection("handbook", "", OWNER)
+        by_words = await ingest(service, "handbook", "a.md", "The office runs.")
+        by_meaning = await ingest(service, "handbook", "b.md", "Which offices? None.")
+        for weight, wanted in ((0.0, by_words), (1.0, by_meaning)):
+            tuning = {"embedding_model": "hash", "evidence_threshold": 0.5, "fusion": "minmax", "dense_weight": weight}
+            service._knowledge.keep_tuning("handbook", tuning, OWNER)
+            found = await service.search(["handbook"], "Which offices run?", 1, OWNER, dense_weight=1.0 - weight)
+            assert [passage.chunk.document_id for passage in found.passages] == [wanted], weight
 
 
 async def test_too_few_and_unknown_are_refused_with_the_next_step(tmp_path: Path) -> None:
@@ -76,11 +96,11 @@ async def test_too_few_and_unknown_are_refused_with_the_next_step(tmp_path: Path
         await service.create_collection("handbook", "", OWNER)
         identity = await ingest(service, "handbook", "a.md", "The desk office of Rome.")
         with pytest.raises(ApiError, match=r"handbook cannot be tuned: .*too few"):
-            await service.tune("handbook", [("Where is the desk?", [identity])], OWNER)
+            await service.tune("handbook", [("Where is the desk?", [identity])], OWNER, retrieval=PLAIN)
         with pytest.raises(ApiError, match="no document 'doc_x'"):
-            await service.tune("handbook", [("Where is the desk?", ["doc_x"])], OWNER)
+            await service.tune("handbook", [("Where is the desk?", ["doc_x"])], OWNER, retrieval=PLAIN)
         with pytest.raises(ApiError, match="There is no collection named"):
-            await service.tune("nothing", None, OWNER)
+            await service.tune("nothing", None, OWNER, retrieval=PLAIN)
         assert (await service.collection("handbook", OWNER))["tuning"] is None
 
 

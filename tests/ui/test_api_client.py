@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from tests.ui.conftest import Serve
 from ui.api_client import ApiClient, ApiError, open_http
+from ui.api_json import collection, conversation, windfarm_events
 from ui.records import (
     ChatEvent,
     Cited,
@@ -98,6 +99,23 @@ async def test_windfarm_events_become_typed_ones(serve: Serve) -> None:
     assert answered == ToolAnswered("c", "calculator", "2", False)
     assert isinstance(cited, Cited) and cited.answer == "four [1]" and cited.citations[0].document == "memo.pdf"
     assert finished == Finished()
+
+
+def test_a_rewritten_question_is_told_and_any_other_is_not() -> None:
+    event = {"event": "retrieval", "query": "And is it paid? Parental leave", "passages": [{}]}
+    assert windfarm_events(event | {"rewritten": True}) == [Retrieved(1, "And is it paid? Parental leave")]
+    assert windfarm_events(event | {"rewritten": False}) == [Retrieved(1)]
+    kept = {"id": "conv", "messages": [{"role": "assistant", "steps": [event | {"rewritten": True}]}]}
+    assert conversation(kept).messages[0].query == "And is it paid? Parental leave"
+
+
+def test_error_rates_of_a_tuned_collection_become_a_sentence() -> None:
+    errors = {"wrong_refusals": 0.051, "wrong_answers_far": 0.0, "wrong_answers_near": None}
+    tuned = collection({"name": "handbook", "tuning": {"num_judged": 80, "errors": errors}})
+    assert tuned.refusals == (
+        "Measured on 80 questions: refuses 5 % of questions that it answers, answers 0 % of questions on other topics."
+    )
+    assert collection({"name": "handbook", "tuning": None}).refusals == ""
 
 
 async def test_a_stream_without_done_is_told_as_cut(serve: Serve) -> None:
