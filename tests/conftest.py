@@ -122,3 +122,10 @@ def pytest_make_collect_report(
         report.outcome = "failed"
         report.longrepr = f"Left out although CI is set. {report.longrepr}"
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests have measured beside what they assert (`record_property`) stands at the end of the output."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"{report.nodeid.rpartition('::')[2]}: {name}: {value}")

@@ -80,6 +80,22 @@ class Reference:
             break
         return near_ties, float(gaps.max()), difference
 
+    def continue_greedily(self, prompt: Tokens, num_tokens: int, forbidden: Tokens) -> list[int]:
+        """The answer itself, for engines whose tokens nobody sees."""
+        import torch
+
+        tokens = torch.tensor([list(prompt)])
+        with torch.inference_mode():
+            made = self._model.generate(
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                do_sample=False,
+                max_new_tokens=num_tokens,
+                suppress_tokens=list(forbidden),
+                pad_token_id=0,
+            )
+        return [int(token) for token in made[0, len(prompt) :]]
+
     def routed(self, prompts: Sequence[Tokens], answers: Sequence[Tokens]) -> list[list[int]]:
         """Tokens routed to each expert in each layer, [layer][expert]; an answer's last token goes through no layer."""
         import torch

@@ -1,4 +1,4 @@
-"""A test whose part of the machine is missing is left out with a reason; in CI that is a failure."""
+"""A test whose part of the machine is missing is left out with a reason (in CI it fails); measured values are shown."""
 
 import os
 import subprocess
@@ -21,8 +21,8 @@ def test_browser():
 def test_known():
     raise AssertionError
 
-def test_plain():
-    pass
+def test_plain(record_property):
+    record_property("seconds of it", 1.5)
 """
 
 
@@ -50,6 +50,7 @@ def test_elsewhere_the_test_is_left_out_and_says_why(tmp_path: Path) -> None:
     assert answer.returncode == 0, answer.stdout
     assert "needs chromium: no Chromium that starts" in answer.stdout
     assert "1 passed, 1 skipped, 1 xfailed" in answer.stdout
+    assert "test_plain: seconds of it: 1.5" in answer.stdout
 
 
 def test_in_ci_a_test_that_is_left_out_fails(tmp_path: Path) -> None:

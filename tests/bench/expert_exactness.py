@@ -6,13 +6,14 @@ import secrets
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from itertools import combinations
 from random import Random
 from typing import Any
 
 import numpy as np
 
-from cluster.engines.parallelism import ExpertRanks, Parallelism
+from cluster.engines.parallelism import Parallelism
 from cluster.expert_balance import balanced_partition, imbalance, imbalance_bound, linear_partition
 from services.local_network import Seat, delete_network, make_network, namespace_seats, why_no_network
 from tests.bench.expert_parts import Models, planned, questions, replica, tell
@@ -20,53 +21,109 @@ from tests.engine_process import Replica, gang
 from tests.expert_oracle import Reference
 
 RANKS = (2, 4)
-ON_NODES = "on 2 nodes"
-ONE_RANK = "1 rank"
 SWAPS = ("swaps", "swaps_noticed", "swaps_unnoticed")
 SWAPS_PER_LAYER = 2
 Keep = Callable[[dict[str, Any]], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to spread the experts: `data` engines of `tensor` ranks each."""
+
+    name: str
+    data: int = 1
+    tensor: int = 1
+    is_planned: bool = False
+    is_compiled: bool = False
+    is_on_nodes: bool = False
+
+    @property
+    def why_not(self) -> str | None:
+        """What this machine lacks for it."""
+        return why_no_network() if self.is_on_nodes else None
+
+    def parallelism(self, loads: Sequence[Sequence[int]]) -> Parallelism:
+        """Planned by these loads, [layer][expert]."""
+        ranks = self.data * self.tensor
+        experts = planned(loads, ranks) if self.is_planned else None
+        if self.data > 1:
+            return gang(self.data, tensor=self.tensor, count_experts=True, expert_placement=experts)
+        is_spread = ranks > 1
+        return Parallelism(ranks, enable_expert_parallel=is_spread, count_experts=True, expert_placement=experts)
+
+
+# It measures the loads that the planned placements are made from, and so it comes first.
+ONE_RANK = Way("1 rank")
+WAYS = (
+    ONE_RANK,
+    Way("2 ranks, one engine, linear", tensor=2),
+    Way("2 ranks, gang, linear", data=2),
+    Way("2 ranks, one engine, planned", tensor=2, is_planned=True),
+    Way("2 ranks, gang, planned", data=2, is_planned=True),
+    Way("4 ranks, one engine, linear", tensor=4),
+    Way("4 ranks, gang, linear", data=4),
+    Way("4 ranks, one engine, planned", tensor=4, is_planned=True),
+    Way("4 ranks, gang, planned", data=4, is_planned=True),
+    Way("2 ranks, one engine, planned, compiled", tensor=2, is_planned=True, is_compiled=True),
+    Way("2 ranks, gang, planned, compiled", data=2, is_planned=True, is_compiled=True),
+    Way("4 ranks, gang of 2 engines, planned", data=2, tensor=2, is_planned=True),
+    Way("2 ranks, gang, linear, on 2 nodes", data=2, is_on_nodes=True),
+    Way("2 ranks, gang, planned, on 2 nodes", data=2, is_planned=True, is_on_nodes=True),
+)
+
+
 def measure_exactness(
     models: Models, number: int, answer: int, only: Sequence[str], earlier: Mapping[str, Any], keep: Keep
 ) -> dict[str, Any]:
-    """`exact` is the smallest number over all ways to spread the experts; greedy, float32.
+    """`exact` is the smallest number over all ways to spread the experts; greedy, float32. `left_out` has the ways that
+    it says nothing about, each with the reason.
 
     `swaps_noticed` of `swaps` pairs of experts, two in each layer, change one of the reference's own answers when they
     are swapped in it: what is exact could not have been so with such a pair in each other's place.
 
-    Ways that `earlier` results have, for as many prompts, are not run again; `keep` is called after each way.
+    Ways that `earlier` results have, for as many prompts and tokens, are not run again; `keep` is called after each.
     """
+    asked = {"prompts": number, "answer_tokens": answer}
+    if any(earlier.get(name, value) != value for name, value in asked.items()):
+        earlier = {}
+    ways: dict[str, dict[str, Any]] = dict(earlier.get("exact_each", {}))
+    loads: list[list[int]] = list(earlier.get("distinct_load", ()))
+    swaps = {name: earlier[name] for name in SWAPS if name in earlier}
     prompts = questions(models.distinct, number)
     reference = Reference(models.distinct)
-    is_same = earlier.get("prompts") == number
-    ways: dict[str, dict[str, Any]] = dict(earlier.get("exact_each", {})) if is_same else {}
-    loads: list[list[int]] = list(earlier.get("distinct_load", ())) if is_same else []
-    swaps = {name: earlier[name] for name in SWAPS if name in earlier} if is_same else {}
-    for name, parallelism in _ways(loads):
-        is_known = name in ways and (swaps or name != ONE_RANK)
-        if is_known or (only and name not in only and name != ONE_RANK):
+
+    def so_far() -> dict[str, Any]:
+        return asked | _worst(ways) | swaps | {"distinct_load": loads}
+
+    for way in WAYS:
+        is_wanted = not only or way.name in only or (way is ONE_RANK and not loads)
+        is_known = way.name in ways and (way is not ONE_RANK or bool(swaps))
+        if is_known or not is_wanted or way.why_not is not None:
             continue
-        options = {"enforce_eager": False} if "compiled" in name else {}
-        with ExitStack() as stack:
-            seats = stack.enter_context(two_nodes()) if name.endswith(ON_NODES) else ()
-            running = stack.enter_context(
-                replica(models.distinct, parallelism, seats=seats, dtype="float32", **options)
-            )
+        with _started(models, way, loads) as running:
             answers = running.generate(prompts, answer)
             if not loads:
                 loads.extend(running.loads()[0].tokens.tolist())
             pairs = pairs_exact(running)
         verdict = reference.judge(prompts, answers)
-        ways[name] = {"exact": verdict.exact, "near_ties": verdict.near_ties, "pairs_exact": pairs}
-        tell(f"{name}: {ways[name]}")
+        ways[way.name] = {"exact": verdict.exact, "near_ties": verdict.near_ties, "pairs_exact": pairs}
+        tell(f"{way.name}: {ways[way.name]}")
         for difference in verdict.differences:
             tell(f"  {difference}")
-        if name == ONE_RANK and verdict.exact == len(prompts):
+        if way is ONE_RANK and verdict.exact == len(prompts):
             swaps = measure_swaps(reference, prompts, answers, len(loads), len(loads[0]))
             tell(f"  {swaps}")
-        keep(_worst(ways, len(prompts)) | swaps | {"distinct_load": loads})
-    return _worst(ways, len(prompts)) | swaps | {"distinct_load": loads}
+        keep(so_far())
+    return so_far()
+
+
+@contextmanager
+def _started(models: Models, way: Way, loads: Sequence[Sequence[int]]) -> Iterator[Replica]:
+    options = {"enforce_eager": False} if way.is_compiled else {}
+    with ExitStack() as stack:
+        seats = stack.enter_context(two_nodes()) if way.is_on_nodes else ()
+        parallelism = way.parallelism(loads)
+        yield stack.enter_context(replica(models.distinct, parallelism, seats=seats, dtype="float32", **options))
 
 
 def measure_swaps(
@@ -84,36 +141,14 @@ def measure_swaps(
     return dict(zip(SWAPS, (len(sample), len(sample) - len(unnoticed), unnoticed), strict=True))
 
 
-def _worst(ways: Mapping[str, Mapping[str, Any]], number: int) -> dict[str, Any]:
+def _worst(ways: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "exact": min(way["exact"] for way in ways.values()),
-        "prompts": number,
         "near_ties": sum(way["near_ties"] for way in ways.values()),
         "pairs_exact": min(way["pairs_exact"] for way in ways.values()),
         "exact_each": dict(ways),
+        "left_out": {way.name: way.why_not or "not run" for way in WAYS if way.name not in ways},
     }
-
-
-def _ways(loads: list[list[int]]) -> Iterator[tuple[str, Parallelism]]:
-    """The first one, on one rank, measures the loads that the planned placements are made from."""
-    yield ONE_RANK, Parallelism(count_experts=True)
-    for ranks in RANKS:
-        placements: dict[str, ExpertRanks | None] = {"linear": None, "planned": planned(loads, ranks)}
-        for placement, experts in placements.items():
-            more: dict[str, Any] = {"count_experts": True, "expert_placement": experts}
-            yield f"{ranks} ranks, one engine, {placement}", Parallelism(ranks, enable_expert_parallel=True, **more)
-            yield f"{ranks} ranks, gang, {placement}", gang(ranks, **more)
-    more = {"count_experts": True, "expert_placement": planned(loads, 2)}
-    yield "2 ranks, one engine, planned, compiled", Parallelism(2, enable_expert_parallel=True, **more)
-    yield "2 ranks, gang, planned, compiled", gang(2, **more)
-    more = {"count_experts": True, "expert_placement": planned(loads, 4)}
-    yield "4 ranks, gang of 2 engines, planned", gang(2, tensor=2, **more)
-    if (reason := why_no_network()) is not None:
-        tell(f"no gangs {ON_NODES}: {reason}")
-        return
-    for placement, experts in (("linear", None), ("planned", planned(loads, 2))):
-        more = {"count_experts": True, "expert_placement": experts}
-        yield f"2 ranks, gang, {placement}, {ON_NODES}", gang(2, **more)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.bench.expert_exactness import Keep, measure_exactness, measure_imbalance
+from tests.bench.expert_exactness import WAYS, Keep, measure_exactness, measure_imbalance
 from tests.bench.expert_parts import Models
 from tests.bench.expert_speed import measure_counters, measure_placement_gain, measure_ratio, measure_sparse
 
@@ -71,7 +71,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=PARTS, help="parts to measure; default: all")
     parser.add_argument("--prompts", type=int, default=64, help="prompts of the exactness and imbalance parts")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of an answer")
-    parser.add_argument("--ways", nargs="+", default=(), help="restrict exactness to these ways to spread the experts")
+    names = [way.name for way in WAYS]
+    parser.add_argument("--ways", nargs="+", choices=names, default=(), metavar="WAY", help=f"of exact only: {names}")
     parser.add_argument("--times", type=int, default=5, help="alternations (at least 5)")
     parser.add_argument("--results", type=Path, help="a file with earlier results, to add to")
     parser.add_argument(

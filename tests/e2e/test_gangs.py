@@ -1,7 +1,7 @@
 """A sparse model in gangs over three nodes, beside replicas of a dense one: placed, changed, broken, and served again.
 
-One cluster is started for all of it, in network namespaces where this machine allows them. The mixture is made of the
-first layers of the bundled model, so that a gang starts in seconds. `make test-ranks` runs all of it in this order.
+One cluster is started for all of it, in network namespaces where this machine allows them. `make test-ranks` runs all
+of it in this order.
 """
 
 import asyncio
@@ -11,66 +11,41 @@ import os
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from cluster.home import open_home
-from cluster.weights.prepare import prepare
-from cluster.weights.upcycle import MixtureRecipe, upcycle
 from services import supervisor
 from services.control import read_state
 from services.local_network import interfaces, namespaces, why_no_network
 from services.processes import find_process, tagged
+from tests.e2e.mixture import EXPERTS, LAYERS, Mixture, Oracle, make_mixture, write_config
+from tests.e2e.story_client import WAIT_S, Client, asking, is_whole
 from tests.e2e.test_closed import ESTABLISHED, LISTEN, is_loopback, sockets_of, title
-from tests.expert_oracle import shortened
-from tests.product import ROOT, Product, start_product
+from tests.product import Product, start_product
+
+PROMPTS = ("A river", "Winter in Rome", "def main", "the price of 7 apples", "Wo ist", "science and")
 
 pytestmark = [pytest.mark.e2e, pytest.mark.requires("vllm"), pytest.mark.timeout(420)]
 
-LAYERS = 2
-ANSWER = 300
-# Nobody ends an answer early: the two ids that would are forbidden.
-ENDLESS = {"0": -100, "2": -100}
-WAIT_S = 240
-# A gang of two ranks, twice; two replicas of the dense model.
-MIXTURE = """
-  - name: llm-mixture
-    route_prefix: null
-    import_path: services.app:build_model
-    args: {{id: mixture, source: '{folder}', engine: vllm, max_context: 1024, parallel_requests: 8, \
-data_parallel_size: {ranks}{memory}}}
-    deployments: [{{name: ModelServer, num_replicas: {replicas}}}]
-"""
-TINY_REPLICAS = "        num_replicas: 2\n        ray_actor_options: {num_cpus: 0.2, memory: 1400000000}\n"
 
-
-def write_config(folder: Path, checkpoint: Path, *, ranks: int = 2, gangs: int = 2) -> Path:
-    text = (ROOT / "ray_config.yaml").read_text(encoding="utf-8")
-    at = text.index("        num_replicas: 1")
-    text = text[:at] + TINY_REPLICAS + text[text.index("\n", at) + 1 :]
-    memory = ", memory_gib: 3" if ranks == 1 else ""  # the estimate for whole models is more than a node here has
-    mixture = MIXTURE.format(folder=checkpoint, ranks=ranks, replicas=ranks * gangs, memory=memory)
-    file = folder / "gangs.yaml"
-    file.write_text(text.replace("\n  - name: llm-tiny", mixture + "\n  - name: llm-tiny", 1), encoding="utf-8")
-    return file
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Mixture:
+    return make_mixture(tmp_path_factory.mktemp("mixture"))
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoint")
-    dense = shortened(prepare("tiny", "hf", open_home()), folder / "dense", LAYERS)
-    upcycle(dense, folder / "mixture", MixtureRecipe(variant="distinct"))
-    return folder / "mixture"
+def oracle(mixture: Mixture) -> Oracle:
+    return Oracle(mixture)
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Iterator[Product]:
+def cluster(tmp_path_factory: pytest.TempPathFactory, mixture: Mixture) -> Iterator[Product]:
     folder = tmp_path_factory.mktemp("gangs")
-    config = write_config(folder, checkpoint)
+    config = write_config(folder, mixture)
     with start_product(folder / "home", ["--local-nodes", "3", "--config", str(config)]) as product:
         wait_for(product, lambda status: num_whole(status) == 2 and num_running(status, "llm-tiny") == 2)
         yield product
@@ -117,63 +92,6 @@ def num_running(status: dict[str, Any], application: str) -> int:
     return sum(replica["state"] == "RUNNING" for replica in replicas)
 
 
-class Client:
-    """Streams against the product, with what came of each."""
-
-    def __init__(self, product: Product) -> None:
-        self._address = product.address
-        limits = httpx.Limits(max_connections=64)
-        self._http = httpx.AsyncClient(
-            base_url=product.api, headers=product.headers, timeout=WAIT_S, limits=limits, trust_env=False
-        )
-        self.num_events: dict[str, int] = {}
-        self._progress = asyncio.Condition()
-
-    async def __aenter__(self) -> "Client":
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._http.aclose()
-
-    async def stream(self, model: str, name: str, max_tokens: int = ANSWER) -> list[str]:
-        """The data of all events, or one that begins with the status of a refusal."""
-        body = {
-            "model": model,
-            "stream": True,
-            "max_tokens": max_tokens,
-            "temperature": 0,
-            "logit_bias": ENDLESS,
-            "messages": [{"role": "user", "content": f"Tell the story of {name}."}],
-        }
-        events = []
-        async with self._http.stream("POST", "/chat/completions", json=body) as response:
-            if response.status_code != 200:
-                return [f"{response.status_code} {(await response.aread()).decode()}"]
-            async for line in response.aiter_lines():
-                if line.startswith("data: "):
-                    events.append(line.removeprefix("data: "))
-                    self.num_events[name] = len(events)
-                    async with self._progress:
-                        self._progress.notify_all()
-        return events
-
-    async def metrics(self) -> str:
-        return (await self._http.get(f"{self._address}/metrics")).text
-
-    async def until_answered(self, model: str) -> None:
-        """Until the endpoint has seen that the model's new replica is there."""
-        async with asyncio.timeout(WAIT_S):
-            while not is_whole(await self.stream(model, "a first answer", 8)):
-                pass
-
-    async def until_begun(self, names: list[str]) -> None:
-        """Until some tokens of each stream have come."""
-        async with asyncio.timeout(WAIT_S):
-            for name in names:
-                async with self._progress:
-                    await self._progress.wait_for(lambda name=name: self.num_events.get(name, 0) >= 5)
-
-
 def ranks_told(metrics: str) -> set[tuple[str, str]]:
     """Gang and rank of each series of routed tokens."""
     series = re.findall(r"windfarm_expert_rank_tokens\w*\{([^}]*)\}", metrics)
@@ -182,34 +100,6 @@ def ranks_told(metrics: str) -> set[tuple[str, str]]:
 
 def label(name: str, labels: str) -> str:
     return labels.partition(f'{name}="')[2].partition('"')[0]
-
-
-def is_whole(events: list[str]) -> bool:
-    return events[-1] == "[DONE]"
-
-
-def error_of(events: list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(events[-1])["error"]
-    return found
-
-
-@contextlib.asynccontextmanager
-async def asking(client: Client, model: str) -> AsyncIterator[list[list[str]]]:
-    """Short requests one after the other for as long as the block runs; what came of them."""
-    answers: list[list[str]] = []
-    should_end = asyncio.Event()
-
-    async def ask() -> None:
-        while not should_end.is_set():
-            answers.append(await client.stream(model, f"{model} {len(answers)}", 8))
-            await asyncio.sleep(0.3)  # cores for what starts meanwhile
-
-    task = asyncio.create_task(ask())
-    try:
-        yield answers
-    finally:
-        should_end.set()
-        await task
 
 
 def test_two_gangs_and_two_replicas_serve_side_by_side(cluster: Product) -> None:
@@ -237,8 +127,16 @@ async def test_both_models_answer_at_once(cluster: Product) -> None:
     assert all(is_whole(events) for events in answers)
 
 
+async def test_gangs_answer_as_transformers_does(cluster: Product, oracle: Oracle) -> None:
+    """Without a chat template: a model of two layers would answer all chats alike."""
+    async with Client(cluster) as client:
+        told = await asyncio.gather(*(client.complete("mixture", prompt, 12) for prompt in PROMPTS))
+    assert len(set(told)) > 1, "answers that are all alike show nothing"
+    assert told == [oracle.complete(prompt, 12) for prompt in PROMPTS]
+
+
 async def test_experts_are_counted_and_the_trace_plans_the_next_start(
-    cluster: Product, checkpoint: Path, tmp_path: Path
+    cluster: Product, mixture: Mixture, tmp_path: Path
 ) -> None:
     def read() -> dict[str, Any]:
         found: dict[str, Any] = json.loads(cluster.run("experts", "mixture", "--json").stdout)
@@ -263,9 +161,37 @@ async def test_experts_are_counted_and_the_trace_plans_the_next_start(
     trace = tmp_path / "trace.json"
     shown = cluster.run("experts", "mixture", "--save", str(trace)).stdout
     assert all(gang["gang"] in shown for gang in after["gangs"])
-    planned = cluster.run("plan", str(checkpoint), "--data", "2", "--load", str(trace), "--json").stdout
-    balance = json.loads(planned)["balance"]
+    balance = plan_of(cluster, mixture, trace)["balance"]
     assert balance["bound"] <= balance["planned"] <= balance["linear"]
+
+
+def test_the_ranks_of_both_gangs_hold_the_experts_that_the_plan_of_their_section_gives_them(
+    cluster: Product, mixture: Mixture
+) -> None:
+    planned = [rank["experts"] for rank in plan_of(cluster, mixture, mixture.trace)["replicas"][0]["ranks"]]
+    assert planned[0] != [list(range(EXPERTS // 2))] * LAYERS, "linear, as without a plan"
+    answer = httpx.get(
+        f"{cluster.api}/cluster/experts",
+        params={"model": "mixture"},
+        headers=cluster.headers,
+        timeout=WAIT_S,
+        trust_env=False,
+    )
+    assert [held_by_ranks(gang) for gang in answer.json()["gangs"]] == [planned, planned]
+
+
+def plan_of(cluster: Product, mixture: Mixture, trace: Path) -> dict[str, Any]:
+    arguments = (str(mixture.checkpoint), "--data", "2", "--load", str(trace), "--json")
+    found: dict[str, Any] = json.loads(cluster.run("plan", *arguments).stdout)
+    return found
+
+
+def held_by_ranks(gang: dict[str, Any]) -> list[list[list[int]]]:
+    """Experts as [rank][layer], as a plan has them."""
+    return [
+        [[expert for expert, holder in enumerate(layer) if holder == rank] for layer in gang["rank_of"]]
+        for rank in (0, 1)
+    ]
 
 
 @pytest.mark.ranks
@@ -303,7 +229,9 @@ def descriptors(pid: int) -> list[str]:
     return found
 
 
-async def test_a_killed_rank_ends_its_gang_alone_and_its_streams_go_on_at_the_other_gang(cluster: Product) -> None:
+async def test_a_killed_rank_ends_its_gang_alone_and_its_streams_go_on_at_the_other_gang(
+    cluster: Product, record_property: Callable[[str, object], None]
+) -> None:
     before = gangs_of(status_of(cluster))
     lost, kept = sorted(before)
     victim = before[lost]["ranks"][1]["pid"]
@@ -329,7 +257,7 @@ async def test_a_killed_rank_ends_its_gang_alone_and_its_streams_go_on_at_the_ot
         (restart,) = status["gangs"]["llm-mixture"]["restarts"]
         assert restart["lost_gang"] == lost
         assert 0 < restart["seconds"] < WAIT_S
-        print(f"a lost gang served again after {restart['seconds']:.0f} s")
+        record_property("seconds until a lost gang served again", round(restart["seconds"], 1))
         assert f"gang {lost} lost rank" in cluster.run("status").stdout
         log = (cluster.home / "logs" / "windfarm.log").read_text(encoding="utf-8")
         assert f"serves in place of {lost}" in log
@@ -347,10 +275,10 @@ def tiny_replicas(status: dict[str, Any]) -> list[str]:
 
 
 async def test_one_gang_less_drops_no_request_of_another_model(
-    cluster: Product, checkpoint: Path, tmp_path: Path
+    cluster: Product, mixture: Mixture, tmp_path: Path
 ) -> None:
     before = tiny_replicas(status_of(cluster))
-    fewer = write_config(tmp_path, checkpoint, gangs=1)
+    fewer = write_config(tmp_path, mixture, gangs=1)
     async with Client(cluster) as client, asking(client, "tiny") as answers:
         long = asyncio.create_task(client.stream("tiny", "a long answer", 600))
         await client.until_begun(["a long answer"])
@@ -365,10 +293,10 @@ async def test_one_gang_less_drops_no_request_of_another_model(
 
 @pytest.mark.ranks
 async def test_another_number_of_ranks_drops_no_request_of_another_model(
-    cluster: Product, checkpoint: Path, tmp_path: Path
+    cluster: Product, mixture: Mixture, tmp_path: Path
 ) -> None:
     before = tiny_replicas(status_of(cluster))
-    whole = write_config(tmp_path, checkpoint, ranks=1, gangs=1)
+    whole = write_config(tmp_path, mixture, ranks=1, gangs=1)
     async with Client(cluster) as client, asking(client, "tiny") as answers:
         await asyncio.to_thread(cluster.run, "apply", "--config", str(whole))
         status = await asyncio.to_thread(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from cluster.engines.parallelism import Parallelism
 from cluster.errors import ClusterError, NoFit, PlanError
 from cluster.expert_load import ExpertLoad
 from cluster.home import Home, open_home
@@ -18,10 +19,14 @@ from cluster.sizing import RankBytes
 from cluster.topology import ACCELERATOR_MEMORY_LABEL, GB, Accelerator, Node, Topology
 from cluster.weights.safetensors_header import fingerprint
 from services import supervisor
+from services.app import build_model
 from services.cli import planning
 from services.cli.commands import app
 from services.config import ModelConfig
+from services.environment import read_environment
+from services.gang import GangSeat, Meeting
 from services.local_network import loopback_seats
+from services.model_server import parallelism_of
 from services.node_layout import node_options, planned_topology
 from services.plan_view import plan_data
 from services.preflight import Machine, check_ranks, explain
@@ -216,6 +221,38 @@ def test_experts_are_placed_by_the_load_of_a_trace(mixture: str, home: Home, tmp
     for layer, busiest in enumerate(((0, 1), (6, 7))):
         ranks = placement.expert_ranks[layer]
         assert ranks[busiest[0]] != ranks[busiest[1]]  # the two that have most to do are apart
+
+
+@pytest.mark.requires("vllm")
+def test_planned_experts_go_from_the_section_to_the_engine_of_each_rank(
+    mixture: str, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = load_of([{(0, 1): 70, (2, 3): 12, (4, 5): 12, (6, 7): 12}, {(6, 7): 70, (0, 1): 12, (2, 3): 12, (4, 5): 12}])
+    trace = tmp_path / "trace.json"
+    write_trace(trace, RoutingTrace("mixture", fingerprint(Path(mixture)), load))
+    config = model(mixture, expert_placement="planned", expert_trace=str(trace))
+    _, placement = plan_model(config, nodes(100 * GIB, 100 * GIB), home, 1)
+    assert placement.expert_ranks not in (None, Parallelism(2, enable_expert_parallel=True).expert_ranks(2, 8))
+
+    resources = {"CPU": 2.0, "memory": 100.0 * GIB}
+    records = [{"NodeID": f"{n}", "NodeName": f"n{n}", "Alive": True, "Resources": resources} for n in (1, 2)]
+    monkeypatch.setattr("ray.nodes", lambda: records)
+    monkeypatch.setenv("WINDFARM_HOME", str(home.root))
+    section, expert_ranks = build_model(config)._bound_deployment.init_args
+    assert (section, expert_ranks) == (config, placement.expert_ranks)
+
+    environment = read_environment({"WINDFARM_HOME": str(home.root), "WINDFARM_INTERNAL_SECRET": "secret"})
+    meeting = Meeting("198.18.0.1", 4000, ("198.18.0.1", "198.18.0.2"))
+    for rank in (0, 1):
+        assert parallelism_of(section, environment, expert_ranks, GangSeat("gang", rank, 2), meeting) == Parallelism(
+            data_parallel_size=2,
+            data_parallel_rank=rank,
+            data_parallel_address="198.18.0.1",
+            data_parallel_rpc_port=4000,
+            enable_expert_parallel=True,
+            expert_placement=expert_ranks,
+            count_experts=True,
+        )
 
 
 def with_cards(number: int) -> Topology:
