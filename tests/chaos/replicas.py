@@ -77,8 +77,9 @@ class Fleet:
         self._ended: list[Replica] = []
         self.alive: list[Replica] = []
 
-    async def grow(self, pace_s: float | None = None) -> Replica:
-        engine = HashEngine(pace_s=self._pace_s if pace_s is None else pace_s, num_slots=self._num_slots)
+    async def grow(self, pace_s: float | None = None, identity: str = "") -> Replica:
+        pace_s = self._pace_s if pace_s is None else pace_s
+        engine = HashEngine(pace_s=pace_s, num_slots=self._num_slots, identity=identity)
         service = ModelService(
             engine, SECRET, app="llm-tiny", replica_id=f"replica-{next(self._numbers)}", beats=self._running.beats
         )
