@@ -121,7 +121,7 @@ class Gateway:
 
         # Applications start side by side, so the other one may not be known yet; calls say so until it is.
         handle = serve.get_deployment_handle(deployment, app_name=app, _check_exists=False)
-        return ServeCalls(handle, why_not_ready)
+        return ServeCalls(handle, why_not_ready, is_changing=lambda: self._states.is_changing(app))
 
 
 def _public_sockets(environment: Environment, host: str, port: int) -> list[socket.socket]:
