@@ -368,14 +368,13 @@ async def test_tokens_that_break_the_grammar_cannot_be_continued(engine: Engine)
 @pytest.mark.requires("vllm")
 async def test_a_guided_answer_goes_on_behind_the_endpoint(vllm: Engine, tmp_path: Path) -> None:
     """Two replicas of this engine; the one that began the answer is lost in the middle of its grammar."""
-    format = {"type": "json_schema", "json_schema": {"name": "sign", "schema": SCHEMA}}
+    asks = {"messages": chat("Pick a colour.").messages, "temperature": 1.0, "seed": 1, "max_tokens": 40}
+    asks["response_format"] = {"type": "json_schema", "json_schema": {"name": "sign", "schema": SCHEMA}}
     async with running_endpoint(tmp_path) as running:
-        engines = [PausingEngine(vllm, num_chunks=4) for _ in range(2)]
+        engines = [PausingEngine(vllm, num_chunks=3) for _ in range(2)]
         for number, engine in enumerate(engines):
             await running.add_model(engine, replica_id=f"r{number}")
-        asked = asyncio.create_task(
-            running.chat(response_format=format, stream=True, max_tokens=60, temperature=1, seed=2)
-        )
+        asked = asyncio.create_task(running.chat(stream=True, **asks))
         await kill_the_paused(running, engines)
         answer = await asked
     assert [len(engine.rests) for engine in engines if not engine.has_paused] == [1]
