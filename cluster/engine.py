@@ -123,6 +123,9 @@ class ModelInfo:
     """Whether it takes `delivered`."""
     continues_guided_answers: bool = False
     """The same for answers that are bound to a JSON schema or a grammar."""
+    identity: str = ""
+    """Of weights and tokenizer: token ids of one engine mean something to another one only where these are equal.
+    Empty: not known."""
     checkpoint: str = ""
     """Fingerprint of the checkpoint's content, for models with experts; empty: not known."""
     template_knows_tools: bool = False

@@ -55,7 +55,7 @@ def build_model(config: ModelConfig) -> Application:
 
 def build_platform(config: PlatformConfig) -> Application:
     """The public endpoint with chat and retrieval, the page behind it, and a balancer before it where wanted."""
-    from services.gateway import DRAIN_S, Gateway
+    from services.gateway import Gateway
     from services.page import Ui
 
     beside = [_deployment(Ui, PAGE).bind(config)]
@@ -63,7 +63,7 @@ def build_platform(config: PlatformConfig) -> Application:
         from services.balancer import Balancer
 
         beside.append(_deployment(Balancer, BALANCER).bind(config))
-    return _deployment(Gateway, GATEWAY, stop_s=DRAIN_S + STOP_S).bind(config, *beside)
+    return _deployment(Gateway, GATEWAY, stop_s=config.streams.relay_drain_s + STOP_S).bind(config, *beside)
 
 
 def _model_resources(config: ModelConfig) -> Resources:

@@ -13,6 +13,8 @@ from services.error_responses import unwrap
 from services.errors import ApiError, unavailable
 
 _ANSWER_WITHIN_S = 120.0
+_CHANGE_WAIT_S = 60.0
+_LOOK_S = 0.1
 
 
 class Calls(Protocol):
@@ -22,16 +24,26 @@ class Calls(Protocol):
 
 
 class ServeCalls:
-    """Calls through a handle of Ray Serve. `why_not_ready` says what Serve says where nobody answers."""
+    """Calls through a handle of Ray Serve. `why_not_ready` says what Serve says where nobody answers. While
+    `is_changing` (the next version is on its way), calls wait for up to `change_wait_s`."""
 
     def __init__(
-        self, handle: Any, why_not_ready: Callable[[], str | None], timeout_s: float = _ANSWER_WITHIN_S
+        self,
+        handle: Any,
+        why_not_ready: Callable[[], str | None],
+        timeout_s: float = _ANSWER_WITHIN_S,
+        *,
+        is_changing: Callable[[], bool] = lambda: False,
+        change_wait_s: float = _CHANGE_WAIT_S,
     ) -> None:
         self._handle = handle
         self._why_not_ready = why_not_ready
         self._timeout_s = timeout_s
+        self._is_changing = is_changing
+        self._change_wait_s = change_wait_s
 
     async def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
+        await self._until_changed()
         if reason := self._why_not_ready():
             raise unavailable(reason, code="not_ready", retry_after_s=5)
         try:
@@ -51,6 +63,11 @@ class ServeCalls:
             if isinstance(cause, ApiError) or cause is not error:
                 raise cause from None
             raise
+
+    async def _until_changed(self) -> None:
+        until = asyncio.get_running_loop().time() + self._change_wait_s
+        while self._is_changing() and asyncio.get_running_loop().time() < until:  # noqa: ASYNC110  # Serve tells nobody
+            await asyncio.sleep(_LOOK_S)
 
 
 def _is_lost_actor(error: Exception) -> bool:

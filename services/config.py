@@ -223,6 +223,8 @@ class StreamsConfig(Section):
     """Moves of one answer: its request may be what kills the replicas. 0: an answer ends with its replica."""
     move_wait_s: Annotated[float, Field(ge=0)] = 20
     """How long an answer waits for a replica that can take it, for example one that restarts."""
+    relay_drain_s: Annotated[float, Field(ge=0, le=3600)] = 120
+    """How long answers under way may still take where their process of the endpoint is replaced; then they are cut."""
 
 
 class PlatformConfig(Section):

@@ -32,12 +32,18 @@ class Journey:
     silent: set[str] = field(default_factory=set)
     """Those among them that only gave no token for too long: a machine under load does that too."""
     num_lost: int = 0
+    identity: str | None = None
+    """Of the model whose token ids the client has; none: it has none yet."""
 
     def note_loss(self, replica_id: str, *, hangs: bool = False) -> None:
         self.left.add(replica_id)
         if hangs:
             self.silent.add(replica_id)
         self.num_lost += 1
+
+    def fits(self, info: Mapping[str, Any]) -> bool:
+        """Whether a replica that says this of itself could take the token ids for what they are."""
+        return self.identity is None or info.get("identity", "") == self.identity
 
     def forgive(self) -> bool:
         """The last resort: let it go back to those that were only silent. False where there are none."""
@@ -121,6 +127,8 @@ class ContinuedStream:
         self._journey.note_loss(stream.replica.replica_id, hangs=lost.hangs)
         if why := self._why_not(stream.replica.info):
             raise _explained(lost.error, why)
+        if self._token_ids:
+            self._journey.identity = str(stream.replica.info.get("identity", ""))
         self._stream = await self._open_again(lost)
         self._on_moved()
         _log.warning(

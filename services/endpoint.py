@@ -54,6 +54,8 @@ from services.vector_stores import VectorStores
 
 PLATFORM_APP = "platform"
 UPLOADS_FOLDER, FILES_FOLDER = "uploads", "files"
+EMBEDDING_REQUESTS = 64
+"""Requests for vectors that begin at once, of all relays together: they fill a batch while another one is computed."""
 
 
 class Replicas(ReplicaSource, Protocol):
@@ -88,15 +90,18 @@ class Surroundings:
 class _OwnShare:
     """The models as the waiting rooms of this process see them: other relays let requests in as well."""
 
-    def __init__(self, pool: ModelPool, replicas: Replicas) -> None:
+    def __init__(self, pool: ModelPool, replicas: Replicas, embedding_model: str) -> None:
         self._pool = pool
         self._replicas = replicas
+        self._embedding_model = embedding_model
         self.sleeps = pool.sleeps
         self.why_not_ready = pool.why_not_ready
 
     def num_slots(self, model: str) -> int:
         num_relays = len([each for each in self._replicas.endpoints(RELAY_APP) if each.state == "ready"])
-        return -(-self._pool.num_slots(model) // max(1, num_relays))
+        is_embedding = model == self._embedding_model
+        num_slots = EMBEDDING_REQUESTS if is_embedding else self._pool.num_slots(model)
+        return -(-num_slots // max(1, num_relays))
 
 
 class Endpoint:
@@ -137,7 +142,8 @@ class Endpoint:
             self._session, around.replicas, around.states, config.streams, on_moved=metrics.stream_moved
         )
         conversations = Conversations(around.database)
-        queues = ModelQueues(config.queues, _OwnShare(self._pool, around.replicas), self._note_sleeper)
+        share = _OwnShare(self._pool, around.replicas, config.embedding_model)
+        queues = ModelQueues(config.queues, share, self._note_sleeper)
         self.demand = queues.demand
         metrics.watch_queues(queues.sizes)
         generation = Generation(config.chat, self._pool, queues, around.story, conversations, metrics)
@@ -150,6 +156,7 @@ class Endpoint:
         routes = [
             *InferenceRoutes(
                 generation,
+                queues,
                 around.embedding,
                 around.replicas,
                 around.states,

@@ -35,7 +35,6 @@ class EventStream:
         self._headers = [*_HEADERS, *headers]
         self.has_begun = False
         self.has_ended = False
-        self.first_event_at: float | None = None
         self._last_at = time.monotonic()
 
     async def begin(self) -> None:
@@ -55,8 +54,6 @@ class EventStream:
         if not self.has_begun:
             await self.begin()
         self._last_at = time.monotonic()
-        if self.first_event_at is None:
-            self.first_event_at = self._last_at
         await self._send({"type": "http.response.body", "body": events, "more_body": more})
 
     async def keep_alive(self, every_s: float) -> None:

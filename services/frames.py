@@ -45,6 +45,11 @@ class Frame(NamedTuple):
         return len(self.packed_token_ids) // 4
 
     @property
+    def has_tokens(self) -> bool:
+        """Whether something of the answer is in it: a role or a sign of life is not. A remote API tells text alone."""
+        return bool(self.packed_token_ids or self.num_characters)
+
+    @property
     def token_ids(self) -> tuple[int, ...]:
         return unpack_token_ids(self.packed_token_ids)
 

@@ -31,9 +31,7 @@ from services.reranker import make_reranking
 
 STORE_APP, STORE_DEPLOYMENT = "store", "Store"
 EMBED_APP, EMBED_DEPLOYMENT = "embed", "Embedding"
-# How long streams may still take: where this process is replaced (a client's connection cannot be moved), and where
-# windfarm ends.
-DRAIN_S = 120.0
+# How long streams may still take where windfarm ends.
 _DOWN_DRAIN_S = 4.0
 # The balancer looks every half second at a directory that is refreshed every second.
 _NOTICE_S = 1.7
@@ -99,7 +97,9 @@ class Gateway:
             notice_s = _NOTICE_S if self._config.listen.balancer == "haproxy" else 0.0
             await self._beacon.set_state("draining")
             await asyncio.sleep(notice_s)
-            await self._listener.stop(_DOWN_DRAIN_S - notice_s if self._is_all_ending() else DRAIN_S)
+            # Where this process alone is replaced its streams have time: a client's connection cannot be moved.
+            drain_s = self._config.streams.relay_drain_s
+            await self._listener.stop(_DOWN_DRAIN_S - notice_s if self._is_all_ending() else drain_s)
             await self._beacon.stop()
             await self._demand.stop()
             await self._endpoint.stop()
@@ -121,7 +121,7 @@ class Gateway:
 
         # Applications start side by side, so the other one may not be known yet; calls say so until it is.
         handle = serve.get_deployment_handle(deployment, app_name=app, _check_exists=False)
-        return ServeCalls(handle, why_not_ready)
+        return ServeCalls(handle, why_not_ready, is_changing=lambda: self._states.is_changing(app))
 
 
 def _public_sockets(environment: Environment, host: str, port: int) -> list[socket.socket]:

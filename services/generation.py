@@ -116,7 +116,8 @@ class Generation:
                 meter.begin()
             try:
                 async for frames in upstream.batches():
-                    place.note_token()
+                    if place.first_token_at is None and any(frame.has_tokens for frame in frames):
+                        place.note_token()
                     # One write for all that came together: each costs more than the bytes in it.
                     data = b"".join(frame.payload for frame in frames if frame.kind is FrameKind.DATA)
                     if meter is not None:
@@ -129,7 +130,9 @@ class Generation:
             finally:
                 place.note_answer(upstream.num_tokens)
                 await upstream.close()
-            self._count(call, model, upstream, events)
+            assert upstream.end is not None
+            self._metrics.tokens(model, Usage(**upstream.end["usage"]))
+            self._note_first_token(call, model, place)
 
         await self._run(call, events, self._in_turn(call, asked, forward))
         return None
@@ -170,7 +173,8 @@ class Generation:
             try:
                 async for frame in upstream:
                     if frame.kind is FrameKind.DATA:
-                        place.note_token()
+                        if frame.has_tokens:
+                            place.note_token()
                         chunks.append(parse_chunk(frame))
                         if meter is not None:
                             meter.add(frame.num_token_ids)
@@ -208,8 +212,6 @@ class Generation:
             if call.permit is not None:
                 await call.permit.settle()
             await events.end(DONE)
-            if events.first_event_at is not None:
-                self._metrics.first_token(request.model, events.first_event_at - call.started_at)
 
         await self._run(call, events, tell())
         return None
@@ -234,6 +236,8 @@ class Generation:
         if answer.record.usage is not None:
             place.note_answer(answer.record.usage.num_completion_tokens)
             self._metrics.tokens(answer.request.model, answer.record.usage)
+        if answer.request.stream:
+            self._note_first_token(answer.call, answer.request.model, place)
 
     async def _check_sources(self, answer: _ChatAnswer, event: ChatEvent) -> None:
         """End an answer whose documents were deleted or taken from its reader while it is written: before anything of
@@ -320,11 +324,10 @@ class Generation:
             call.permit.meter.finish(usage)
             await call.permit.settle()
 
-    def _count(self, call: Call, model: str, upstream: ContinuedStream, events: EventStream) -> None:
-        assert upstream.end is not None
-        self._metrics.tokens(model, Usage(**upstream.end["usage"]))
-        if events.first_event_at is not None:
-            self._metrics.first_token(model, events.first_event_at - call.started_at)
+    def _note_first_token(self, call: Call, model: str, place: Place) -> None:
+        """Of a whole streamed answer."""
+        if place.first_token_at is not None:
+            self._metrics.first_token(model, place.first_token_at - call.started_at)
 
 
 class _ChatAnswer:

@@ -12,6 +12,7 @@ from services.errors import invalid
 from services.event_stream import until_client_leaves
 from services.generation import Generation
 from services.key_limits import KeyLimits
+from services.model_queues import ModelQueues
 from services.openai_api import ChatCompletionRequest, CompletionRequest, EmbeddingRequest, embedding_answer
 from services.relay import ModelStates, ReplicaSource, unknown_model
 from services.routing import Answer, Call, Route, json_answer, list_answer
@@ -25,6 +26,7 @@ class InferenceRoutes:
     def __init__(
         self,
         generation: Generation,
+        queues: ModelQueues,
         embedding: Calls,
         replicas: ReplicaSource,
         states: ModelStates,
@@ -32,6 +34,7 @@ class InferenceRoutes:
         limits: KeyLimits,
     ) -> None:
         self._generation = generation
+        self._queues = queues
         self._embedding = embedding
         self._embedding_model = config.embedding_model
         self._replicas = replicas
@@ -73,6 +76,11 @@ class InferenceRoutes:
             raise unknown_model(request.model, [self._embedding_model])
         call.model = request.model
         async with self._limits.admitted(call, lambda: estimate_embedding(request)):
+            return await until_client_leaves(call.receive, self._embed_in_turn(call, request))
+
+    async def _embed_in_turn(self, call: Call, request: EmbeddingRequest) -> Answer:
+        num_tokens = estimate_embedding(request).num_prompt_tokens
+        async with self._queues.place(request.model, call.actor.key_id, "default", num_tokens):
             return await self._embed(call, request)
 
     async def _embed(self, call: Call, request: EmbeddingRequest) -> Answer:
@@ -80,10 +88,9 @@ class InferenceRoutes:
         if meter is not None:
             meter.begin()
         if ids := request.token_ids():
-            asked = self._embedding.call("embed_token_ids", ids)
+            result = await self._embedding.call("embed_token_ids", ids)
         else:
-            asked = self._embedding.call("embed", request.texts(), request.input_type or "query")
-        result = await until_client_leaves(call.receive, asked)
+            result = await self._embedding.call("embed", request.texts(), request.input_type or "query")
         if meter is not None:
             meter.finish(Usage(int(sum(result.num_tokens)), 0))
         dimension = int(result.vectors.shape[1])

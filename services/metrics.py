@@ -36,7 +36,7 @@ class Metrics:
         )
         self._first_token = Histogram(
             "windfarm_first_token_seconds",
-            "Request to first event of a stream",
+            "Request to the first token of a streamed answer",
             ("model",),
             buckets=_SECONDS,
             registry=self._registry,

@@ -47,16 +47,18 @@ class Place:
     """A request that may run. `cost` is what its key is charged in the end, in tokens."""
 
     def __init__(self, num_prompt_tokens: int, on_first_token: Callable[[], None] = lambda: None) -> None:
-        self._on_first_token: Callable[[], None] | None = on_first_token
+        self._on_first_token = on_first_token
+        self.first_token_at: float | None = None
+        """On the monotonic clock."""
         # Charged at the beginning. The answer is charged when it is known: an estimate that is corrected downwards
         # later would give a key that was there before an advance over those that came meanwhile.
         self.first_cost = self.cost = 1 + num_prompt_tokens
 
     def note_token(self) -> None:
         """Something of the answer came. Only the first call counts."""
-        if self._on_first_token is not None:
+        if self.first_token_at is None:
+            self.first_token_at = time.monotonic()
             self._on_first_token()
-            self._on_first_token = None
 
     def note_answer(self, num_tokens: int) -> None:
         """The answer has ended or was cut after so many tokens."""

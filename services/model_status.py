@@ -59,6 +59,8 @@ class ServeStates:
     def __init__(self, read: Callable[[], dict[str, ApplicationState]]) -> None:
         self._read = read
         self._applications: dict[str, ApplicationState] = {}
+        self._were_there: set[str] = set()
+        """Applications that had a running replica since this process started."""
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -74,6 +76,7 @@ class ServeStates:
     async def refresh(self) -> None:
         try:
             self._applications = await asyncio.to_thread(self._read)
+            self._were_there |= {name for name, state in self._applications.items() if state.has_running_replica}
         except Exception as error:  # noqa: BLE001  # Serve's controller fails in many ways while it restarts
             _log.warning("Ray Serve does not tell its state: %s. Trying again.", error)
 
@@ -82,6 +85,14 @@ class ServeStates:
 
     def application(self, name: str) -> ApplicationState | None:
         return self._applications.get(name)
+
+    def is_changing(self, name: str) -> bool:
+        """Whether an application that served has no replica because Serve brings up its next version. Neither its first
+        start nor a crash is a change."""
+        state = self._applications.get(name)
+        if state is None or state.has_running_replica:
+            return False
+        return state.status == "DEPLOYING" and name in self._were_there
 
     def configured_models(self) -> list[str]:
         names = (name for name in self._applications if name.startswith(MODEL_APP_PREFIX))

@@ -8,7 +8,8 @@ leading blocks, without a tokenizer.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import struct
+from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ BLOCK_BYTES = 512
 MAX_BLOCKS = 512
 """What lies behind is not looked at: two prompts that are alike for so long go to one replica in any case."""
 _HASH_BYTES = 8
+# Characters, or bytes of token ids, that are encoded in one go.
+_PART = 8192
 
 
 class Block(NamedTuple):
@@ -28,39 +31,42 @@ class Block(NamedTuple):
 Fingerprint = tuple[Block, ...]
 
 
-def size_of(body: Mapping[str, Any]) -> int:
-    """Roughly the number of characters of a `/generate` body's prompt, at hardly any cost."""
-    if body.get("prompt_text") is not None:
-        return len(body["prompt_text"])
-    if body.get("prompt_token_ids") is not None:
-        return 4 * len(body["prompt_token_ids"])
-    return sum(len(message.get("content") or "") for message in body.get("messages") or ())
-
-
 def fingerprint(body: Mapping[str, Any]) -> Fingerprint:
     """Of a `/generate` body."""
-    blocks: list[Block] = []
+    return tuple(blocks_of(body))
+
+
+def blocks_of(body: Mapping[str, Any]) -> Iterator[Block]:
+    """The same block by block: between two of them little is computed, however long the prompt is."""
     before = b""
+    num_blocks = 0
     for part in _parts(body):
         for start in range(0, len(part), BLOCK_BYTES):
             data = part[start : start + BLOCK_BYTES]
             before = blake2b(before + data, digest_size=_HASH_BYTES).digest()
-            blocks.append(Block(before, len(data)))
-            if len(blocks) == MAX_BLOCKS:
-                return tuple(blocks)
-    return tuple(blocks)
+            yield Block(before, len(data))
+            num_blocks += 1
+            if num_blocks == MAX_BLOCKS:
+                return
 
 
-def _parts(body: Mapping[str, Any]) -> Iterable[bytes]:
+def _parts(body: Mapping[str, Any]) -> Iterator[bytes]:
     """What the prompt begins with comes first: tools stand in the template's head."""
     if body.get("prompt_text") is not None:
-        yield body["prompt_text"].encode("utf-8", "surrogatepass")
+        yield from _encoded(body["prompt_text"])
     elif body.get("prompt_token_ids") is not None:
-        yield b"".join(token_id.to_bytes(4, "big") for token_id in body["prompt_token_ids"])
+        for start in range(0, len(body["prompt_token_ids"]), _PART // 4):
+            ids = body["prompt_token_ids"][start : start + _PART // 4]
+            yield struct.pack(f">{len(ids)}I", *(token_id & 0xFFFFFFFF for token_id in ids))
     else:
-        if body.get("tools"):
-            yield json.dumps(body["tools"], ensure_ascii=False).encode("utf-8", "surrogatepass")
+        for tool in body.get("tools") or ():
+            yield from _encoded(json.dumps(tool, ensure_ascii=False))
         for message in body.get("messages") or ():
             content = message.get("content")
             text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
-            yield f"{message.get('role')}\n{text}\n".encode("utf-8", "surrogatepass")
+            yield from _encoded(f"{message.get('role')}\n{text[: MAX_BLOCKS * BLOCK_BYTES]}\n")
+
+
+def _encoded(text: str) -> Iterator[bytes]:
+    for start in range(0, len(text), _PART):
+        yield text[start : start + _PART].encode("utf-8", "surrogatepass")

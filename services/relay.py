@@ -20,7 +20,7 @@ from cluster.engine import GenerationChunk, GenerationRequest, SamplingParams, T
 from services.config import StreamsConfig
 from services.continuation import ContinuedStream, Journey
 from services.discovery import ReplicaEndpoint
-from services.errors import ApiError, not_found, unavailable
+from services.errors import ApiError, conflict, not_found, unavailable
 from services.frame_stream import ENGINE_DEAD, FrameStream, ReplicaLost
 from services.frames import Frame, FrameKind
 from services.prompt_prefix import Fingerprint
@@ -195,8 +195,10 @@ class ModelPool:
         self, model: str, replica: ReplicaEndpoint, journey: Journey, silent_s: float, has_tokens: bool
     ) -> str | None:
         """Why a silent stream shall go elsewhere. Where it cannot, it is better to wait."""
-        if has_tokens and silent_s >= self._config.stall_s and self._has_another(model, replica, journey):
-            return f"it gave no token for {silent_s:.1f} s"
+        if has_tokens and silent_s >= self._config.stall_s:
+            identity = replica.info.get("identity", "")
+            if any(other.info.get("identity", "") == identity for other in self._others(model, replica, journey)):
+                return f"it gave no token for {silent_s:.1f} s"
         if silent_s >= _LOOK_S and self._is_gone(model, replica, journey):
             return "it does not announce itself any more"
         return None
@@ -204,12 +206,14 @@ class ModelPool:
     def _is_gone(self, model: str, replica: ReplicaEndpoint, journey: Journey) -> bool:
         """Whether a replica stopped to announce itself while others go on. Where all are silent, it is the directory
         that is away."""
-        return not self._replicas.is_alive(replica.replica_id) and self._has_another(model, replica, journey)
+        return not self._replicas.is_alive(replica.replica_id) and bool(self._others(model, replica, journey))
 
-    def _has_another(self, model: str, replica: ReplicaEndpoint, journey: Journey) -> bool:
+    def _others(self, model: str, replica: ReplicaEndpoint, journey: Journey) -> list[ReplicaEndpoint]:
+        """Where the request could go from this replica."""
+        if journey.num_lost >= self._config.max_moves:
+            return []
         left = {*journey.left, replica.replica_id}
-        is_another = any(other.replica_id not in left for other in self._replicas.replicas(model))
-        return is_another and journey.num_lost < self._config.max_moves
+        return [other for other in self._replicas.replicas(model) if other.replica_id not in left]
 
     async def count_tokens(self, model: str, body: Mapping[str, Any]) -> int:
         response, replica = await self._post(model, "/count_tokens", body, Journey())
@@ -230,7 +234,9 @@ class ModelPool:
             code="model_unreachable",
         )
         while journey.num_lost <= self._config.max_moves:
-            candidates = [replica for replica in found if replica.replica_id not in tried]
+            if found and not journey.silent and not any(journey.fits(replica.info) for replica in found):
+                raise _changed(model)
+            candidates = [each for each in found if each.replica_id not in tried and journey.fits(each.info)]
             if not candidates:
                 break
             replica = self.picker.pick(candidates, prompt)
@@ -362,6 +368,14 @@ def parse_chunk(frame: Frame) -> GenerationChunk:
 def unknown_model(model: str, known: list[str]) -> ApiError:
     listed = f"There are: {', '.join(known)}." if known else "No model is configured."
     return not_found(f"There is no model '{model}'. {listed}", code="model_not_found", param="model")
+
+
+def _changed(model: str) -> ApiError:
+    """No replica that will come knows what the client's token ids mean, so nobody waits for one."""
+    return conflict(
+        f"The model '{model}' was changed meanwhile: its replicas serve other weights or another tokenizer now.",
+        code="model_changed",
+    )
 
 
 def _logprob(entry: Mapping[str, Any]) -> TokenLogprob:

@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from services.discovery import ReplicaEndpoint
-from services.prompt_prefix import Fingerprint, fingerprint, size_of
+from services.prompt_prefix import Block, Fingerprint, blocks_of
 from services.replica_choice import Candidate, ReplicaChoice
 
-# Hashing this many characters takes less of the loop's time than a thread's answer does.
-_HASHED_HERE = 16_384
+# Hashed before others have their turn. It takes about as long as handing work to a thread does, and a thread would keep
+# the loop waiting for the interpreter's lock: hashes of so few bytes are computed under it.
+_BLOCKS_PER_TURN = 32
 _SHUNNED_S = 30.0
 _REMEMBERED_REPLICAS = 64
 
@@ -32,12 +33,15 @@ class ReplicaPicker:
         """Replicas that hung, and until when others go first."""
 
     async def fingerprint(self, body: Mapping[str, Any], num_replicas: int) -> Fingerprint:
-        """Nothing where there is no choice. Long prompts are hashed beside the event loop."""
+        """Nothing where there is no choice. Long prompts are hashed in many short turns of the event loop."""
         if num_replicas < 2:
             return ()
-        if size_of(body) <= _HASHED_HERE:
-            return fingerprint(body)
-        return await asyncio.to_thread(fingerprint, body)
+        blocks: list[Block] = []
+        for block in blocks_of(body):
+            blocks.append(block)
+            if len(blocks) % _BLOCKS_PER_TURN == 0:
+                await asyncio.sleep(0)
+        return tuple(blocks)
 
     def pick(self, replicas: Sequence[ReplicaEndpoint], prompt: Fingerprint) -> ReplicaEndpoint:
         """One of the replicas, of which there is at least one. Those that hung lately are a last resort."""

@@ -55,6 +55,7 @@ from cluster.errors import (
 )
 from cluster.expert_load import ExpertLoad
 from cluster.gguf_metadata import GgufMetadata, read_gguf_metadata
+from cluster.model_identity import model_identity
 
 # Tokens computed between two looks at whether the client still wants the answer.
 PROMPT_BATCH = 512
@@ -70,6 +71,7 @@ class LlamaCppEngine:
         self._settings = settings
         self._path = Path(settings.location)
         self._metadata: GgufMetadata = read_gguf_metadata(self._path)
+        self._identity = model_identity(self._path, settings.options)
         self._vocabulary = Vocabulary(self._metadata)
         self._template: ChatTemplate = template_from_gguf(self._metadata, model=settings.model)
         trained = self._metadata.max_context
@@ -94,6 +96,7 @@ class LlamaCppEngine:
             max_context=self._max_context,
             max_concurrency=self._settings.parallel_requests,
             continues_answers=True,
+            identity=self._identity,
             template_knows_tools=self._template.knows_tools,
         )
 

@@ -54,6 +54,7 @@ from cluster.errors import (
     ModelDamaged,
 )
 from cluster.expert_load import ExpertLoad
+from cluster.model_identity import model_identity
 from cluster.weights.safetensors_header import fingerprint
 
 STOP_LIMIT_S = 10.0
@@ -87,6 +88,7 @@ class VllmEngine:
         self._end_ids: frozenset[int] = frozenset()
         self._continues_guided_answers = False
         self._checkpoint = fingerprint(self._folder) if num_experts(self._config) else ""
+        self._identity = model_identity(self._folder, settings.options)
         self._output_counts: OutputCounts | None = None
 
     @property
@@ -98,6 +100,7 @@ class VllmEngine:
             max_concurrency=self._settings.parallel_requests,
             continues_answers=True,
             continues_guided_answers=self._continues_guided_answers,
+            identity=self._identity,
             checkpoint=self._checkpoint,
             template_knows_tools=self._template.knows_tools,
         )

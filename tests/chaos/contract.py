@@ -55,17 +55,24 @@ def with_measured(text: str, measured: Mapping[str, str]) -> str:
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
-    """Median, 95th percentile (nearest rank) and number of trials."""
-    seconds = sorted(outcome.seconds for outcome in outcomes if not math.isnan(outcome.seconds))
+    """Median, 95th percentile (nearest rank) and number of trials; then the same of what went by until the loss was
+    noticed, where that was seen."""
     failed = sum(outcome.problem is not None for outcome in outcomes)
     told = f", {failed} FAILED" if failed else ""
+    seconds = [outcome.seconds for outcome in outcomes if not math.isnan(outcome.seconds)]
+    noticed = [outcome.noticed_s for outcome in outcomes if outcome.noticed_s is not None]
     if not seconds:
         return f"- ({len(outcomes)}{told})"
-    return f"{_short(_rank(seconds, 0.5))} / {_short(_rank(seconds, 0.95))} s ({len(outcomes)}{told})"
+    return f"{_both(seconds)} ({len(outcomes)}{told})" + (f"; noticed after {_both(noticed)}" if noticed else "")
 
 
-def _rank(values: Sequence[float], share: float) -> float:
-    return values[max(0, math.ceil(share * len(values)) - 1)]
+def rank(values: Sequence[float], share: float) -> float:
+    """The value that this share of them does not exceed (nearest rank)."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+
+
+def _both(values: Sequence[float]) -> str:
+    return f"{_short(rank(values, 0.5))} / {_short(rank(values, 0.95))} s"
 
 
 def _short(seconds: float) -> str:

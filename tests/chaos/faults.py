@@ -10,11 +10,13 @@ import json
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
+
+from services.discovery import Directory
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,8 @@ class Outcome:
     """What the client saw."""
     problem: str | None = None
     """What was not as the contract says."""
+    noticed_s: float | None = None
+    """How much of it went by until the endpoint knew of the loss; none: nobody can see that here."""
 
 
 Trial = Callable[[Path], Awaitable[Outcome]]
@@ -54,9 +58,26 @@ class Fault:
             except Exception as error:  # noqa: BLE001  # a campaign goes on
                 return Outcome(float("nan"), "-", f"{type(error).__name__}: {error}")
         if is_timed and outcome.problem is None and not outcome.seconds <= self.at_most_s:
-            problem = f"took {outcome.seconds:.2f} s, the contract says {self.at_most_s:g}"
-            return Outcome(outcome.seconds, outcome.seen, problem)
+            return replace(outcome, problem=f"took {outcome.seconds:.2f} s, the contract says {self.at_most_s:g}")
         return outcome
+
+
+class LossWatch:
+    """Notes when an endpoint finds its replicas lost."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._times: list[float] = []
+        report = directory.report_failure
+
+        def note(replica_id: str) -> None:
+            self._times.append(time.monotonic())
+            report(replica_id)
+
+        directory.report_failure = note  # type: ignore[method-assign]
+
+    def seconds_after(self, fault_at: float) -> float | None:
+        """From the fault, at this moment of the monotonic clock, until the first loss after it."""
+        return next((at - fault_at for at in self._times if at >= fault_at), None)
 
 
 @dataclass

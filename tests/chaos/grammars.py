@@ -69,6 +69,8 @@ async def campaign(num_trials: int) -> tuple[int, int]:
     async with replicas_of("vllm") as (replicas, pool):
         for number in range(num_trials):
             num_moved, wrong = await run_trial(replicas, pool, seed=number)
+            if not num_moved:
+                wrong.append("no answer went on elsewhere")
             num_passed, total_moved = num_passed + (not wrong), total_moved + num_moved
             print(f"grammar, trial {number + 1}: {num_moved} moved, {wrong}", flush=True)
     print(f"{total_moved} answers that are bound to a schema went on elsewhere", flush=True)

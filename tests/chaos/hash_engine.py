@@ -62,8 +62,16 @@ class HashEngine:
         pace_s: float = 0.0,
         max_context: int = MAX_CONTEXT,
         num_slots: int = 1000,
+        identity: str = "",
     ) -> None:
-        self.info = ModelInfo(model, "hash", max_context=max_context, max_concurrency=num_slots, continues_answers=True)
+        self.info = ModelInfo(
+            model,
+            "hash",
+            max_context=max_context,
+            max_concurrency=num_slots,
+            continues_answers=True,
+            identity=identity,
+        )
         self.num_tokens = 0
         """Sampled by this engine, over all answers."""
         self.pace_s = pace_s

@@ -12,15 +12,16 @@ import secrets
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from services.listener import start_listener
 from services.local_network import Seat, delete_network, make_network, namespace_seats
-from tests.chaos.faults import Fault, Outcome, until
+from tests.chaos.faults import Fault, LossWatch, Outcome, until
 from tests.chaos.replica_process import ReplicaProcess
 from tests.chaos.stream_faults import STATES, Streams, judged
 from tests.services.harness import SECRET, Beats, running_endpoint
@@ -81,6 +82,7 @@ async def run_trial(tag: str) -> Outcome:
                 await until(lambda: len(running.directory.replicas("tiny")) == 2, 90)
                 streams = Streams(running, num_tokens=400)
                 await until(lambda: all("content" in heard.body for heard in streams.heard))
+                watch, fault_at = LossWatch(running.directory), time.monotonic()
                 cut(others[0])
                 await streams.end()
                 moved = (await running.http.get("/metrics")).text
@@ -90,7 +92,7 @@ async def run_trial(tag: str) -> Outcome:
         await listener.stop()
     if 'streams_moved_total{model="tiny"}' not in moved:
         return Outcome(streams.longest_silence_s, "-", "no stream was on the node that was cut off")
-    return judged(streams)
+    return replace(judged(streams), noticed_s=watch.seconds_after(fault_at))
 
 
 def cut(seat: Seat) -> None:

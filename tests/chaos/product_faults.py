@@ -18,9 +18,11 @@ from typing import Any
 import httpx
 
 from tests.chaos.faults import Fault, Heard, Outcome, hear, until
+from tests.chaos.streams import difference, read_events
 from tests.product import Product, windfarm
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Tell a long story."}], "temperature": 0}
+LONG = {"stream": True, "max_tokens": 250, "stream_options": {"include_usage": True}}
 LIMIT_S = 90.0
 
 
@@ -84,9 +86,9 @@ async def kill_the_model(product: Product, _folder: Path) -> Outcome:
     """The only replica of a model: its streams wait for the next one and go on there."""
     async with client_of(product) as http:
         client = Client(product, http)
-        whole = await client.chat(max_tokens=250)
+        whole = await client.chat(**LONG)
         heard, victim = Heard(), process_of(product.home, "ServeReplica:llm-tiny")
-        asked = asyncio.create_task(hear(http, CHAT | {"stream": True, "max_tokens": 250}, heard))
+        asked = asyncio.create_task(hear(http, CHAT | LONG, heard))
         await until(lambda: heard.body.count("data: ") >= 5 or asked.done())
         os.kill(victim, signal.SIGKILL)
         had_ended = asked.done()
@@ -95,6 +97,9 @@ async def kill_the_model(product: Product, _folder: Path) -> Outcome:
         return Outcome(0.0, "-", f"the answer ended before its process was killed: {heard.body[-300:]!r}")
     if not whole.is_complete or not heard.is_complete:
         return Outcome(heard.longest_silence_s, "-", f"the answer ends with {heard.body[-300:]!r}")
+    said, undisturbed = read_events(heard.body), read_events(whole.body)
+    if said != undisturbed:
+        return Outcome(heard.longest_silence_s, "another answer", difference(said, undisturbed))
     return Outcome(heard.longest_silence_s, "the whole answer, after a pause")
 
 

@@ -5,22 +5,69 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import aclosing
 from typing import Any
 
+from cluster.engine import Engine, EngineLoad, GenerationChunk, GenerationRequest
+from cluster.expert_load import ExpertLoad
 from services.model_service import ModelService
 from tests.chaos.hash_engine import HashEngine
-from tests.services.harness import SECRET, Running
+from tests.services.harness import SECRET, Running, wait_until
 
 FAULTS = ("kill", "die", "hang", "drain")
 _DRAIN_S = 0.1
 _HANGS_S = 3.0
 
 
+class PausingEngine:
+    """Answers of another engine, which stop after so many chunks for ever; the rest of an answer comes as a whole. It
+    neither starts nor ends the other one."""
+
+    def __init__(self, engine: Engine, num_chunks: int) -> None:
+        self._engine = engine
+        self._num_chunks = num_chunks
+        self.has_paused = False
+        self.rests: list[GenerationRequest] = []
+        """Requests for the rest of an answer."""
+        self.info = engine.info
+
+    @property
+    def load(self) -> EngineLoad:
+        return self._engine.load
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def check_health(self) -> None: ...
+
+    async def expert_load(self) -> ExpertLoad | None:
+        return None
+
+    async def tokenize(self, text: str) -> list[int]:
+        return await self._engine.tokenize(text)
+
+    async def count_prompt_tokens(self, request: GenerationRequest) -> int:
+        return await self._engine.count_prompt_tokens(request)
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
+        if request.delivered is not None:
+            self.rests.append(request)
+        num_chunks = 0
+        async with aclosing(self._engine.generate(request)) as chunks:  # type: ignore[type-var]
+            async for chunk in chunks:
+                yield chunk
+                num_chunks += 1
+                if num_chunks == self._num_chunks and request.delivered is None:
+                    self.has_paused = True
+                    await asyncio.Event().wait()
+
+
 class Replica:
     """A model service whose end can be chosen."""
 
-    def __init__(self, service: ModelService, engine: HashEngine) -> None:
+    def __init__(self, service: ModelService, engine: Any) -> None:
         self.service = service
         self.engine = engine
         self._later: set[asyncio.Task[None]] = set()
@@ -66,6 +113,15 @@ class Replica:
         await self.service.stop(drain_s=_DRAIN_S)
 
 
+async def kill_the_paused(running: Running, engines: Sequence[PausingEngine]) -> None:
+    """When one of the engines, which the running services serve in this order, pauses in an answer."""
+    await wait_until(lambda: any(engine.has_paused for engine in engines))
+    number = next(number for number, engine in enumerate(engines) if engine.has_paused)
+    replica = Replica(running.services[number], engines[number])
+    await replica.end("kill")
+    await replica.close()
+
+
 class Fleet:
     """The replicas of one model behind a running endpoint."""
 
@@ -77,8 +133,9 @@ class Fleet:
         self._ended: list[Replica] = []
         self.alive: list[Replica] = []
 
-    async def grow(self, pace_s: float | None = None) -> Replica:
-        engine = HashEngine(pace_s=self._pace_s if pace_s is None else pace_s, num_slots=self._num_slots)
+    async def grow(self, pace_s: float | None = None, identity: str = "") -> Replica:
+        pace_s = self._pace_s if pace_s is None else pace_s
+        engine = HashEngine(pace_s=pace_s, num_slots=self._num_slots, identity=identity)
         service = ModelService(
             engine, SECRET, app="llm-tiny", replica_id=f"replica-{next(self._numbers)}", beats=self._running.beats
         )

@@ -17,7 +17,7 @@ import httpx
 from cluster.engine import GenerationRequest, SamplingParams
 from services.config import PlatformConfig, QueuesConfig, StreamsConfig
 from services.model_status import ApplicationState
-from tests.chaos.faults import Fault, Heard, Outcome, hear, until
+from tests.chaos.faults import Fault, Heard, LossWatch, Outcome, hear, until
 from tests.chaos.hash_engine import whole_answer
 from tests.chaos.replicas import Fleet
 from tests.chaos.streams import read_events
@@ -136,12 +136,13 @@ def long_question() -> list[dict[str, str]]:
 
 async def lose_a_replica(folder: Path, *, fault: str, stall_s: float = STALL_S) -> Outcome:
     async with fleet_of(folder, stall_s=stall_s) as (running, fleet):
-        streams = Streams(running)
+        watch, streams = LossWatch(running.directory), Streams(running)
         await fleet.answers(NUM_STREAMS * 5)
+        fault_at = time.monotonic()
         await fleet.lose(fleet.answering[0], fault)
         await streams.end()
         moved = (await running.http.get("/metrics")).text
-    outcome = judged(streams)
+    outcome = replace(judged(streams), noticed_s=watch.seconds_after(fault_at))
     if outcome.problem is None and fault != "drain" and 'streams_moved_total{model="tiny"}' not in moved:
         return replace(outcome, problem="no stream was on the lost replica")
     return outcome
@@ -150,13 +151,14 @@ async def lose_a_replica(folder: Path, *, fault: str, stall_s: float = STALL_S) 
 async def lose_the_last_replica(folder: Path) -> Outcome:
     """Serve starts another one, here after a second; the streams wait for it."""
     async with fleet_of(folder, size=1) as (running, fleet):
-        streams = Streams(running)
+        watch, streams = LossWatch(running.directory), Streams(running)
         await fleet.answers(NUM_STREAMS * 5)
+        fault_at = time.monotonic()
         await fleet.lose(fleet.alive[0], "kill")
         await asyncio.sleep(1)
         await fleet.grow()
         await streams.end()
-    return judged(streams)
+    return replace(judged(streams), noticed_s=watch.seconds_after(fault_at))
 
 
 async def slow_down_a_replica(folder: Path) -> Outcome:

@@ -59,6 +59,11 @@ class Outcome:
     wrong: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
+    @property
+    def has_passed(self) -> bool:
+        """A trial in which no answer moved shows nothing."""
+        return self.num_moves > 0 and not self.wrong
+
 
 @asynccontextmanager
 async def fleet_behind_endpoint(folder: Path, *, pace_s: float = 0.01) -> AsyncIterator[tuple[Running, Fleet]]:
@@ -231,8 +236,7 @@ async def campaign(num_trials: int, first_seed: int) -> tuple[int, int]:
             home.mkdir()
             async with fleet_behind_endpoint(home) as (running, fleet):
                 outcome = await run_trial(running, fleet, first_seed + number)
-            has_passed = not outcome.wrong
-            num_passed, num_failed = num_passed + has_passed, num_failed + (not has_passed)
+            num_passed, num_failed = num_passed + outcome.has_passed, num_failed + (not outcome.has_passed)
             faults, wrong = dict(outcome.faults), len(outcome.wrong)
             num_moved += outcome.num_moves
             line = f"trial {number + 1}: {faults}, {outcome.num_moves} moves, {outcome.seconds:.1f} s, {wrong} wrong"

@@ -54,3 +54,8 @@ def test_a_summary_has_median_95th_percentile_trials_and_failures() -> None:
     outcomes = [Outcome(seconds, "") for seconds in (0.5, 0.1, 2.04, 0.2)]
     assert summary(outcomes) == "0.20 / 2.0 s (4)"
     assert summary([*outcomes, Outcome(float("nan"), "", "lost")]) == "0.20 / 2.0 s (5, 1 FAILED)"
+
+
+def test_a_summary_tells_apart_what_went_by_until_a_loss_was_noticed() -> None:
+    outcomes = [Outcome(3.0, "", noticed_s=1.5), Outcome(1.0, "", noticed_s=0.25), Outcome(2.0, "")]
+    assert summary(outcomes) == "2.0 / 3.0 s (3); noticed after 0.25 / 1.5 s"

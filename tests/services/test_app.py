@@ -8,7 +8,7 @@ from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray.serve import Application
 
 from services import app
-from services.config import ModelConfig, StoreConfig
+from services.config import ModelConfig, PlatformConfig, StoreConfig, StreamsConfig
 from services.model_service import DRAIN_S
 from services.ray_config import BUILDERS, load_ray_config
 
@@ -41,3 +41,9 @@ def test_the_store_stays_on_the_machine_that_has_its_folder() -> None:
 def test_a_model_that_is_replaced_gets_the_time_in_which_its_streams_may_end() -> None:
     (model,) = deployments(app.build_model(ModelConfig(id="tiny", source="tiny")))
     assert model._deployment_config.graceful_shutdown_timeout_s > DRAIN_S
+
+
+def test_an_endpoint_that_is_replaced_gets_the_time_that_the_configuration_gives_its_streams() -> None:
+    config = PlatformConfig(streams=StreamsConfig(relay_drain_s=900))
+    endpoint = next(each for each in deployments(app.build_platform(config)) if each.name == "Gateway")
+    assert endpoint._deployment_config.graceful_shutdown_timeout_s > 900

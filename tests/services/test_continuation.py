@@ -180,6 +180,54 @@ async def test_an_engine_that_tells_no_token_ids_cannot_go_on(tmp_path: Path) ->
     assert "tells no token ids" in events_of(answer.text)[-1]["error"]["message"]
 
 
+async def test_a_stream_goes_on_only_where_its_token_ids_mean_the_same(tmp_path: Path) -> None:
+    """Its model was changed meanwhile: most replicas have other weights by now."""
+    async with fleet_of(tmp_path, size=0) as (running, fleet):
+        first = await fleet.grow(identity="old")
+        asked = asyncio.create_task(running.http.post("/v1/chat/completions", json=body_of()))
+        await wait_until(lambda: has_tokens(fleet))
+        changed = [await fleet.grow(identity="new") for _ in range(4)]
+        alike = await fleet.grow(identity="old")
+        await fleet.lose(first, "kill")
+        answer = await asked
+    assert read_events(answer.text) == expected()
+    assert alike.engine.num_tokens
+    assert [replica.engine.num_tokens for replica in changed] == [0] * 4
+
+
+@pytest.mark.parametrize(("fault", "stream"), [("kill", True), ("drain", False)])
+async def test_where_all_replicas_serve_another_model_the_answer_ends_with_an_error_that_says_so(
+    tmp_path: Path, fault: str, stream: bool
+) -> None:
+    async with fleet_of(tmp_path, size=0, move_wait_s=30) as (running, fleet):
+        first = await fleet.grow(identity="old")
+        body = body_of() if stream else body_of(stream=False) | {"stream_options": None}
+        asked = asyncio.create_task(running.http.post("/v1/chat/completions", json=body))
+        await wait_until(lambda: has_tokens(fleet))
+        changed = await fleet.grow(identity="new")
+        await fleet.lose(first, fault)
+        answer = await asked
+        again = await running.http.post("/v1/chat/completions", json=body_of())
+    error = events_of(answer.text)[-1]["error"] if stream else error_of(answer)
+    assert error["code"] == "stream_lost"
+    assert "other weights or another tokenizer" in error["message"]
+    assert "[DONE]" not in answer.text
+    assert changed.engine.num_tokens == expected().usage["completion_tokens"]
+    assert read_events(again.text) == expected()
+
+
+async def test_a_hang_is_waited_for_where_only_another_model_could_take_over(tmp_path: Path) -> None:
+    async with fleet_of(tmp_path, size=0, stall_s=0.1) as (running, fleet):
+        engine = (await fleet.grow(identity="old")).engine
+        asked = asyncio.create_task(running.http.post("/v1/chat/completions", json=body_of()))
+        await wait_until(lambda: has_tokens(fleet))
+        await fleet.grow(identity="new")
+        engine.hang()
+        await asyncio.sleep(0.4)
+        engine._runs.set()
+        assert read_events((await asked).text) == expected()
+
+
 async def test_a_hang_with_nowhere_to_go_is_waited_for(tmp_path: Path) -> None:
     async with fleet_of(tmp_path, size=1, stall_s=0.1) as (running, fleet):
         asked = asyncio.create_task(running.http.post("/v1/chat/completions", json=body_of()))

@@ -1,11 +1,18 @@
 """Streams of the public endpoint: who leaves, what breaks, what is silent, and where else a request may go."""
 
 import asyncio
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from cluster.engine import GenerationChunk
+import pytest
+
+from cluster.engine import GenerationChunk, Usage
 from cluster.errors import EngineBusy
 from services.discovery import ReplicaEndpoint, encode_beat
+from services.frames import FrameKind, encode_end, encode_frame
+from services.listener import start_listener
 from tests.services.harness import (
     PATIENT,
     ScriptedEngine,
@@ -67,6 +74,50 @@ async def test_a_silent_stream_gets_comments_that_clients_ignore(tmp_path: Path)
         rest = "\n".join([line async for line in lines])
     assert events_of(rest)[-1] == "[DONE]"
     assert "late" in rest
+
+
+@pytest.mark.parametrize("chunk", [GenerationChunk((1,), "late"), GenerationChunk((), "late")])
+@pytest.mark.parametrize("fields", [{"stream": True}, {"stream": False}])
+async def test_the_first_token_is_neither_a_role_nor_a_sign_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: GenerationChunk, fields: dict[str, bool]
+) -> None:
+    """A replica that is silent for long tells that it lives; for the scaling and the metric nothing has come yet."""
+    monkeypatch.setattr("services.model_service.KEEP_ALIVE_S", 0.02)
+    silence_s, go_on = 0.3, asyncio.Event()
+    engine = ScriptedEngine(go_on, chunk, GenerationChunk(finish_reason="stop", usage=Usage(3, 1)))
+    async with running_endpoint(tmp_path, engine) as running:
+        asked = asyncio.create_task(running.chat(**fields))
+        await wait_until(lambda: engine.requests)
+        await asyncio.sleep(silence_s)
+        before = list(running.endpoint.demand()["tiny"].first_tokens)
+        go_on.set()
+        assert (await asked).status_code == 200
+        after = list(running.endpoint.demand()["tiny"].first_tokens)
+        metrics = (await running.http.get("/metrics")).text
+    assert (before, len(after)) == ([], 1)
+    assert after[0][1] >= silence_s
+    if fields["stream"]:
+        assert float(metrics.partition('first_token_seconds_sum{model="tiny"} ')[2].split("\n")[0]) >= silence_s
+
+
+async def test_what_a_replica_sends_goes_through_as_it_is(tmp_path: Path) -> None:
+    """The endpoint reads the heads of the frames alone; a payload may be anything."""
+    payloads = [b'data: {"cut', b"\xff\x00 no text\r\n", b"data: [DONE", b"\n\n"]
+
+    async def replica(_scope: Mapping[str, Any], _receive: Any, send: Any) -> None:
+        frames = b"".join(encode_frame(FrameKind.DATA, payload, (1,), 1) for payload in payloads)
+        frames += encode_end("stop", asdict(Usage(3, 4)))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": frames})
+
+    async with running_endpoint(tmp_path) as running:
+        listener = await start_listener(replica)
+        raw = ReplicaEndpoint("raw", "llm-tiny", listener.url, 1, model="tiny")
+        running.beats.put(raw.key, encode_beat(raw))
+        await running.directory.refresh()
+        answer = await running.chat(stream=True)
+        await listener.stop()
+    assert answer.content == b"".join(payloads) + b"data: [DONE]\n\n"
 
 
 async def test_a_failure_after_comments_is_an_error_event(tmp_path: Path) -> None:

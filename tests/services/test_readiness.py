@@ -102,6 +102,24 @@ async def test_when_serve_does_not_answer_the_last_state_stays() -> None:
     assert states.configured_models() == ["tiny"]
 
 
+async def test_an_application_that_served_is_changing_while_serve_deploys_its_next_version() -> None:
+    running = DeploymentState("Store", "HEALTHY", "", {"RUNNING": 1})
+    told: list[ApplicationState] = []
+    states = ServeStates(lambda: {"store": told[-1]})
+
+    async def is_changing(status: str, deployment: DeploymentState) -> bool:
+        told.append(ApplicationState("store", status, "", (deployment,)))
+        await states.refresh()
+        return states.is_changing("store")
+
+    assert not states.is_changing("store")
+    assert not await is_changing("DEPLOYING", PENDING), "it starts for the first time"
+    assert not await is_changing("RUNNING", running)
+    assert await is_changing("DEPLOYING", PENDING)
+    assert not await is_changing("UNHEALTHY", PENDING), "it has crashed"
+    assert not await is_changing("DEPLOYING", running), "the old one still serves"
+
+
 def test_an_old_replica_that_still_runs_beside_a_new_one_counts() -> None:
     both = DeploymentState("Store", "UPDATING", "", {"RUNNING": 1, "STARTING": 1})
     assert ApplicationState("store", "DEPLOYING", "", (both,)).has_running_replica

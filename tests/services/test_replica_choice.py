@@ -1,5 +1,6 @@
 """Requests go where their prompt was computed before, and nowhere into a crowd."""
 
+import asyncio
 import itertools
 import random
 from collections import Counter
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from services.discovery import ReplicaEndpoint
-from services.prompt_prefix import BLOCK_BYTES, MAX_BLOCKS, fingerprint, size_of
+from services.prompt_prefix import BLOCK_BYTES, MAX_BLOCKS, blake2b, fingerprint
 from services.replica_choice import BLOCKS_PER_REPLICA, Candidate, ReplicaChoice
 from services.replica_picker import ReplicaPicker
 
@@ -49,7 +50,6 @@ def test_all_kinds_of_prompts_have_fingerprints_of_bounded_length() -> None:
     assert len(fingerprint(parts)) == 2
     assert fingerprint(parts | {"tools": [{"type": "function"}]})[0] != fingerprint(parts)[0]
     assert fingerprint({"prompt_text": "\ud800"})
-    assert size_of(chat("four")) == len(str(SYSTEM["content"])) + 4
 
 
 def test_a_conversation_stays_where_it_was() -> None:
@@ -107,6 +107,42 @@ async def test_prompts_are_hashed_only_where_there_is_a_choice_and_long_ones_ali
         body = {"prompt_text": text}
         assert await picker.fingerprint(body, 1) == ()
         assert await picker.fingerprint(body, 2) == fingerprint(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt_text": "x" * 2_000_000},
+        {"prompt_token_ids": list(range(200_000))},
+        chat("y" * 1_000_000),
+        chat(*map(str, range(600))),
+    ],
+)
+async def test_others_have_their_turn_after_each_short_piece_of_a_long_prompt(
+    body: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_hashed, before, in_a_turn = 0, 0, []
+
+    def hashed(*args: object, **fields: object) -> object:
+        nonlocal num_hashed
+        num_hashed += 1
+        return blake2b(*args, **fields)  # type: ignore[arg-type]
+
+    async def others() -> None:
+        nonlocal before
+        while True:
+            in_a_turn.append(num_hashed - before)
+            before = num_hashed
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr("services.prompt_prefix.blake2b", hashed)
+    beside = asyncio.create_task(others())
+    await asyncio.sleep(0)
+    await ReplicaPicker(lambda _: True).fingerprint(body, 2)
+    beside.cancel()
+    assert num_hashed == MAX_BLOCKS
+    assert max(in_a_turn) <= 32
+    assert sum(in_a_turn) == num_hashed
 
 
 def test_a_replica_that_hung_is_a_last_resort() -> None:
