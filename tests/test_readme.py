@@ -99,10 +99,20 @@ def test_the_shell_examples_run(product: Product, short_clone: Path) -> None:
         ["bash", "-c", script], cwd=short_clone, env=environment, capture_output=True, text=True, check=False
     )
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert re.search(r"\[\d+\]", answer.stdout), answer.stdout
+    sources = re.findall(r"^\[(\d+)\] (.+?): (.+)$", answer.stdout, re.MULTILINE)
+    assert sources, answer.stdout
+    said = answer.stdout[: answer.stdout.index(f"\n[{sources[0][0]}] ")]
+    for number, document, quote in sources:
+        assert f"[{number}]" in said, answer.stdout
+        assert quote in " ".join((short_clone / HANDBOOK / document).read_text(encoding="utf-8").split())
+    assert "logging.md" in [document for _, document, _ in sources], answer.stdout
 
 
 RUN = (
+    "plan mixtral-8x7b",
+    "key --new",
+    "key --list",
+    "sync docs --collection handbook --dry-run",
     "user add",
     "group add",
     "group join",
@@ -111,21 +121,40 @@ RUN = (
     "jobs pause",
     "jobs resume",
     "jobs show",
+    "feedback list",
+    "feedback accept",
+    "feedback reject",
+    "eval from-feedback",
     "kb export",
     "kb import",
     "backup",
-    "feedback list",
+    "delete handbook",
+    "receipts",
 )
-"""Commands of other blocks that run on a product with a handbook in it, in this order. The rest needs a network (web
-pages, git), more machines, other models or minutes (plans, evaluations), or turns the product back (restore)."""
+"""Commands of other places that run on a product with a handbook in it, in this order. The rest needs a network (web
+pages, git), more machines, other models, a job that is under way or minutes (evaluations), never ends, or turns the
+product back (restore)."""
 
 
 def lines_of(command: str) -> list[str]:
-    """The lines of the README's shell blocks with this command."""
-    found = [line for line in "".join(blocks("sh")).splitlines() if line.startswith(f"windfarm {command} ")]
-    found += [line for line in "".join(blocks("sh")).splitlines() if line == f"windfarm {command}"]
+    """The lines of the README's shell blocks with this command, or where it stands in the text."""
+    places = ("".join(blocks("sh")).splitlines(), re.findall(r"`(windfarm [^`\n]+)`", README))
+    of_each = [[line for line in lines if f"{line} ".startswith(f"windfarm {command} ")] for lines in places]
+    found = of_each[0] or of_each[1]
     assert found, f"the README says nothing of {command}"
     return found
+
+
+def give_feedback(client: httpx.Client) -> list[str]:
+    """On two short answers; the ids of the feedback."""
+    conversation = client.post("/conversations", json={"collections": ["handbook"]}).json()["id"]
+    for text in ("Who reviews?", "When?"):
+        body = {"model": "tiny", "conversation": conversation, "max_tokens": 2}
+        client.post("/chat/completions", json=body | {"messages": [{"role": "user", "content": text}]})
+    kept = client.get(f"/conversations/{conversation}").json()["messages"]
+    place = {"conversation": conversation, "rating": "up"}
+    answers = [message["id"] for message in kept if message["role"] == "assistant"]
+    return [client.post("/feedback", json=place | {"message": answer}).json()["id"] for answer in answers]
 
 
 @pytest.mark.e2e
@@ -142,8 +171,13 @@ def test_the_commands_of_other_blocks_run(product: Product, tmp_path: Path) -> N
         at = next(number for number, line in enumerate(lines) if line.startswith("windfarm kb import"))
         lines.insert(at, "windfarm collections --delete handbook > deleted.txt")
         script = "set -ex\n" + "\n".join(lines)
-        for written, meant in (("doc_5f3a", job["document_id"]), ("job_1", job["id"]), (" anna", " anna-of-hr")):
+        ids = {"doc_5f3a": job["document_id"], "doc_3c4d": job["document_id"], "job_1": job["id"]}
+        ids |= dict(zip(("fb_1f2e", "fb_9a8b"), give_feedback(client), strict=True))
+        for written, meant in (ids | {" anna": " anna-of-hr"}).items():
             script = script.replace(written, meant)
+        (tmp_path / "infra").symlink_to(ROOT / "infra")
+        (tmp_path / "docs").mkdir()
+        shutil.copy(ROOT / HANDBOOK / "logging.md", tmp_path / "docs")
         environment = {
             **os.environ,
             "WINDFARM_HOME": str(product.home),
@@ -153,10 +187,13 @@ def test_the_commands_of_other_blocks_run(product: Product, tmp_path: Path) -> N
             ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )
         assert answer.returncode == 0, answer.stdout + answer.stderr
-        (document,) = client.get("/collections/handbook/documents").json()["data"]
+        assert client.get("/collections/handbook/documents").json()["data"] == []  # that which was imported is deleted
         client.delete("/collections/handbook").raise_for_status()
-    assert document["id"] == job["document_id"]
     assert "handbook: 1 documents" in answer.stdout
+    assert "mixtral-8x7b: 2 x 4 ranks" in answer.stdout
+    assert "handbook: 1 new" in answer.stdout
+    assert "1 questions on 1 documents" in answer.stdout
+    assert "'pull-requests.md' is deleted: nothing is left." in answer.stdout
     assert all((tmp_path / name).stat().st_size > 1000 for name in ("handbook.kb", "monday.backup"))
 
 

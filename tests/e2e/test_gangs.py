@@ -21,7 +21,7 @@ import pytest
 from services import supervisor
 from services.control import read_state
 from services.local_network import interfaces, namespaces, why_no_network
-from services.processes import find_process, tagged
+from services.processes import Process, descendants, find_process, tagged
 from tests.e2e.mixture import EXPERTS, LAYERS, Mixture, Oracle, make_mixture, write_config
 from tests.e2e.story_client import WAIT_S, Client, asking, is_whole
 from tests.e2e.test_closed import ESTABLISHED, LISTEN, is_loopback, sockets_of, title
@@ -75,6 +75,11 @@ def wait_for(product: Product, condition: Any) -> dict[str, Any]:
             pytest.fail(f"It did not happen within {WAIT_S} s: {json.dumps(status, indent=1)}")
         time.sleep(0.5)
     return status
+
+
+def engines_of(product: Product) -> list[Process]:
+    """The processes in which vLLM computes."""
+    return [process for process in tagged(tag_of(product)) if "EngineCore" in title(process)]
 
 
 def gangs_of(status: dict[str, Any]) -> dict[str, Any]:
@@ -197,7 +202,7 @@ def held_by_ranks(gang: dict[str, Any]) -> list[list[list[int]]]:
 @pytest.mark.ranks
 def test_shards_talk_over_a_network_and_nobody_else_can_listen_or_call(cluster: Product) -> None:
     processes = tagged(tag_of(cluster))
-    engines = [process for process in processes if "EngineCore" in title(process)]
+    engines = engines_of(cluster)
     assert len(engines) == 4
     talking = {s.remote[0] for s in sockets_of(engines) if s.state == ESTABLISHED} - {"127.0.0.1"}
     if why_no_network() is not None:
@@ -264,8 +269,7 @@ async def test_a_killed_rank_ends_its_gang_alone_and_its_streams_go_on_at_the_ot
         # Nothing of the lost gang is left, engines included.
         gone = {rank["pid"] for rank in before[lost]["ranks"]}
         assert not [pid for pid in gone if (process := find_process(pid)) is not None and process.is_alive]
-        engines = [process for process in tagged(tag_of(cluster)) if "EngineCore" in title(process)]
-        assert len(engines) == 4
+        assert len(engines_of(cluster)) == 4
         answers = await asyncio.gather(*(client.stream("mixture", name, 8) for name in names))
         assert all(is_whole(events) for events in answers)
 
@@ -287,6 +291,8 @@ async def test_one_gang_less_drops_no_request_of_another_model(
         status = await asyncio.to_thread(wait_for, cluster, lambda now: num_whole(now) == 1)
         assert set(gangs_of(status)) < kept
         assert is_whole(await long)
+    # Of vLLM's processes those alone are left that belong to the gang that goes on.
+    await asyncio.to_thread(wait_for, cluster, lambda _: len(engines_of(cluster)) == 2)
     assert [events[-1] for events in answers if not is_whole(events)] == []
     assert tiny_replicas(status) == before
 
@@ -331,8 +337,16 @@ def test_a_lost_node_is_shown_and_what_ran_there_runs_elsewhere(cluster: Product
     assert address not in nodes
 
 
-def test_down_leaves_no_namespace_no_link_and_no_process(cluster: Product) -> None:
+def test_a_killed_head_of_ray_leaves_no_namespace_no_link_and_no_process(cluster: Product) -> None:
+    """Nobody is left to stop vLLM's engines one by one, as happened above to the gang that was taken away."""
     tag = tag_of(cluster)
     assert bool(namespaces(tag)) == (why_no_network() is None)
-    cluster.run("down")
+    state = read_state(cluster.home / "run")
+    assert state is not None
+    ours = {*tagged(tag), *descendants(state.guardian_pid)}
+    assert set(engines_of(cluster)) & ours
+    (head,) = [process for process in ours if "gcs_server" in title(process).split(" ", 1)[0]]
+    head.signal(signal.SIGKILL)
+    assert state.guardian.wait(WAIT_S)
+    assert [process for process in ours if process.is_alive] == []
     assert (namespaces(tag), interfaces(tag), tagged(tag)) == ([], [], [])
