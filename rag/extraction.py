@@ -149,6 +149,12 @@ def _tidy(content: str) -> str:
 
 def _as_parse_error(name: str, error: Exception) -> ParseError:
     detail = re.sub(r"\s+", " ", str(error))[:200]
+    if "Pdfium initialization failed" in detail:
+        return ParseError(
+            f"{name} could not be read: no PDF can be read here ({detail}). See that there is room in the folder for "
+            "temporary files, restart windfarm and try again.",
+            code="parser_failed",
+        )
     if re.search(r"password|encrypt", detail, re.IGNORECASE):
         return filetypes.encrypted(name)
     if re.search(r"too large|limit|bomb|exceed", detail, re.IGNORECASE):

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 from rag.errors import ParseError
 from rag.extraction import extract, with_recognised_text
 from rag.filetypes import PDF
+from rag.parser_folder import unpack_library
 from rag.types import ParsedDocument
 
 _LENGTH = struct.Struct(">Q")
@@ -37,6 +38,7 @@ def main() -> None:
     # Whatever the parser prints must not get between the answers.
     os.dup2(2, 1)
     os.close(0)
+    unpack_library()
     _send(answers, READY)
     while (request := _receive(requests)) is not None:
         _send(answers, _serve(json.loads(request), requests))

@@ -21,6 +21,7 @@ from typing import Any
 
 from rag.errors import ParseError
 from rag.filenames import clean_filename
+from rag.parser_folder import parser_folder
 from rag.types import PageSpan, ParsedDocument
 
 _LENGTH = struct.Struct(">Q")
@@ -133,6 +134,7 @@ class DocumentParser:
 def _start_process() -> subprocess.Popen[bytes]:
     """Raises `RuntimeError` where the parser cannot run here at all, which no file is to blame for."""
     environment = {"PYTHONPATH": str(_SOURCE_ROOT), "PATH": os.defpath, "LANG": "C.UTF-8", "HOME": "/nonexistent"}
+    environment["TMPDIR"] = str(parser_folder())
     process = subprocess.Popen(
         [sys.executable, "-m", "rag.parser_process"],
         stdin=subprocess.PIPE,
