@@ -148,7 +148,7 @@ def lines_of(command: str) -> list[str]:
 def give_feedback(client: httpx.Client) -> list[str]:
     """On two short answers; the ids of the feedback."""
     conversation = client.post("/conversations", json={"collections": ["handbook"]}).json()["id"]
-    for text in ("Who reviews?", "When?"):
+    for text in ("Who may review a pull request?", "What belongs into a pull request?"):
         body = {"model": "tiny", "conversation": conversation, "max_tokens": 2}
         client.post("/chat/completions", json=body | {"messages": [{"role": "user", "content": text}]})
     kept = client.get(f"/conversations/{conversation}").json()["messages"]

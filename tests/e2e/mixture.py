@@ -37,7 +37,8 @@ SECTION = """
 engine_options: {{dtype: float32}}, data_parallel_size: {ranks}{more}}}
     deployments: [{{name: ModelServer, num_replicas: {replicas}}}]
 """
-TINY_REPLICAS = "        num_replicas: 2\n        ray_actor_options: {num_cpus: 0.2, memory: 1400000000}\n"
+# Little enough that they and the ranks leave room for the embedding model on three nodes of a busy machine.
+TINY_REPLICAS = "        num_replicas: 2\n        ray_actor_options: {num_cpus: 0.1, memory: 700000000}\n"
 
 
 @dataclass(frozen=True, slots=True)
