@@ -25,6 +25,7 @@ from services.control import ControlServer
 from services.environment import INTERNAL_HOST_VARIABLE, PORTS_VARIABLE
 from services.fork_server import start_fork_server
 from services.gang_tracker import GangTracker
+from services.guardian import GUARDIAN_VARIABLE
 from services.local_network import Seat
 from services.local_node import STARTED, LocalNode
 from services.processes import end_with_parent
@@ -142,7 +143,8 @@ def _start_local_node(local: LocalNode, head: str) -> subprocess.Popen[str]:
     """Returns when it has joined. From the main thread, for the same reason as the head."""
     # One fork server per node: its forks are in the node's network namespace.
     fork_server = f"{os.environ[SOCKET_VARIABLE]}.{local.seat.address}"
-    command = [sys.executable, "-m", "services.local_node", "--head", head, "--node", json.dumps(asdict(local.options))]
+    command = [sys.executable, "-m", "services.local_node", "--head", head, "--parent", str(os.getpid())]
+    command += ["--node", json.dumps(asdict(local.options))]
     process = subprocess.Popen(
         local.seat.command(command),
         env={**os.environ, INTERNAL_HOST_VARIABLE: local.seat.address, SOCKET_VARIABLE: fork_server},
@@ -168,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--node", action="append", default=[], type=_read_local_node, help="a LocalNode as JSON")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    end_with_parent()
+    end_with_parent(int(os.environ[GUARDIAN_VARIABLE]))
     ports = PortLender(Path(options.control).with_name("ports.sock"))
     os.environ[PORTS_VARIABLE] = str(ports.path)  # before anything that may borrow from it is started
     start_fork_server(os.environ[SOCKET_VARIABLE])

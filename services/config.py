@@ -76,7 +76,7 @@ class EmbeddingConfig(Section):
     """The embedding model: `args` of the application `embed`."""
 
     source: str = "embed"
-    precision: Literal["auto", "bf16", "gguf", "fp32"] = "auto"
+    precision: Literal["auto", "bf16", "gguf", "int8", "fp32"] = "auto"
     """auto: bf16 or GGUF, whichever a short probe at the start finds faster; bf16 only where the CPU computes it."""
     threads: Annotated[int, Field(ge=1)] | None = None
     max_batch: Annotated[int, Field(ge=1)] = 32

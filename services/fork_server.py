@@ -69,12 +69,13 @@ def start_fork_server(path: str, modules: Sequence[str] = PRELOADED) -> int:
     listener.bind(path)
     os.chmod(path, 0o600)
     listener.listen(64)
+    parent = os.getpid()
     pid = os.fork()
     if pid:
         listener.close()
         return pid
     try:
-        end_with_parent()
+        end_with_parent(parent)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is for the starter
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel collects ended workers
         serve(listener, modules)

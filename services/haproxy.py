@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from services.haproxy_config import haproxy_config
@@ -56,7 +57,7 @@ class Haproxy:
         self._process = subprocess.Popen(
             [program, "-W", "-f", str(self._file)],
             pass_fds=(sock.fileno(),),
-            preexec_fn=end_with_parent,  # a killed replica must leave no balancer behind that holds the port
+            preexec_fn=partial(end_with_parent, os.getpid()),  # a killed replica must leave no balancer behind that holds the port
         )
 
     @property

@@ -36,9 +36,10 @@ class LocalNode:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="windfarm-node")
     parser.add_argument("--head", required=True, help="host:port of Ray's head")
+    parser.add_argument("--parent", required=True, type=int, help="process id of the conductor that starts it")
     parser.add_argument("--node", required=True, type=json.loads, help="fields of NodeOptions as JSON")
     options = parser.parse_args(arguments)
-    end_with_parent()
+    end_with_parent(options.parent)
     start_fork_server(os.environ[SOCKET_VARIABLE])
     node = ray_adapter.start_node(ray_adapter.NodeOptions(**options.node), options.head)
     should_end = threading.Event()

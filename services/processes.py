@@ -80,9 +80,12 @@ class _Status:
         return self.state in "ZX" and self.num_threads <= 1
 
 
-def end_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the thread that started this process ends."""
-    parent = os.getppid()
+def end_with_parent(parent: int) -> None:
+    """Ask the kernel for SIGTERM when the thread that started this process ends.
+
+    `parent` is the process id of the starter, as it was told to this process: who asks `os.getppid` may ask when the
+    starter is gone already, and would then bind itself to whoever inherited it.
+    """
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)

@@ -1,4 +1,5 @@
-"""Embeddings with PyTorch: a checkpoint folder in this process, for CPUs with fast bf16 and for GPUs.
+"""Embeddings with PyTorch: a checkpoint folder in this process, in bf16 on CPUs that compute it and on GPUs, in int8 on
+other CPUs.
 
 Texts of a call are padded to the longest of them: hand in texts of similar length.
 """
@@ -58,6 +59,13 @@ class TorchEmbedding:
             return normalise(self._pooled(token_ids))
         except RuntimeError as error:
             raise EngineFailed(f"PyTorch could not embed: {error}") from error
+
+    def quantize(self) -> None:
+        """Compute the linear layers of a float32 checkpoint in int8 from now on. CPU only."""
+        from cluster.engines.embedding_int8 import quantize
+
+        quantize(self._model)
+        self.backend = "torch-int8"
 
     def close(self) -> None:
         self._model = None

@@ -28,6 +28,7 @@ from cluster.weights.prepare import prepare
 QUESTIONS = Path(__file__).parents[1] / "data" / "multilingual-qa-mini"
 BF16 = frozenset({"avx2", "avx512_bf16"})
 AVX2 = frozenset({"avx2"})
+TEXTS = read_known_vectors().texts
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def opened(home: Home) -> Iterator[OpenedEmbedding]:
 
 
 def known_ids(opened: OpenedEmbedding) -> list[list[int]]:
-    return [item.token_ids for item in opened.tokenizer.encode(read_known_vectors().texts)]
+    return [item.token_ids for item in opened.tokenizer.encode(TEXTS)]
 
 
 def test_llamacpp_computes_the_known_vectors(opened: OpenedEmbedding) -> None:
@@ -96,19 +97,25 @@ def read_questions() -> list[str]:
 
 @pytest.mark.integration
 @pytest.mark.requires("vllm")
-@pytest.mark.parametrize("precision", ["bf16", "gguf"])
+@pytest.mark.parametrize("precision", ["bf16", "gguf", "int8"])
 def test_reduced_precision_stays_close_to_float32_in_five_languages(
     home: Home, opened: OpenedEmbedding, precision: str
 ) -> None:
     from cluster.engines.embedding_torch import TorchEmbedding
 
     folder = prepare("embed", "hf", home)
-    texts = read_questions() if precision == "gguf" else read_questions()[::8]  # bf16 is emulated on old processors
+    texts = read_questions()[::8] if precision == "bf16" else read_questions()  # bf16 is emulated on old processors
     ids = [item.token_ids for item in opened.tokenizer.encode(texts)]
     exact = TorchEmbedding(folder, threads=1, precision="fp32").embed(ids)
     engine: EmbeddingEngine = opened.engine
     if precision == "bf16":
         engine = TorchEmbedding(folder, threads=1, precision="bf16")
+    if precision == "int8":
+        engine = TorchEmbedding(folder, threads=1, precision="fp32")
+        engine.quantize()
+        alone = np.concatenate([engine.embed([one]) for one in ids[:10]])
+        # Not closer: what differs by a rounding error may fall on either side of a step of int8.
+        assert ((alone * engine.embed(ids)[:10]).sum(axis=1) > 0.995).all(), "a vector depends on its company"
     cosines = (exact * engine.embed(ids)).sum(axis=1)
     assert cosines.min() >= 0.99
     assert (
@@ -165,20 +172,35 @@ def test_a_named_precision_is_taken_or_refused(tmp_path: Path) -> None:
         names("embed", "bf16", BF16, has_torch=False)
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"")
-    assert names(str(tmp_path), "auto", AVX2) == [("torch-fp32", "cpu")]
+    assert names(str(tmp_path), "auto", AVX2) == [("torch-int8", "cpu"), ("torch-fp32", "cpu")]
+    assert names(str(tmp_path), "auto", BF16) == [("torch-bf16", "cpu")]
     with pytest.raises(ModelNotFound, match="gguf needs a"):
         names(str(tmp_path), "gguf", AVX2)
 
 
-def test_a_checkpoint_that_runs_slowly_here_says_so_and_what_to_give(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    model = resolve(str(tmp_path))
-    _, reason = list_candidates(model, "auto", AVX2, has_torch=True, has_gpu=False)
-    assert "slow" in reason
-    assert "a .gguf file" in reason
-    _, reason = list_candidates(model, "auto", BF16, has_torch=True, has_gpu=False)
-    assert "slow" not in reason
+@pytest.mark.integration
+@pytest.mark.requires("vllm")
+def test_a_checkpoint_without_gguf_runs_in_int8_where_its_vectors_stay_the_same(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.engines.embedding_choice.cpu_flags", lambda: AVX2)
+    folder = str(prepare("embed", "hf", home))
+    model = open_embedding(folder, home, precision="auto", threads=1)
+    model.engine.close()
+    assert set(model.probe) == {"torch-int8", "torch-fp32"}
+    named = open_embedding(folder, home, precision="int8", threads=1)
+    assert named.engine.backend == "torch-int8"
+    assert check_vectors(named.engine.embed([t.token_ids for t in named.tokenizer.encode(TEXTS)]), "int8") >= 0.99
+    named.engine.close()
+
+    monkeypatch.setattr("cluster.engines.embedding_choice._MIN_COSINE", 1.1)
+    exact = open_embedding(folder, home, precision="auto", threads=1)
+    exact.engine.close()
+    assert exact.engine.backend == "torch-fp32"
+    assert "slow" in exact.reason
+    assert "a .gguf file" in exact.reason
+    with pytest.raises(ModelNotFound, match=r"in int8 its vectors stray .*precision: auto"):
+        open_embedding(folder, home, precision="int8", threads=1)
 
 
 class TimedEngine:

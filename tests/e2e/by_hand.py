@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -66,7 +67,7 @@ def serve_by_hand(home: Path) -> Iterator[ByHand]:
             env=environment,
             stdout=log,
             stderr=subprocess.STDOUT,
-            preexec_fn=end_with_parent,
+            preexec_fn=partial(end_with_parent, os.getpid()),
         )
     running = ByHand(server, f"http://127.0.0.1:{port}", key, port, tag, output)
     try:

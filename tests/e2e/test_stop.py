@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def foreground(home: Path, key: str, config: Path = ROOT / "ray_config.yaml") ->
     errors = home.with_name("up.err")
     with errors.open("w") as file:
         starter = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True, preexec_fn=end_with_parent
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True, preexec_fn=partial(end_with_parent, os.getpid())
         )
     try:
         assert starter.stdout is not None

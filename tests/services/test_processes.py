@@ -33,6 +33,13 @@ def start(started: list["subprocess.Popen[bytes]"], program: str, tag: str | Non
     return found
 
 
+def test_a_process_whose_starter_has_gone_before_it_could_bind_itself_ends() -> None:
+    ended = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    ended.wait()
+    program = f"from services.processes import end_with_parent; end_with_parent({ended.pid}); {SLEEP}"
+    assert subprocess.run([sys.executable, "-c", program], timeout=50, check=False).returncode == 1
+
+
 def test_a_child_is_a_descendant(started: list["subprocess.Popen[bytes]"]) -> None:
     assert start(started, SLEEP) in descendants(os.getpid())
 
