@@ -222,6 +222,28 @@ async def look_into_vector_store(firm: Company, name: str) -> str:
     return told
 
 
+async def look_at_file_of_vector_store(firm: Company, name: str) -> str:
+    papers = [paper for paper in firm.papers.values() if paper.is_file]
+    if not papers:
+        return ""
+    paper = firm.random.choice(papers)
+    box, batch = firm.boxes[paper.box], f"file_batches/vsfb_{paper.box}"
+    together = {each.number for each in papers if each.box == paper.box and firm.may_read(name, each.number)}
+    path, shown = firm.random.choice(
+        [
+            (f"files/{paper.file_id}", {paper.number} & together),
+            (f"files/{paper.file_id}/content", {paper.number} & together),
+            (batch, together),
+            (f"{batch}/files?limit=100", together),
+        ]
+    )
+    status, told = await firm.ask(name, "GET", f"/v1/vector_stores/{box.id}/{path}")
+    assert (status == 200) == bool(shown), (status, told)
+    if status == 200 and path == batch:
+        assert json.loads(told)["file_counts"]["total"] == len(together)
+    return told
+
+
 async def ask_over_mcp(firm: Company, name: str) -> str:
     paper = firm.random.choice(list(firm.papers.values()))
     tool, arguments = firm.random.choice(
@@ -296,6 +318,15 @@ TRIES: dict[Try, tuple[int, tuple[str, ...]]] = {
         6,
         ("GET /v1/vector_stores/{id}", "GET /v1/vector_stores/{id}/files", "POST /v1/vector_stores/{id}/search"),
     ),
+    look_at_file_of_vector_store: (
+        16,
+        (
+            "GET /v1/vector_stores/{id}/files/{file_id}",
+            "GET /v1/vector_stores/{id}/files/{file_id}/content",
+            "GET /v1/vector_stores/{id}/file_batches/{batch_id}",
+            "GET /v1/vector_stores/{id}/file_batches/{batch_id}/files",
+        ),
+    ),
     ask_over_mcp: (5, ("POST /mcp",)),
     carry_files_away: (
         1,
@@ -309,6 +340,7 @@ TRIES: dict[Try, tuple[int, tuple[str, ...]]] = {
 SHOW_TEXT = {
     view_document,
     look_into_vector_store,
+    look_at_file_of_vector_store,
     ask_over_mcp,
     give_or_read_feedback,
     show_document,
@@ -344,10 +376,8 @@ NO_TEXT_OF_DOCUMENTS = {
     "POST /v1/collections/{name}/tune", "DELETE /v1/collections/{name}/tune",
     "POST /v1/vector_stores", "POST /v1/vector_stores/{id}", "DELETE /v1/vector_stores/{id}",
     "DELETE /v1/feedback/{id}", "POST /v1/feedback/{id}/review",
-    # Of files that were added as such, by who manages the collection or uploaded them: tested beside their routes.
-    "POST /v1/vector_stores/{id}/files", "GET /v1/vector_stores/{id}/files/{file_id}",
-    "POST /v1/vector_stores/{id}/files/{file_id}", "DELETE /v1/vector_stores/{id}/files/{file_id}",
-    "GET /v1/vector_stores/{id}/files/{file_id}/content", "POST /v1/vector_stores/{id}/file_batches",
-    "GET /v1/vector_stores/{id}/file_batches/{batch_id}", "GET /v1/vector_stores/{id}/file_batches/{batch_id}/files",
+    # Of files that were added as such, by who manages the collection: tested beside their routes.
+    "POST /v1/vector_stores/{id}/files", "POST /v1/vector_stores/{id}/files/{file_id}",
+    "DELETE /v1/vector_stores/{id}/files/{file_id}", "POST /v1/vector_stores/{id}/file_batches",
 }  # fmt: skip
 """A new route belongs here only if no text, name or count of a document can be in its answer; else it needs a try."""

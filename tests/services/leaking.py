@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.engine import GenerationChunk, GenerationRequest, Usage
-from services.database import Collection
+from services.database import Collection, StoredFile, VectorStoreFile
 from services.store_opening import StoreParts
 from services.store_service import StoreService
 from tests.services.filling import add_document
@@ -134,6 +134,15 @@ class Paper:
     @property
     def name(self) -> str:
         return f"zq{self.number}zq.txt"
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it came as a file of a vector store."""
+        return self.number % 2 == 0
+
+    @property
+    def file_id(self) -> str:
+        return f"file-{self.number}"
 
 
 def text_of(number: int, topic: str) -> str:
@@ -277,7 +286,22 @@ class Company:
         document = add_document(
             parts.database, parts.vectors, parts.journal, collection, name, text_of(number, topic), DIMENSION
         )
-        self.papers[number] = Paper(number, box.number, document, topic)
+        self.papers[number] = paper = Paper(number, box.number, document, topic)
+        if paper.is_file:
+            self._make_file(paper, collection)
+
+    def _make_file(self, paper: Paper, collection: Collection) -> None:
+        """As if it had come through OpenAI's files: all of a box in one batch."""
+        about = {"filename": paper.name, "purpose": "assistants", "num_bytes": 1}
+        box_id, batch = collection.id, f"vsfb_{paper.box}"
+        with self.parts.database.write() as session:
+            session.add(StoredFile(id=paper.file_id, owner_id=collection.owner_id, **about))
+            session.flush()
+            session.add(
+                VectorStoreFile(
+                    collection_id=box_id, file_id=paper.file_id, document_name=paper.name, job_id="", batch_id=batch
+                )
+            )
 
     async def change(self, *, only_rights: bool = False) -> None:
         """Something happens: somebody joins or leaves, a right is given or taken, a document comes or goes."""

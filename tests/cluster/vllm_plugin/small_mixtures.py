@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.engines.parallelism import Parallelism
+from cluster.engines.parallelism import ExpertRanks, Parallelism
 from cluster.engines.settings import EngineSettings
 from tests.engine_process import Replica
 
@@ -19,6 +19,13 @@ LAYERS, EXPERTS, ANSWER = 3, 8, 12
 WINDOW = 48
 # Experts of each layer in no order that vLLM could choose itself.
 PLACEMENT = ((1, 0, 0, 1, 1, 0, 1, 0), (0, 1, 1, 1, 0, 0, 0, 1), (1, 1, 0, 0, 1, 0, 0, 1))
+
+
+def placement_by_chance(seed: int, num_ranks: int) -> ExpertRanks:
+    """Experts of each layer dealt out anew, equally many to each rank."""
+    source = random.Random(seed)
+    ranks = [expert % num_ranks for expert in range(EXPERTS)]
+    return tuple(tuple(source.sample(ranks, EXPERTS)) for _ in range(LAYERS))
 
 
 def prompts(number: int, length: int) -> list[list[int]]:

@@ -1,22 +1,78 @@
-"""More ways to spread experts in real engines against single-process Transformers: four ranks, compiled, bfloat16.
+"""More ways to spread experts in real engines against single-process Transformers: placements, four ranks, compiled,
+bfloat16.
 
 Minutes on two cores, so `make test-ranks` runs them; `test_expert_parallel.py` is the short form.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cluster.engines.parallelism import Parallelism
+from cluster.engines.parallelism import ExpertRanks, Parallelism
 from cluster.weights.upcycle import MixtureRecipe, upcycle
-from tests.cluster.vllm_plugin.small_mixtures import ANSWER, LAYERS, PLACEMENT, SHORT, assert_pairs_exact, engine
+from tests.cluster.vllm_plugin.small_mixtures import (
+    ANSWER,
+    EXPERTS,
+    LAYERS,
+    PLACEMENT,
+    SHORT,
+    assert_pairs_exact,
+    engine,
+    placement_by_chance,
+)
 from tests.engine_process import Replica, gang
 from tests.expert_oracle import Reference, num_compiled_graphs, swap_map_entries
 
 pytestmark = [pytest.mark.integration, pytest.mark.ranks, pytest.mark.requires("vllm"), pytest.mark.timeout(400)]
 
 PLANNED = Parallelism(2, enable_expert_parallel=True, expert_placement=PLACEMENT, count_experts=True)
+PLANNED_GANG = gang(2, expert_placement=PLACEMENT, count_experts=True)
+
+
+def placed(seed: int, *, data: int, tensor: int) -> Parallelism:
+    """Ranks that hold experts as chance deals them out; `data` engines of `tensor` ranks each."""
+    experts = placement_by_chance(seed, data * tensor)
+    if data == 1:
+        return Parallelism(tensor, enable_expert_parallel=True, expert_placement=experts, count_experts=True)
+    return gang(data, tensor=tensor, expert_placement=experts, count_experts=True)
+
+
+def held_by(placement: ExpertRanks, num_ranks: int) -> list[list[list[int]]]:
+    """Experts as [rank][layer]."""
+    return [
+        [[expert for expert in range(EXPERTS) if layer[expert] == rank] for layer in placement]
+        for rank in range(num_ranks)
+    ]
+
+
+# Each has a placement of its own: what is exact must be so for any.
+PLACED: dict[str, tuple[Parallelism, dict[str, Any]]] = {
+    "two ranks, one engine": (placed(1, data=1, tensor=2), {}),
+    "two ranks, gang": (placed(2, data=2, tensor=1), {}),
+    "four ranks, one engine": (placed(3, data=1, tensor=4), {}),
+    "four ranks, gang of four engines": (placed(4, data=4, tensor=1), {}),
+    "four ranks, gang of two engines": (placed(5, data=2, tensor=2), {}),
+    "four ranks, one engine, compiled": (placed(6, data=1, tensor=4), {"enforce_eager": False}),
+    "four ranks, gang of two engines, compiled": (placed(7, data=2, tensor=2), {"enforce_eager": False}),
+}
+
+
+@pytest.mark.parametrize("way", PLACED)
+def test_ranks_hold_what_any_placement_gives_them_and_answer_exactly(
+    way: str, distinct: Path, oracle: Reference
+) -> None:
+    parallelism, options = PLACED[way]
+    assert parallelism.expert_placement is not None
+    with engine(distinct, parallelism, **options) as replica:
+        answers = replica.generate(SHORT, ANSWER)
+        assert oracle.judge(SHORT, answers).differences == []
+        assert (min(replica.call(num_compiled_graphs)) > 0) == bool(options)
+        held = replica.ask("windfarm_held_experts")
+        assert held == held_by(parallelism.expert_placement, parallelism.num_ranks)
+        assert sum(load.tokens for load in replica.loads()).tolist() == oracle.routed(SHORT, answers)
+        assert_pairs_exact(replica)
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +110,12 @@ def test_compiled_ranks_answer_exactly(parallelism: Parallelism, distinct: Path,
         assert_pairs_exact(replica)
 
 
-def test_half_precision_takes_tokens_near_the_best_and_wrong_experts_do_not(distinct: Path, oracle: Reference) -> None:
+@pytest.mark.parametrize("parallelism", [PLANNED, PLANNED_GANG], ids=["one engine", "gang"])
+def test_half_precision_takes_tokens_near_the_best_and_wrong_experts_do_not(
+    parallelism: Parallelism, distinct: Path, oracle: Reference
+) -> None:
     """Rounding moves a logit by hundredths; two swapped experts move it by more than ten times as much."""
-    with engine(distinct, PLANNED, dtype="bfloat16") as replica:
+    with engine(distinct, parallelism, dtype="bfloat16") as replica:
         gap = oracle.judge(SHORT, replica.generate(SHORT, ANSWER)).largest_gap
         experts = [expert for expert, rank in enumerate(PLACEMENT[1]) if rank == 0][:2]
         replica.call(swap_map_entries, 1, *experts)
