@@ -1,8 +1,8 @@
 """Opens an embedding model with the backend that is fastest here and exact enough.
 
-bf16 is only a candidate where the processor has instructions for it (elsewhere it is emulated and slow), int8 only where
-its vectors are those of float32. A short probe times every backend that can run, also a single one; what it found is
-kept, so that people see what was taken and why.
+bf16 is only a candidate where the processor has instructions for it (elsewhere it is emulated and slow), int8 only
+where its vectors are those of float32. A short probe times every backend that can run, also a single one; what it found
+is kept, so that people see what was taken and why.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ Device = Literal["cpu", "cuda"]
 _BF16_FLAGS = {"amx_bf16", "avx512_bf16"}
 _NO_BF16 = "the processor has neither AMX nor AVX512-BF16"
 _ONLY_FP32 = (
-    f"only a full checkpoint is there, {_NO_BF16} and int8 is no way out, so it runs in float32, which is slow: a .gguf "
-    "file of the model with its tokenizer.json beside it is faster"
+    f"only a full checkpoint is there, {_NO_BF16} and int8 is no way out, so it runs in float32, which is slow: "
+    "a .gguf file of the model with its tokenizer.json beside it is faster"
 )
 _MIN_COSINE = 0.99
 """Of a vector in int8 to the same in float32; below it int8 is not served."""

@@ -90,7 +90,12 @@ def foreground(home: Path, key: str, config: Path = ROOT / "ray_config.yaml") ->
     errors = home.with_name("up.err")
     with errors.open("w") as file:
         starter = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True, preexec_fn=partial(end_with_parent, os.getpid())
+            command,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=file,
+            text=True,
+            preexec_fn=partial(end_with_parent, os.getpid()),
         )
     try:
         assert starter.stdout is not None
