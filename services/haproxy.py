@@ -57,9 +57,8 @@ class Haproxy:
         self._process = subprocess.Popen(
             [program, "-W", "-f", str(self._file)],
             pass_fds=(sock.fileno(),),
-            preexec_fn=partial(
-                end_with_parent, os.getpid()
-            ),  # a killed replica must leave no balancer behind that holds the port
+            # A killed replica must leave no balancer behind that holds the port.
+            preexec_fn=partial(end_with_parent, os.getpid()),
         )
 
     @property
