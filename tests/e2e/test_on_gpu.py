@@ -1,6 +1,7 @@
-"""The product on a machine with a GPU: vLLM has the card by itself, and shares it with the embedding model if told."""
+"""The product on a machine with a GPU: vLLM has the card by itself, and shares it with other models if told."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,15 @@ import yaml
 
 from cluster.topology import ACCELERATOR_MEMORY_LABEL
 from services.graphics_cards import read_cards
-from services.resources import count_gpus
-from tests.product import ROOT, Product, windfarm
+from services.resources import GIB, count_gpus
+from tests.e2e.mixture import FORBIDDEN, SECTION, make_mixture
+from tests.product import ROOT, Product
 
 pytestmark = [pytest.mark.gpu, pytest.mark.e2e, pytest.mark.requires("gpu", "vllm"), pytest.mark.timeout(600)]
 
 MEMO = ROOT / "tests" / "data" / "documents" / "fake-memo.pdf"
-# The model takes a share of the card's memory, and Ray counts shares of cards.
-SHARED = {
-    "llm-tiny": ({"engine_options": {"gpu_memory_utilization": 0.5}}, {"num_gpus": 0.5, "memory": 8 * 2**30}),
-    "embed": ({}, {"num_gpus": 0.25, "memory": 4 * 2**30}),
-}
+# Ray counts shares of a card; vLLM takes the share of its memory that it is told.
+SHARES = {"llm-tiny": 0.4, "llm-mixture": 0.3, "embed": 0.2}
 
 
 @pytest.fixture(scope="module")
@@ -74,32 +73,38 @@ def test_it_answers_and_cites_a_document(client: httpx.Client) -> None:
 
 
 def test_what_is_compiled_lies_in_the_data_folder(product: Product) -> None:
-    assert any((product.home / "cache" / "vllm").rglob("*"))
+    folder = os.environ.get("VLLM_CACHE_ROOT") or product.home / "cache" / "vllm"
+    assert any(Path(folder).rglob("*"))
 
 
 def test_plan_and_doctor_know_the_card(product: Product) -> None:
-    plan = windfarm(product.home, ["plan", "mixtral-8x7b"], check=False)
-    assert read_cards(1)[0].kind in plan.stdout + plan.stderr
-    checks = json.loads(product.run("doctor", "--json", check=False).stdout)
-    assert "compiler" in json.dumps(checks)
+    assert read_cards(1)[0].kind in product.run("plan", "tiny").stdout
+    assert "compiler" in product.run("doctor", "--json", check=False).stdout
 
 
-def test_the_embedding_model_shares_the_card_where_it_is_told_to(
+def test_models_share_the_card_where_they_are_told_to_and_experts_are_counted(
     product: Product, client: httpx.Client, tmp_path: Path
 ) -> None:
+    mixture = make_mixture(tmp_path / "models").checkpoint
     config = yaml.safe_load((ROOT / "ray_config.yaml").read_text("utf-8"))
-    for application in config["applications"]:
-        arguments, options = SHARED.get(application["name"], ({}, {}))
-        application["args"] |= arguments
-        if options:
-            application["deployments"][0]["ray_actor_options"] = {"num_cpus": 0.5} | options
+    section = yaml.safe_load(SECTION.format(folder=mixture, ranks=1, more="", replicas=1))
+    for application in (applications := [*section, *config["applications"]]):
+        if share := SHARES.get(application["name"]):
+            memory = {"ray_actor_options": {"num_cpus": 0.5, "memory": 8 * GIB, "num_gpus": share}}
+            application["deployments"][0] |= memory
+            if application["name"] != "embed":
+                application["args"].setdefault("engine_options", {})["gpu_memory_utilization"] = share
     path = tmp_path / "shared.yaml"
-    path.write_text(yaml.safe_dump(config), "utf-8")
+    path.write_text(yaml.safe_dump(config | {"applications": applications}), "utf-8")
     try:
         product.run("apply", "--config", str(path))
-        assert status(product)["free"]["GPU"] == pytest.approx(count_gpus() - 0.75)
-        assert on_cards(pid_of(product, "embed"))
+        assert status(product)["free"]["GPU"] == pytest.approx(count_gpus() - sum(SHARES.values()))
+        assert all(on_cards(pid_of(product, name)) for name in SHARES)
         ask_and_check(client, "memos-on-shared-gpu")
+        body = {"model": "mixture", "prompt": "One two three", "max_tokens": 5, "temperature": 0}
+        used = client.post("/completions", json=body | {"logit_bias": dict.fromkeys(FORBIDDEN, -100)}).json()["usage"]
+        counted = json.loads(product.run("experts", "mixture", "--json").stdout)
+        assert counted["num_tokens"] == used["total_tokens"] - 1, "the last token goes through no layer"
     finally:
         product.run("apply", "--config", str(ROOT / "ray_config.yaml"))
 

@@ -5,7 +5,7 @@ The checkpoints are the first layers of the bundled model and mixtures made of t
 
 import importlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,8 @@ def prompts(number: int, length: int) -> list[list[int]]:
 SHORT = prompts(6, 9)
 
 
-def engine(
-    folder: Path, parallelism: Parallelism, environment: Mapping[str, str] | None = None, **options: Any
-) -> Replica:
-    """In a process of its own with these variables, in float32 unless `options` say otherwise."""
+def engine(folder: Path, parallelism: Parallelism, **options: Any) -> Replica:
+    """In a process of its own, eager and in float32 unless `options` say otherwise."""
     settings = EngineSettings(
         "m",
         folder,
@@ -42,8 +40,7 @@ def engine(
         options={"dtype": "float32", **options},
         parallelism=parallelism,
     )
-    variables = {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"} | dict(environment or {})
-    return Replica(settings, folder.parent / "engine.log", variables)
+    return Replica(settings, folder.parent / "engine.log", {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"})
 
 
 def files_of_packages(_worker: object, names: Sequence[str]) -> list[str]:
