@@ -129,11 +129,9 @@ def vllm_options(slots: int) -> dict[str, Any]:
 def vllm_environment() -> dict[str, str]:
     """As windfarm's engine has it. Without windfarm's plugin, which vLLM would load because it is installed here."""
     threads = str(os.cpu_count() or 1)
-    eager = {} if count_gpus() else {"TORCHDYNAMO_DISABLE": "1"}
-    return eager | {
+    on_cpu = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": threads, "TORCHDYNAMO_DISABLE": "1"}
+    return ({} if count_gpus() else on_cpu) | {
         "VLLM_PLUGINS": "",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": threads,
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
