@@ -11,7 +11,7 @@ BIN := .venv/bin
 SETUP := $(PYTHON) -m infra.setup
 ARGS ?=
 
-.PHONY: help setup setup-dev up down test chaos soak test-kills test-leaks test-ranks test-nodes test-unit lint format bench-laptop bench-experts bench-retrieval bench-routing bench-overhead bench-scaling bench-coldstart lock screenshots manifests manifests-check map clean
+.PHONY: help setup setup-dev up down test chaos soak test-kills test-leaks test-ranks test-nodes test-gpu test-unit lint format bench-laptop bench-experts bench-retrieval bench-routing bench-overhead bench-scaling bench-coldstart lock screenshots manifests manifests-check map clean
 
 help: ## List all targets
 	@echo "windfarm: make up starts everything and prints the address of the page."
@@ -51,6 +51,9 @@ soak: setup-dev ## Mixed traffic with faults for MINUTES=60: memory, handles, ta
 
 test-nodes: setup-dev ## Nodes that come and go with requests, by Ray's autoscaler (two minutes, not part of `test`)
 	@$(BIN)/python -m pytest -m nodes $(ARGS)
+
+test-gpu: setup-dev ## On a machine with an NVIDIA GPU: engines, experts, embeddings and the product on it (minutes)
+	@$(BIN)/python -m pytest -m "" -k "not llamacpp and not remote" tests/cluster/engines/test_contract.py tests/cluster/vllm_plugin/test_experts_on_gpu.py tests/cluster/test_embedding_on_gpu.py tests/e2e/test_on_gpu.py $(ARGS)
 
 test-unit: setup-dev ## Only the tests that start no engine and no product
 	@$(BIN)/python -m pytest -m "not integration and not e2e and not bench" $(ARGS)

@@ -8,7 +8,7 @@ from services.config import EmbeddingConfig
 from services.embedding_service import EmbeddingService, open_configured_embedding
 from services.environment import read_environment
 from services.errors import conflict
-from services.ray_adapter import close_replica_ports
+from services.ray_adapter import close_replica_ports, hide_foreign_gpus
 from services.replica_log import log_into_replica_file
 
 
@@ -22,6 +22,7 @@ class Embedding(EmbeddingService):
     async def __init__(self, config: EmbeddingConfig) -> None:  # type: ignore[misc]
         """Serve awaits this: the replica is ready when a real vector came out."""
         close_replica_ports()
+        hide_foreign_gpus()
         log_into_replica_file()
         model = await asyncio.to_thread(open_configured_embedding, config, read_environment())
         super().__init__(model, max_batch=config.max_batch, batch_wait_ms=config.batch_wait_ms)

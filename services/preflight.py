@@ -20,7 +20,7 @@ from cluster.topology import Topology
 from cluster.weights.checkpoint_check import check_checkpoint
 from services.config import ModelConfig
 from services.listener import ListenError, bind_socket
-from services.ray_config import RayConfig
+from services.ray_config import ActorOptions, RayConfig
 from services.resources import (
     BALANCER,
     EMBEDDING,
@@ -159,8 +159,10 @@ def check_models(config: RayConfig, home: Path) -> Iterator[Finding]:
     """Whether each model of the file exists, and a checkpoint's tensors are what its config says."""
     yield from _check_chat_models(config, home)
     embed = config.app.embed
+    options = _actor_options(config, "embed", "Embedding")
+    has_gpu = bool(options is not None and options.num_gpus)
     try:
-        candidates, reason = candidates_here(resolve(embed.source), embed.precision, has_gpu=EMBEDDING.num_gpus > 0)
+        candidates, reason = candidates_here(resolve(embed.source), embed.precision, has_gpu=has_gpu)
     except ClusterError as error:
         yield Finding("embedding model", False, str(error), "Correct the section of `embed` in ray_config.yaml.")
     else:
@@ -178,7 +180,13 @@ def _check_chat_models(config: RayConfig, home: Path) -> Iterator[Finding]:
         except ClusterError as error:
             yield Finding(f"model {model.id}", False, str(error), "Correct its section in ray_config.yaml.")
         else:
-            yield Finding(f"model {model.id}", True, f"{model.source}, asks for {_amount(each, 1)} GiB")
+            options = _actor_options(config, f"llm-{model.id}", "ModelServer")
+            if each.num_gpus and options is not None and options.num_gpus is None and not is_sharded(model):
+                text = "it runs on a GPU, but its ray_actor_options name none, so Ray would count the GPU as free"
+                fix = f"Add num_gpus: {each.num_gpus:g} there, or set engine: llamacpp."
+                yield Finding(f"model {model.id}", False, text, fix)
+            else:
+                yield Finding(f"model {model.id}", True, f"{model.source}, asks for {_amount(each, 1)} GiB")
 
 
 def check_ranks(config: RayConfig, home: Home, topology: Topology) -> Iterator[Finding]:
@@ -211,6 +219,11 @@ def _note_on(model: str, zones: list[str]) -> str:
 def explain(findings: list[Finding]) -> str:
     """The failed findings as text for a person."""
     return "\n".join(f"{finding.name}: {finding.text}. {finding.fix}" for finding in findings if not finding.is_ok)
+
+
+def _actor_options(config: RayConfig, application: str, deployment: str) -> ActorOptions | None:
+    override = config.override(application, deployment)
+    return None if override is None else override.ray_actor_options
 
 
 def _model(config: RayConfig, application: str) -> ModelConfig:

@@ -33,6 +33,13 @@ NO_TELEMETRY: Mapping[str, str] = {
     "LANGSMITH_TRACING": "false",
     "OTEL_SDK_DISABLED": "true",
 }
+# Where vLLM keeps what it compiles for a GPU, below the data folder; by default it lies in several other places.
+COMPILED: Mapping[str, str] = {
+    "VLLM_CACHE_ROOT": "vllm",
+    "TRITON_CACHE_DIR": "triton",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "CUDA_CACHE_PATH": "cuda",
+}
 # Variables of the caller's shell that would make our processes join or trust another Ray.
 _FOREIGN = ("RAY_ADDRESS", "RAY_NAMESPACE", "RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_AUTH_TOKEN_PATH", "RAY_TMPDIR")
 
@@ -71,6 +78,7 @@ def process_variables(home: Path, keys: Secrets, config: RayConfig, given: Mappi
         # Uploads pass through the page's process; its default is a folder that all users of the machine share.
         "GRADIO_TEMP_DIR": str(home / "run" / "page"),
         "PYTHONPATH": _python_path(),
+        **{name: os.environ.get(name) or str(home / "cache" / folder) for name, folder in COMPILED.items()},
         **given,
     }
     if not uses_hub(config):

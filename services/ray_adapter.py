@@ -11,6 +11,7 @@ demands Ray's token.
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -157,3 +158,14 @@ def close_replica_ports() -> None:
     from ray.serve._private import replica
 
     replica.add_port_to_grpc_server = lambda server, address: 0
+
+
+def hide_foreign_gpus() -> None:
+    """Hide the node's GPUs from this replica where it asked for none, since Ray leaves them all visible then.
+
+    Libraries would take a card that Ray counts as free, or as another replica's.
+    """
+    import ray
+
+    if not ray.get_runtime_context().get_accelerator_ids().get("GPU"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""

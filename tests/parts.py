@@ -11,6 +11,7 @@ from pathlib import Path
 from infra.setup.chromium import find_chromium
 from services.haproxy import find_haproxy
 from services.local_network import why_no_network
+from services.resources import count_gpus
 from services.setup_errors import SetupError
 
 DEBIANS_POSTGRES = Path("/usr/lib/postgresql")
@@ -32,6 +33,11 @@ def vllm() -> str | None:
     return (
         None if importlib.util.find_spec("vllm") else "the profile without vLLM is installed (`PROFILE=cpu make setup`)"
     )
+
+
+@functools.cache
+def gpu() -> str | None:
+    return None if count_gpus() else "no NVIDIA GPU"
 
 
 @functools.cache
@@ -86,6 +92,7 @@ PARTS: dict[str, Callable[[], str | None]] = {
     "chromium": chromium,
     "haproxy": haproxy,
     "vllm": vllm,
+    "gpu": gpu,
     "tmpfs": tmpfs,
     "git": git,
     "postgres": postgres,

@@ -239,6 +239,6 @@ def _has(module: str) -> bool:
 
 
 def _has_gpu() -> bool:
-    """Whether this process was given a GPU: Ray hides those that a replica did not ask for."""
+    """Whether this process may use a GPU; a replica hides those that it did not ask for."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return Path("/dev/nvidia0").exists() and _has("torch") and visible not in ("", "-1")

@@ -261,7 +261,7 @@ class VllmEngine:
                 completion = output.outputs[0]
                 num_tokens += len(completion.token_ids)
                 if self._output_counts is not None and completion.routed_experts is not None:
-                    self._output_counts.note(completion.routed_experts)
+                    self._output_counts.note(completion.routed_experts, output.num_cached_tokens or 0)
                 shown, reason = completion.text, completion.finish_reason
                 if text is not None:
                     shown = text.feed(completion.token_ids, ends_with_stop_token=reason == "stop")

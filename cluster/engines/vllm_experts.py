@@ -66,8 +66,9 @@ async def read_worker_counts(engine: Any, parallelism: Parallelism, config: Mapp
 class OutputCounts:
     """Counts on GPUs, from the experts that vLLM reports with each finished answer.
 
-    An answer's last token goes through no layer, and requests that end early are not counted. vLLM names experts
-    whatever copy of them computed a token; where its balancer is on, nobody can say which rank that was.
+    An answer's last token goes through no layer, and requests that end early are not counted. vLLM also reports the
+    experts of what it had in its prefix cache; that was computed for an earlier request and counts once. It names
+    experts whatever copy of them computed a token; where its balancer is on, nobody can say which rank that was.
     """
 
     def __init__(self, parallelism: Parallelism, config: Mapping[str, Any], *, is_balanced: bool = False) -> None:
@@ -78,8 +79,9 @@ class OutputCounts:
         experts = num_experts(config)
         self._together = np.zeros((int(config["num_hidden_layers"]), experts, experts), np.int64)
 
-    def note(self, routed: np.ndarray[Any, Any]) -> None:
-        """`routed` is [tokens, layers, experts per token]."""
+    def note(self, routed: np.ndarray[Any, Any], num_cached: int = 0) -> None:
+        """`routed` is [tokens, layers, experts per token]; the first `num_cached` tokens were not computed anew."""
+        routed = routed[num_cached:]
         num_tokens, num_layers, _ = routed.shape
         chosen = np.zeros((num_layers, num_tokens, self._together.shape[1]), np.float32)
         np.put_along_axis(chosen, routed.transpose(1, 0, 2).astype(np.int64), 1.0, axis=2)

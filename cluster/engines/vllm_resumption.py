@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from typing import Any
 
+from cluster import vllm_plugin
 from cluster.engine import Delivered, SamplingParams
 from cluster.engines.resumption import catch_up
 from cluster.engines.stop_strings import StopMatcher
-from cluster.vllm_plugin import parts
 from cluster.vllm_plugin.options import continued_arguments
 from cluster.vllm_plugin.versions import is_known_version
 
@@ -20,7 +20,7 @@ from cluster.vllm_plugin.versions import is_known_version
 def continues_guided_answers() -> bool:
     """Whether the plugin's part that advances grammars runs in the engine's process: where vLLM loads plugins at all,
     and knows this version."""
-    return bool(parts) and is_known_version()
+    return vllm_plugin.is_loaded and is_known_version()
 
 
 class ContinuedText:

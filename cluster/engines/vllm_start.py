@@ -83,7 +83,9 @@ class VllmStart:
             if name not in known:
                 raise ValueError(f"engine_options: vLLM has no option {name!r} that can be set here")
             options[name] = value
-        if self.is_cpu and options["enforce_eager"]:
+        if not self.is_cpu:
+            _set_gpu_environment(options)
+        elif options["enforce_eager"]:
             # Parts of the sampler would compile at their first use.
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         return AsyncLLM.from_engine_args(AsyncEngineArgs(**options))
@@ -120,6 +122,15 @@ def _set_environment(settings: EngineSettings) -> None:
     os.environ["OMP_NUM_THREADS"] = str(max(1, threads // settings.parallelism.tensor_parallel_size))
     # Other engines and the endpoint share these cores; a thread bound to a busy core holds up all others.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+
+def _set_gpu_environment(options: Mapping[str, Any]) -> None:
+    # Without a number vLLM loads with all cores and then computes with one thread: the threads of a number would wait
+    # for each other by spinning in every step, and gain nothing on a GPU.
+    os.environ.pop("OMP_NUM_THREADS", None)
+    if options.get("dtype") in ("float32", "float"):
+        # Triton's kernels, experts among them, would multiply with the 10 bits of mantissa that TF32 has.
+        os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
 
 
 def _max_context(settings: EngineSettings, config: Mapping[str, Any]) -> int:

@@ -24,11 +24,14 @@ _SCHEDULER_NAME = "EngineCore"
 
 parts: tuple[str, ...] = ()
 """Names of the parts that are on in this process."""
+is_loaded = False
+"""Whether vLLM has loaded this plugin here, as it then does in the processes that it starts."""
 
 
 def register() -> None:
     """Called by vLLM once per process."""
-    global parts
+    global parts, is_loaded
+    is_loaded = True
     if end_with_parent.install():
         parts = (*parts, "end_with_parent")
     # The process that made the engine computes nothing, and importing what the other parts change takes a while.

@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 import yaml
 
+from services.resources import count_gpus
 from tests.bench.environments import CACHE, ray_serve_llm_python
 from tests.bench.laptop import MODEL, ROOT, free_port, run_python
 
@@ -119,25 +120,18 @@ def bare_llamacpp(home: Path, slots: int) -> Iterator[Server]:
 
 
 def vllm_options(slots: int) -> dict[str, Any]:
-    """The same for all three. float32, so that the kernels that windfarm brings for bfloat16 on such machines make no
-    difference: what is compared is the way to the engine, not the engine."""
-    return {
-        "max_model_len": CONTEXT,
-        "max_num_seqs": slots,
-        "dtype": "float32",
-        "enforce_eager": True,
-        "kv_cache_memory_bytes": 2 << 30,
-    }
+    """The same for all three. On processors float32, so that the kernels that windfarm brings for bfloat16 on such
+    machines make no difference: what is compared is the way to the engine, not the engine. On GPUs as vLLM comes."""
+    options = {"max_model_len": CONTEXT, "max_num_seqs": slots, "kv_cache_memory_bytes": 2 << 30}
+    return options if count_gpus() else options | {"dtype": "float32", "enforce_eager": True}
 
 
 def vllm_environment() -> dict[str, str]:
     """As windfarm's engine has it. Without windfarm's plugin, which vLLM would load because it is installed here."""
     threads = str(os.cpu_count() or 1)
-    return {
+    on_cpu = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": threads, "TORCHDYNAMO_DISABLE": "1"}
+    return ({} if count_gpus() else on_cpu) | {
         "VLLM_PLUGINS": "",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": threads,
-        "TORCHDYNAMO_DISABLE": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",

@@ -3,12 +3,14 @@
 import re
 import shutil
 import socket
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from cluster.engines.choice import Hardware
 from cluster.home import open_home
-from services import supervisor
+from services import resources, supervisor
 from services.preflight import (
     Demand,
     Machine,
@@ -20,7 +22,7 @@ from services.preflight import (
     explain,
     read_machine,
 )
-from services.ray_config import load_ray_config, parse_ray_config
+from services.ray_config import RayConfig, load_ray_config, parse_ray_config
 from services.resources import GIB, MIB, Resources
 from services.setup_errors import StartRefused
 from services.up_options import UpOptions
@@ -100,6 +102,36 @@ def test_how_the_embedding_model_will_run_is_said_with_the_reason(tmp_path: Path
     *_, bad = check_models(parse_ray_config(text, FILE), tmp_path)
     assert not bad.is_ok
     assert "Did you mean 'embed'?" in bad.text
+
+
+def with_actor_options(application: str, options: str) -> RayConfig:
+    """The default file with `ray_actor_options` for the first deployment of this application."""
+    text = FILE.read_text(encoding="utf-8")
+    at = text.index("      - name:", text.index(f"- name: {application}"))
+    end = text.index("\n", at) + 1
+    return parse_ray_config(f"{text[:end]}        ray_actor_options: {options}\n{text[end:]}", FILE)
+
+
+def test_a_model_on_a_gpu_whose_own_amounts_name_no_gpu_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray would start a second replica on the same card."""
+    monkeypatch.setattr(resources, "detect_hardware", lambda: Hardware(has_gpu=True, has_vllm=True))
+    without, named, none = (
+        next(iter(check_models(with_actor_options("llm-tiny", f"{{num_cpus: 1, memory: 8.0e+9{more}}}"), tmp_path)))
+        for more in ("", ", num_gpus: 0.5", ", num_gpus: 0")
+    )
+    assert not without.is_ok
+    assert "Add num_gpus: 1 there" in without.fix
+    assert named.is_ok
+    assert none.is_ok, "said explicitly"
+
+
+def test_an_embedding_model_that_is_given_a_gpu_runs_there(tmp_path: Path) -> None:
+    config = with_actor_options("embed", "{num_cpus: 1, memory: 4.0e+9, num_gpus: 0.2}")
+    *_, finding = check_models(config, tmp_path)
+    assert finding.is_ok
+    assert "a GPU is there" in finding.text or not find_spec("torch")
 
 
 def test_this_machine_has_cpus_and_memory() -> None:

@@ -11,7 +11,13 @@ from typer.testing import CliRunner
 
 from services.cli.commands import app
 from services.environment import SECRET_VARIABLE
-from services.process_environment import TOKEN_VARIABLE, full_environment, load_secrets, process_variables
+from services.process_environment import (
+    COMPILED,
+    TOKEN_VARIABLE,
+    full_environment,
+    load_secrets,
+    process_variables,
+)
 from services.ray_config import load_ray_config, parse_ray_config
 
 FILE = Path(__file__).resolve().parents[2] / "ray_config.yaml"
@@ -35,6 +41,19 @@ def test_nothing_reports_home(tmp_path: Path) -> None:
     assert variables["LANGSMITH_TRACING"] == "false"
     assert variables["HF_HUB_OFFLINE"] == "1"
     assert variables["RAY_AUTH_MODE"] == "token"
+
+
+def test_what_is_compiled_stays_in_the_data_folder_unless_the_caller_says_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in COMPILED:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/elsewhere")
+    variables = process_variables(tmp_path, load_secrets(tmp_path, renew=True), load_ray_config(FILE), {})
+    assert variables["TRITON_CACHE_DIR"] == "/elsewhere"
+    folders = {Path(variables[name]) for name in COMPILED if name != "TRITON_CACHE_DIR"}
+    assert len(folders) == len(COMPILED) - 1
+    assert all(folder.is_relative_to(tmp_path / "cache") for folder in folders)
 
 
 def test_a_model_of_a_hub_may_be_fetched(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """Contract with the pinned Ray: every private name that the adapter touches is there and means what we think."""
 
 import inspect
+import os
+from types import SimpleNamespace
 
+import pytest
 import ray
 from ray._private import ray_constants, utils
 from ray._private.node import Node
@@ -59,3 +62,15 @@ def test_serve_can_be_started_and_asked() -> None:
     assert "http_options" in inspect.signature(serve_start).parameters
     for name in ("deploy_apps", "get_serve_details", "shutdown"):
         assert callable(getattr(ServeControllerClient, name))
+
+
+@pytest.mark.parametrize(("given", "visible"), [([], ""), (["1"], "1")])
+def test_a_replica_sees_no_gpu_that_it_did_not_ask_for(
+    given: list[str], visible: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray names the cards of a replica that asked for some, and hides none from one that did not."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    context = SimpleNamespace(get_accelerator_ids=lambda: {"GPU": given, "TPU": []})
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    ray_adapter.hide_foreign_gpus()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == visible

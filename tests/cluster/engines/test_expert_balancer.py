@@ -67,6 +67,14 @@ def counted(*, is_balanced: bool) -> ExpertLoad:
     return counts.load()
 
 
+def test_tokens_that_were_in_the_cache_count_once() -> None:
+    counts = OutputCounts(GANG, CONFIG)
+    shared, rest = [[0, 1], [6, 7]], [[2, 3], [4, 5]]
+    counts.note(np.array([shared] * 16 + [rest] * 3, np.int16), num_cached=0)
+    counts.note(np.array([shared] * 16 + [rest] * 4, np.int16), num_cached=16)
+    assert counts.load().tokens.tolist() == [[16, 16, 7, 7, 0, 0, 0, 0], [0, 0, 0, 0, 7, 7, 16, 16]]
+
+
 def test_figures_per_rank_are_given_only_where_experts_stay_where_they_are() -> None:
     fixed, moving = counted(is_balanced=False), counted(is_balanced=True)
     assert fixed.rank_tokens().tolist() == [[20, 0, 0, 0], [0, 0, 0, 20]]

@@ -1,9 +1,10 @@
 """On GPUs the engine asks vLLM for the experts of each answer and counts them: all of our code, with vLLM's engine
-scripted, since there is no GPU to run it on."""
+scripted, so that no GPU is needed."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,6 +42,7 @@ class ScriptedVllm:
     def __init__(self, arguments: Any) -> None:
         self.arguments = arguments
         self.errored = False
+        self.num_cached = 0
         self.model_config = SimpleNamespace(
             enable_return_routed_experts=arguments.enable_return_routed_experts,
             get_diff_sampling_param=dict,
@@ -68,7 +70,7 @@ class ScriptedVllm:
                 logprobs=None,
                 routed_experts=ROUTED if reason and self.arguments.enable_return_routed_experts else None,
             )
-            yield SimpleNamespace(outputs=[completion], num_cached_tokens=0)
+            yield SimpleNamespace(outputs=[completion], num_cached_tokens=self.num_cached)
 
 
 @pytest.fixture
@@ -115,6 +117,33 @@ async def test_experts_that_vllm_reports_with_answers_are_counted(tmp_path: Path
     (made,) = gpu
     assert made.arguments.enable_return_routed_experts is True
     assert (made.arguments.enable_expert_parallel, made.arguments.enable_eplb) == (True, False)
+
+
+async def test_what_vllm_had_in_its_cache_is_not_counted_again(tmp_path: Path, gpu: list[ScriptedVllm]) -> None:
+    engine = engine_of(tmp_path)
+    await engine.start()
+    try:
+        gpu[0].num_cached = 2
+        await answer(engine)
+        load = await engine.expert_load()
+    finally:
+        await engine.stop()
+    assert load is not None
+    assert load.tokens.tolist() == [[1, 1, 0, 0], [0, 1, 0, 1]]
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [("float32", "ieee"), ("auto", None)])
+async def test_on_a_gpu_vllm_chooses_its_threads_and_float32_is_exact(
+    dtype: str, precision: str | None, tmp_path: Path, gpu: list[ScriptedVllm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "16")
+    monkeypatch.setenv("TRITON_F32_DEFAULT", "")
+    del os.environ["TRITON_F32_DEFAULT"]
+    engine = engine_of(tmp_path, options={"dtype": dtype})
+    await engine.start()
+    await engine.stop()
+    assert "OMP_NUM_THREADS" not in os.environ
+    assert os.environ.get("TRITON_F32_DEFAULT") == precision
 
 
 async def test_with_vllms_balancer_experts_are_counted_and_ranks_are_not(
