@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+from pathlib import Path
 
 import psutil
 import pytest
@@ -10,7 +11,10 @@ import pytest
 from cluster.engine import Delivered, Engine, GenerationChunk, GenerationRequest, SamplingParams
 from cluster.errors import CannotContinue, ContextTooLong, EngineBusy, EngineDead, EngineFailed, InvalidRequest
 from services.resources import count_gpus
+from tests.chaos.replicas import PausingEngine, kill_the_paused
+from tests.chaos.streams import read_events
 from tests.cluster.engines.conftest import MAX_CONTEXT, MAX_QUEUED, NUM_SLOTS, chat, text_prompt
+from tests.services.harness import running_endpoint
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="session")]
 
@@ -363,6 +367,24 @@ async def test_tokens_that_break_the_grammar_cannot_be_continued(engine: Engine)
     request = chat("Pick a colour.", max_tokens=40, json_schema=SCHEMA)
     with pytest.raises((InvalidRequest, EngineFailed)):
         await collect(engine, dataclasses.replace(request, delivered=Delivered(token_ids, 0)))
+
+
+@pytest.mark.requires("vllm")
+async def test_a_guided_answer_goes_on_behind_the_endpoint(vllm: Engine, tmp_path: Path) -> None:
+    """Two replicas of this engine; the one that began the answer is lost in the middle of its grammar."""
+    asks = {"messages": chat("Pick a colour.").messages, "temperature": 1.0, "seed": 1, "max_tokens": 40}
+    asks["response_format"] = {"type": "json_schema", "json_schema": {"name": "sign", "schema": SCHEMA}}
+    async with running_endpoint(tmp_path) as running:
+        engines = [PausingEngine(vllm, num_chunks=3) for _ in range(2)]
+        for number, engine in enumerate(engines):
+            await running.add_model(engine, replica_id=f"r{number}")
+        asked = asyncio.create_task(running.chat(stream=True, **asks))
+        await kill_the_paused(running, engines)
+        answer = await asked
+    assert [len(engine.rests) for engine in engines if not engine.has_paused] == [1]
+    said = read_events(answer.text)
+    assert said.finish_reason == "stop"
+    assert json.loads(said.text)["colour"] in ("red", "blue")
 
 
 @pytest.mark.requires("vllm")
