@@ -36,14 +36,15 @@ class Limiter:
 class LimiterCalls:
     """Calls to the one limiter of this windfarm; the first one makes it. For processes that are connected to Ray."""
 
-    def __init__(self, find: Callable[[], Any] | None = None) -> None:
+    def __init__(self, find: Callable[[], Any] | None = None, *, within_s: float = _CALL_WITHIN_S) -> None:
         self._find = find or find_limiter
+        self._within_s = within_s
         self._calls: ServeCalls | None = None
 
     async def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
         if self._calls is None:
             handle = await asyncio.to_thread(self._find)
-            self._calls = ServeCalls(handle, lambda: None, _CALL_WITHIN_S)
+            self._calls = ServeCalls(handle, lambda: None, self._within_s)
         calls = self._calls
         try:
             return await calls.call(method, *args, **kwargs)

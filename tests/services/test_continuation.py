@@ -16,7 +16,7 @@ from services.limits import Limits
 from services.model_status import ApplicationState
 from tests.chaos.hash_engine import HashEngine, whole_answer
 from tests.chaos.replicas import FAULTS, Fleet, Replica
-from tests.chaos.streams import Said, read_events
+from tests.chaos.streams import Said, num_moves, read_events
 from tests.services.harness import Running, error_of, events_of, running_endpoint, wait_until
 
 STATES = {"llm-tiny": ApplicationState("llm-tiny", "DEPLOYING")}
@@ -82,10 +82,10 @@ async def test_a_stream_goes_on_at_another_replica(tmp_path: Path, fault: str) -
         await wait_until(lambda: has_tokens(fleet))
         await fleet.lose(busy(fleet), fault)
         answer = await asked
-        metrics = (await running.http.get("/metrics")).text
+        moves = await num_moves(running)
     assert answer.text.endswith("data: [DONE]\n\n")
     assert read_events(answer.text) == expected()
-    assert 'windfarm_streams_moved_total{model="tiny"} 1.0' in metrics
+    assert moves >= 1  # more often where a busy machine keeps a replica silent for as long as a hang lasts
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -39,7 +39,7 @@ def actors(ray: Any) -> list[str]:
 
 async def test_the_actor_is_made_by_the_first_who_asks_and_shared_by_all(ray: Any) -> None:
     assert actors(ray) == []
-    clients = [LimitClient(LimiterCalls(), answer_within_s=60) for _ in range(2)]
+    clients = [LimitClient(LimiterCalls(within_s=60), answer_within_s=60) for _ in range(2)]
     limits = Limits(requests_per_minute=9)
     answers = await asyncio.gather(*(ask(clients[number % 2], limits, "shared") for number in range(40)))
     assert sum(isinstance(answer, str) for answer in answers) == 9
