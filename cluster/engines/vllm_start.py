@@ -125,6 +125,8 @@ def _set_environment(settings: EngineSettings) -> None:
 
 
 def _set_gpu_environment(options: Mapping[str, Any]) -> None:
+    # As on CPUs. A fork takes the plugin for loaded, and its parts would be missing in the engine's process.
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     # Without a number vLLM loads with all cores and then computes with one thread: the threads of a number would wait
     # for each other by spinning in every step, and gain nothing on a GPU.
     os.environ.pop("OMP_NUM_THREADS", None)

@@ -15,7 +15,7 @@ from cluster.topology import ACCELERATOR_MEMORY_LABEL
 from services.graphics_cards import read_cards
 from services.resources import GIB, count_gpus
 from tests.e2e.mixture import FORBIDDEN, SECTION, make_mixture
-from tests.product import ROOT, Product
+from tests.product import ROOT, Product, windfarm
 
 pytestmark = [pytest.mark.gpu, pytest.mark.e2e, pytest.mark.requires("gpu", "vllm"), pytest.mark.timeout(600)]
 
@@ -77,8 +77,8 @@ def test_what_is_compiled_lies_in_the_data_folder(product: Product) -> None:
     assert any(Path(folder).rglob("*"))
 
 
-def test_plan_and_doctor_know_the_card(product: Product) -> None:
-    assert read_cards(1)[0].kind in product.run("plan", "tiny").stdout
+def test_plan_and_doctor_know_the_card(product: Product, tmp_path: Path) -> None:
+    assert read_cards(1)[0].kind in windfarm(tmp_path, ["plan", "tiny"]).stdout
     assert "compiler" in product.run("doctor", "--json", check=False).stdout
 
 

@@ -87,6 +87,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[ScriptedVllm]:
     monkeypatch.setattr(AsyncLLM, "from_engine_args", make)
     monkeypatch.setattr("vllm.platforms.current_platform", SimpleNamespace(is_cpu=lambda: False))
     monkeypatch.setattr("cluster.engines.vllm_start._set_environment", lambda settings: None)
+    for name in ("OMP_NUM_THREADS", "TRITON_F32_DEFAULT", "VLLM_WORKER_MULTIPROC_METHOD"):
+        monkeypatch.setenv(name, "")  # what the start sets is undone
     return made
 
 
@@ -133,15 +135,17 @@ async def test_what_vllm_had_in_its_cache_is_not_counted_again(tmp_path: Path, g
 
 
 @pytest.mark.parametrize(("dtype", "precision"), [("float32", "ieee"), ("auto", None)])
-async def test_on_a_gpu_vllm_chooses_its_threads_and_float32_is_exact(
+async def test_on_a_gpu_processes_load_the_plugin_vllm_chooses_its_threads_and_float32_is_exact(
     dtype: str, precision: str | None, tmp_path: Path, gpu: list[ScriptedVllm], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "16")
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "fork")
     monkeypatch.setenv("TRITON_F32_DEFAULT", "")
     del os.environ["TRITON_F32_DEFAULT"]
     engine = engine_of(tmp_path, options={"dtype": dtype})
     await engine.start()
     await engine.stop()
+    assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn", "a fork takes the plugin for loaded"
     assert "OMP_NUM_THREADS" not in os.environ
     assert os.environ.get("TRITON_F32_DEFAULT") == precision
 
