@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,10 +31,11 @@ def test_copies_become_the_options_of_vllms_balancer() -> None:
 
 
 @pytest.mark.requires("vllm")
-def test_vllm_reads_these_options() -> None:
+def test_vllm_reads_these_options(tmp_path: Path) -> None:
+    """The folder is there: an engine that ran in this process before has left vLLM offline."""
     from vllm.engine.arg_utils import EngineArgs
 
-    read = EngineArgs(model="any", **balancer_options(4), **GANG.engine_arguments())
+    read = EngineArgs(model=str(tmp_path), **balancer_options(4), **GANG.engine_arguments())
     assert (read.enable_eplb, read.eplb_config.num_redundant_experts) == (True, 4)
     assert (read.enable_expert_parallel, read.data_parallel_size) == (True, 4)
 
