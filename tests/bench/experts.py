@@ -52,11 +52,13 @@ def measure(
         case "exact":
             return measure_exactness(models, options.prompts, options.tokens, options.ways, results, keep)
         case "imbalance":
-            return measure_imbalance(models, options.prompts, options.tokens)
+            return measure_imbalance(models, options.trace_prompts, options.tokens)
         case "ratio":
             return measure_ratio(models, options.times, options.tokens)
         case "gain":
-            measured = {} if "skewed_load" in results else measure_imbalance(models, options.prompts, options.tokens)
+            measured: dict[str, Any] = {}
+            if "skewed_load" not in results:
+                measured = measure_imbalance(models, options.trace_prompts, options.tokens)
             loads = (results | measured)["skewed_load"]
             return measured | measure_placement_gain(models, loads, options.times, options.tokens)
         case "sparse":
@@ -69,7 +71,8 @@ def measure(
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, help="parts to measure; default: all")
-    parser.add_argument("--prompts", type=int, default=64, help="prompts of the exactness and imbalance parts")
+    parser.add_argument("--prompts", type=int, default=64, help="prompts of the exactness part")
+    parser.add_argument("--trace-prompts", type=int, default=256, help="prompts of each of the two routing traces")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of an answer")
     names = [way.name for way in WAYS]
     parser.add_argument("--ways", nargs="+", choices=names, default=(), metavar="WAY", help=f"of exact only: {names}")
@@ -79,7 +82,7 @@ def read_options() -> argparse.Namespace:
         "--models", type=Path, default=Path.home() / ".cache" / "windfarm-bench", help="folder of checkpoints"
     )
     options = parser.parse_args()
-    if options.times < 5 or options.prompts < 1:
+    if options.times < 5 or min(options.prompts, options.trace_prompts) < 1:
         parser.error("at least 5 alternations and 1 prompt are needed")
     return options
 

@@ -20,6 +20,7 @@ from cluster.weights.prepare import prepare
 from cluster.weights.safetensors_header import fingerprint, read_tensor_infos
 from services.config import AppConfig, ModelConfig
 from services.preflight import check_models
+from services.ray_config import RayConfig
 
 MIXTURE: dict[str, Any] = {
     "architectures": ["MixtralForCausalLM"],
@@ -106,10 +107,8 @@ def test_more_experts_than_the_config_says_are_refused(tmp_path: Path) -> None:
 def test_it_is_told_before_anything_starts(tmp_path: Path) -> None:
     folder = write(tmp_path / "wrong", DENSE | {"vocab_size": 11}, shapes_of(DENSE))
 
-    class Config:
-        app = AppConfig(models={"m": ModelConfig(id="m", source=str(folder))})
-
-    finding, _ = check_models(Config(), tmp_path)  # type: ignore[arg-type]
+    app = AppConfig(models={"m": ModelConfig(id="m", source=str(folder))})
+    finding, _ = check_models(RayConfig(tmp_path / "ray_config.yaml", app, (), {}), tmp_path)
     assert not finding.is_ok
     assert "the config says (11, 8)" in finding.text
 
