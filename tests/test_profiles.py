@@ -11,8 +11,12 @@ from infra.setup.verify import pins
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("cluster", "services", "rag", "ui")
-# Imported by vLLM's worker processes alone, which have torch.
-IN_WORKERS = {Path("cluster", "vllm_plugin", name) for name in ("worker.py", "expert_counters.py")}
+# Imported only where torch is: in vLLM's worker processes, and for a model that PyTorch has loaded.
+BESIDE_TORCH = {
+    Path("cluster/vllm_plugin/worker.py"),
+    Path("cluster/vllm_plugin/expert_counters.py"),
+    Path("cluster/engines/embedding_int8.py"),
+}
 PROGRAM = """
 import importlib, sys
 
@@ -48,7 +52,7 @@ def our_modules() -> list[str]:
     return [
         ".".join(path.with_suffix("").parts)
         for path in paths
-        if path.stem not in runnable and "versions" not in path.parts and path not in IN_WORKERS
+        if path.stem not in runnable and "versions" not in path.parts and path not in BESIDE_TORCH
     ]
 
 
