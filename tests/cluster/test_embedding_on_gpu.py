@@ -8,7 +8,7 @@ from cluster.home import open_home
 from cluster.weights.prepare import prepare
 from tests.cluster.test_embedding import read_questions
 
-pytestmark = [pytest.mark.gpu, pytest.mark.requires("gpu", "vllm")]
+pytestmark = [pytest.mark.gpu, pytest.mark.integration, pytest.mark.requires("gpu", "vllm")]
 
 
 def test_a_gpu_is_taken_and_its_vectors_are_close_to_float32_in_five_languages() -> None:

@@ -10,7 +10,7 @@ from tests.cluster.vllm_plugin.small_mixtures import ANSWER, SHORT, engine, prom
 from tests.engine_process import Replica
 from tests.expert_oracle import Reference
 
-pytestmark = [pytest.mark.gpu, pytest.mark.requires("gpu", "vllm"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.gpu, pytest.mark.integration, pytest.mark.requires("gpu", "vllm"), pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["eager", "compiled"])
