@@ -25,7 +25,8 @@ class Calls(Protocol):
 
 class ServeCalls:
     """Calls through a handle of Ray Serve. `why_not_ready` says what Serve says where nobody answers. While
-    `is_changing` (the next version is on its way), calls wait for up to `change_wait_s`."""
+    `is_changing` (the next version is on its way), calls wait for up to `change_wait_s`. `on_answer` hears of each
+    answer: Serve's own word that a replica runs again comes later."""
 
     def __init__(
         self,
@@ -35,12 +36,14 @@ class ServeCalls:
         *,
         is_changing: Callable[[], bool] = lambda: False,
         change_wait_s: float = _CHANGE_WAIT_S,
+        on_answer: Callable[[], None] = lambda: None,
     ) -> None:
         self._handle = handle
         self._why_not_ready = why_not_ready
         self._timeout_s = timeout_s
         self._is_changing = is_changing
         self._change_wait_s = change_wait_s
+        self._on_answer = on_answer
 
     async def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
         await self._until_changed()
@@ -48,7 +51,7 @@ class ServeCalls:
             raise unavailable(reason, code="not_ready", retry_after_s=5)
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await getattr(self._handle, method).remote(*args, **kwargs)
+                answer = await getattr(self._handle, method).remote(*args, **kwargs)
         except TimeoutError:
             raise unavailable(
                 f"No answer within {self._timeout_s:.0f} seconds. Try again; `windfarm status` shows what is busy.",
@@ -63,6 +66,8 @@ class ServeCalls:
             if isinstance(cause, ApiError) or cause is not error:
                 raise cause from None
             raise
+        self._on_answer()
+        return answer
 
     async def _until_changed(self) -> None:
         until = asyncio.get_running_loop().time() + self._change_wait_s

@@ -114,14 +114,18 @@ class Gateway:
 
     def _calls(self, app: str, deployment: str) -> ServeCalls:
         def why_not_ready() -> str | None:
-            state = self._states.application(app)
-            if state is not None and state.has_running_replica:
+            if self._states.has_running_replica(app):
                 return None
             return self._states.why_application_not_ready(app, f"What '{app}' does")
 
         # Applications start side by side, so the other one may not be known yet; calls say so until it is.
         handle = serve.get_deployment_handle(deployment, app_name=app, _check_exists=False)
-        return ServeCalls(handle, why_not_ready, is_changing=lambda: self._states.is_changing(app))
+        return ServeCalls(
+            handle,
+            why_not_ready,
+            is_changing=lambda: self._states.is_changing(app),
+            on_answer=lambda: self._states.note_answer(app),
+        )
 
 
 def _public_sockets(environment: Environment, host: str, port: int) -> list[socket.socket]:

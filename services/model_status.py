@@ -61,6 +61,8 @@ class ServeStates:
         self._applications: dict[str, ApplicationState] = {}
         self._were_there: set[str] = set()
         """Applications that had a running replica since this process started."""
+        self._answered: set[str] = set()
+        """Applications that answered since Serve was asked last: they have a replica, whatever it said then."""
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -74,6 +76,7 @@ class ServeStates:
                 await self._task
 
     async def refresh(self) -> None:
+        self._answered.clear()
         try:
             self._applications = await asyncio.to_thread(self._read)
             self._were_there |= {name for name, state in self._applications.items() if state.has_running_replica}
@@ -85,6 +88,13 @@ class ServeStates:
 
     def application(self, name: str) -> ApplicationState | None:
         return self._applications.get(name)
+
+    def note_answer(self, name: str) -> None:
+        self._answered.add(name)
+
+    def has_running_replica(self, name: str) -> bool:
+        state = self._applications.get(name)
+        return name in self._answered or (state is not None and state.has_running_replica)
 
     def is_changing(self, name: str) -> bool:
         """Whether an application that served has no replica because Serve brings up its next version. Neither its first

@@ -36,7 +36,8 @@ def faults(quick: bool) -> list[Fault]:
     busy_s = 0.3 if quick else BUSY_S
     return [
         Fault("database gone", 5, lose_the_database, needs="postgres"),
-        Fault("database locked", 2 * busy_s + 5, partial(lock_the_database, busy_s=busy_s), run_together=True),
+        # One after the other: writers wait in the few threads of this process, as a relay's do in its own.
+        Fault("database locked", 2 * busy_s + 5, partial(lock_the_database, busy_s=busy_s)),
         Fault("database damaged", 5, damage_the_database),
         Fault("embedding service away", 5, partial(take_away, what="embedding")),
         Fault("Qdrant server unreachable", 5, partial(take_away, what="qdrant")),

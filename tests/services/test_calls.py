@@ -47,6 +47,17 @@ async def test_what_does_not_come_is_503_with_the_reason(is_changing: bool) -> N
     assert part.asked == []
 
 
+async def test_only_an_answer_is_told() -> None:
+    part, told = Part(), list[str]()
+    calls = part.calls(on_answer=lambda: told.append("answer"))
+    with pytest.raises(ApiError):
+        await calls.call("search", "badge")
+    assert told == []
+    part.is_there = True
+    await calls.call("search", "badge")
+    assert told == ["answer"]
+
+
 async def test_without_a_change_nobody_waits() -> None:
     part = Part()
     asked = asyncio.create_task(part.calls().call("search", "badge"))

@@ -120,6 +120,19 @@ async def test_an_application_that_served_is_changing_while_serve_deploys_its_ne
     assert not await is_changing("DEPLOYING", running), "the old one still serves"
 
 
+async def test_what_has_just_answered_runs_whatever_serve_said_before() -> None:
+    """After a crash the one request that waited for the next replica is answered before Serve is asked again."""
+    told = [ApplicationState("embed", "UNHEALTHY", "", (PENDING,))]
+    states = ServeStates(lambda: {"embed": told[-1]})
+    await states.refresh()
+    assert not states.has_running_replica("embed")
+    states.note_answer("embed")
+    assert states.has_running_replica("embed")
+    await states.refresh()
+    assert not states.has_running_replica("embed"), "what Serve says later is newer"
+    assert not states.has_running_replica("unknown")
+
+
 def test_an_old_replica_that_still_runs_beside_a_new_one_counts() -> None:
     both = DeploymentState("Store", "UPDATING", "", {"RUNNING": 1, "STARTING": 1})
     assert ApplicationState("store", "DEPLOYING", "", (both,)).has_running_replica
