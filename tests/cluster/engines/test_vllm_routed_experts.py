@@ -19,6 +19,7 @@ from cluster.engines.parallelism import Parallelism
 from cluster.engines.settings import EngineSettings
 from cluster.engines.vllm import VllmEngine
 from cluster.errors import LoadUnavailable
+from cluster.expert_load import ExpertLoad
 
 pytestmark = pytest.mark.requires("vllm")
 
@@ -104,16 +105,21 @@ async def answer(engine: VllmEngine) -> None:
     assert [chunk async for chunk in engine.generate(request)][-1].finish_reason == "length"
 
 
-async def test_experts_that_vllm_reports_with_answers_are_counted(tmp_path: Path, gpu: list[ScriptedVllm]) -> None:
-    engine = engine_of(tmp_path)
+async def load_after(engine: VllmEngine, num_answers: int, *, num_cached: int = 0) -> ExpertLoad:
     await engine.start()
     try:
-        for _ in range(2):
+        engine._engine.num_cached = num_cached
+        for _ in range(num_answers):
             await answer(engine)
         load = await engine.expert_load()
     finally:
         await engine.stop()
     assert load is not None
+    return load
+
+
+async def test_experts_that_vllm_reports_with_answers_are_counted(tmp_path: Path, gpu: list[ScriptedVllm]) -> None:
+    load = await load_after(engine_of(tmp_path), 2)
     assert load.tokens.tolist() == [[6, 4, 0, 2], [0, 2, 4, 6]]
     assert load.rank_tokens().tolist() == [[10, 2], [2, 10]]
     (made,) = gpu
@@ -121,16 +127,9 @@ async def test_experts_that_vllm_reports_with_answers_are_counted(tmp_path: Path
     assert (made.arguments.enable_expert_parallel, made.arguments.enable_eplb) == (True, False)
 
 
-async def test_what_vllm_had_in_its_cache_is_not_counted_again(tmp_path: Path, gpu: list[ScriptedVllm]) -> None:
-    engine = engine_of(tmp_path)
-    await engine.start()
-    try:
-        gpu[0].num_cached = 2
-        await answer(engine)
-        load = await engine.expert_load()
-    finally:
-        await engine.stop()
-    assert load is not None
+@pytest.mark.usefixtures("gpu")
+async def test_what_vllm_had_in_its_cache_is_not_counted_again(tmp_path: Path) -> None:
+    load = await load_after(engine_of(tmp_path), 1, num_cached=2)
     assert load.tokens.tolist() == [[1, 1, 0, 0], [0, 1, 0, 1]]
 
 
@@ -140,8 +139,7 @@ async def test_on_a_gpu_processes_load_the_plugin_vllm_chooses_its_threads_and_f
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "16")
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "fork")
-    monkeypatch.setenv("TRITON_F32_DEFAULT", "")
-    del os.environ["TRITON_F32_DEFAULT"]
+    monkeypatch.delenv("TRITON_F32_DEFAULT")
     engine = engine_of(tmp_path, options={"dtype": dtype})
     await engine.start()
     await engine.stop()
@@ -153,14 +151,7 @@ async def test_on_a_gpu_processes_load_the_plugin_vllm_chooses_its_threads_and_f
 async def test_with_vllms_balancer_experts_are_counted_and_ranks_are_not(
     tmp_path: Path, gpu: list[ScriptedVllm]
 ) -> None:
-    engine = engine_of(tmp_path, options=balancer_options(2))
-    await engine.start()
-    try:
-        await answer(engine)
-        load = await engine.expert_load()
-    finally:
-        await engine.stop()
-    assert load is not None
+    load = await load_after(engine_of(tmp_path, options=balancer_options(2)), 1)
     assert load.tokens.tolist() == [[3, 2, 0, 1], [0, 1, 2, 3]]
     assert (load.is_balanced, load.rank_tokens().shape) == (True, (2, 0))
     (made,) = gpu
