@@ -19,6 +19,7 @@ from cluster.errors import ClusterError
 from cluster.sizing import STEP_TOKENS
 from cluster.vllm_plugin.closed_stores import closed_stores_option
 from cluster.vllm_plugin.end_with_parent import PARENT_VARIABLE
+from cluster.vllm_plugin.versions import is_known_version
 
 # Tokens of one prompt in one step; the rest waits for the next ones. The step has room for more, so that short prompts
 # are computed beside a long one, and running answers get their next token soon. So many fill the cores of a CPU.
@@ -69,6 +70,8 @@ class VllmStart:
             **self._settings.parallelism.engine_arguments(),
         }
         self.is_cpu = current_platform.is_cpu()
+        if self.is_cpu and is_known_version():
+            _inspect_models_here()
         if num_experts(self.config):
             options |= expert_options(self._settings.parallelism, is_cpu=self.is_cpu)
         options["additional_config"] = options.get("additional_config", {}) | closed_stores_option()
@@ -122,6 +125,14 @@ def _set_environment(settings: EngineSettings) -> None:
     os.environ["OMP_NUM_THREADS"] = str(max(1, threads // settings.parallelism.tensor_parallel_size))
     # Other engines and the endpoint share these cores; a thread bound to a busy core holds up all others.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+
+def _inspect_models_here() -> None:
+    """In this process, not in one more Python that imports all of vLLM: that is there lest a GPU be touched."""
+    from vllm.model_executor.models import registry
+
+    module: Any = registry
+    module._run_in_subprocess = lambda inspect: inspect()
 
 
 def _set_gpu_environment(options: Mapping[str, Any]) -> None:

@@ -84,10 +84,14 @@ class Environment:
                 "Remove the folder .venv and run again.",
             )
 
-    def compile(self, packages: Sequence[str]) -> None:
-        """Compile on all cores what a first start would otherwise compile in several processes at once."""
+    def compile(self, packages: Sequence[str], left_out: str = "") -> None:
+        """Compile on all cores what a first start would otherwise compile in several processes at once.
+
+        `left_out`: a pattern for paths that are not compiled.
+        """
         site = next(self.folder.glob("lib/python3.*/site-packages"))
-        self._run([str(self.python), "-m", "compileall", "-q", "-j0", *(str(site / name) for name in packages)])
+        options = ["-q", "-j0", *(["-x", left_out] if left_out else [])]
+        self._run([str(self.python), "-m", "compileall", *options, *(str(site / name) for name in packages)])
 
     def compile_all(self) -> None:
         """Compile every package. Some carry files for other versions of Python: those fail, and are never imported."""

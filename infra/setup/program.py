@@ -28,8 +28,16 @@ from infra.setup.stamp import Stamp, read_stamp, remove_stamp, wanted_stamp, wri
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ("tiny", "embed")
 """Models that come along; each leaves a manifest in the data folder when it is wholly prepared."""
-COMPILED = ("ray", "gradio", "fastapi", "starlette", "pydantic", "sqlalchemy", "aiohttp", "langchain_core", "rich")
+COMPILED = (
+    *("ray", "gradio", "fastapi", "starlette", "pydantic", "sqlalchemy", "aiohttp", "langchain_core", "rich"),
+    *("pygments", "google", "opentelemetry", "alembic", "requests", "urllib3", "httpx", "httpcore", "numpy", "click"),
+    *("grpc", "yaml", "filelock", "uvicorn", "anyio", "jinja2", "prometheus_client", "h2"),
+)
 """What every start imports. The rest is compiled when it is first imported: all of it would take a minute."""
+COMPILED_FOR_TESTS = ("torch", "vllm", "sympy", "transformers")
+"""What the dozens of vLLM processes of the tests import, also where Python is told to write no bytecode by itself."""
+LEFT_OUT = r"/torch/testing/|/transformers/models/(?!auto/|llama/|mistral/|mixtral/)"
+"""Never imported; among them are files for other versions of Python, which cannot be compiled."""
 NO_VLLM = (
     "No build of torch without CUDA could be had ({pin}), and there is no GPU: installed without vLLM. "
     "llama.cpp serves chat, everything else works. `PROFILE=cpu make setup` tries again."
@@ -112,6 +120,8 @@ def install(root: Path, wanted: Stamp, profile: str) -> str:
     profile = install_packages(environment, wanted, profile, progress, previous)
     environment.install_project()
     environment.compile(COMPILED)
+    if dev and profile != "base":
+        environment.compile(COMPILED_FOR_TESTS, left_out=LEFT_OUT)
 
     progress.step(f"Models in {wanted.home}")
     environment.run_module(["cluster.weights", "prepare"])

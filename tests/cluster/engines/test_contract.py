@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -385,6 +386,18 @@ async def test_a_guided_answer_goes_on_behind_the_endpoint(vllm: Engine, tmp_pat
     said = read_events(answer.text)
     assert said.finish_reason == "stop"
     assert json.loads(said.text)["colour"] in ("red", "blue")
+
+
+@pytest.mark.requires("vllm")
+async def test_on_cpus_vllm_looks_at_a_model_without_a_process_of_its_own(
+    vllm: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.model_executor.models import registry
+
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))  # where it remembers what it has seen
+    monkeypatch.setattr(registry, "_SUBPROCESS_COMMAND", ["false"])
+    model: Any = registry.ModelRegistry.models["MixtralForCausalLM"]
+    assert model.inspect_model_cls().is_text_generation_model
 
 
 @pytest.mark.requires("vllm")
