@@ -63,7 +63,7 @@ def install() -> None:
         if not rows.shape[0]:
             return hidden_states.new_zeros(hidden_states.shape)
         products = cpu_moe.cpu_fused_moe(
-            hidden_states[rows],
+            hidden_states.index_select(0, rows),
             w1,
             w2,
             self.w1_bias,
@@ -90,9 +90,10 @@ def local_pairs(
     `ids` and `weights` are [tokens, experts per token] over all experts; `expert_map` is [experts], with -1 for those
     that other ranks hold.
     """
-    local = expert_map[ids.flatten()]
+    # `index_select` takes a third of the time that indexing takes, and each layer of each step comes through here.
+    local = expert_map.index_select(0, ids.flatten())
     chosen = (local >= 0).nonzero().flatten()
-    return chosen // ids.shape[1], local[chosen], weights.flatten()[chosen]
+    return chosen // ids.shape[1], local.index_select(0, chosen), weights.flatten().index_select(0, chosen)
 
 
 def sum_per_token(products: torch.Tensor, rows: torch.Tensor, num_tokens: int) -> torch.Tensor:

@@ -151,7 +151,7 @@ def tell(text: str) -> None:
 
 
 def install_timers(worker: Any) -> None:
-    """Runs in a worker: adds up the seconds of its steps, of exchange with other ranks (and waiting), of counting."""
+    """Runs in a worker: adds up the seconds of its steps, of exchange over gloo (and waiting), of counting."""
     import time
 
     from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
@@ -174,7 +174,7 @@ def install_timers(worker: Any) -> None:
     # In a gang a rank without work of its own takes part in the others' steps with a dummy batch.
     for name in ("execute_model", "sample_tokens", "execute_dummy_batch"):
         setattr(CPUWorker, name, timed("step", getattr(CPUWorker, name)))
-    for name in ("all_reduce", "all_gather", "gather", "all_gatherv", "reduce_scatterv"):
+    for name in ("all_gatherv", "reduce_scatterv"):
         setattr(CpuCommunicator, name, timed("exchange", getattr(CpuCommunicator, name)))
     for name in ("note_routed", "note_computed", "end_step"):
         setattr(ExpertCounts, name, timed("counting", getattr(ExpertCounts, name)))
@@ -192,6 +192,22 @@ def read_timers(worker: Any) -> dict[str, float]:
     since = dict(seconds)
     seconds.update(dict.fromkeys(seconds, 0.0))
     return since
+
+
+def start_profiler(worker: Any) -> None:
+    """Runs in a worker."""
+    from torch.profiler import ProfilerActivity, profile
+
+    worker.bench_profiler = profile(activities=[ProfilerActivity.CPU])
+    worker.bench_profiler.start()
+
+
+def stop_profiler(worker: Any) -> float:
+    """Runs in a worker: seconds of exchange over shared memory (and waiting) since the profiler was started. Compiled
+    code calls it without Python, so no timer sees it."""
+    worker.bench_profiler.stop()
+    operations = worker.bench_profiler.key_averages()
+    return float(sum(each.self_cpu_time_total for each in operations if each.key.startswith("_C::shm_"))) / 1e6
 
 
 def turn_counters(worker: Any, on: bool) -> None:

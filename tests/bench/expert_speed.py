@@ -18,6 +18,8 @@ from tests.bench.expert_parts import (
     ratio,
     read_timers,
     replica,
+    start_profiler,
+    stop_profiler,
     tell,
     turn_counters,
 )
@@ -33,16 +35,27 @@ def throughput(running: Replica, prompts: list[list[int]], answer: int) -> float
     return len(prompts) * answer / running.time(prompts, answer)
 
 
-def measure_ratio(models: Models, times: int, answer: int) -> dict[str, Any]:
+def exchange_share(running: Replica, prompts: list[list[int]], answer: int) -> float:
+    """The share of their steps that all ranks spend exchanging, waiting for each other included."""
+    running.call(read_timers)
+    running.call(start_profiler)
+    throughput(running, prompts, answer)
+    over_memory, timed = running.call(stop_profiler), running.call(read_timers)
+    over_gloo = sum(each["exchange"] for each in timed)
+    return round((sum(over_memory) + over_gloo) / sum(each["step"] for each in timed), 3)
+
+
+def measure_ratio(models: Models, times: int, answer: int, *, eager: bool) -> dict[str, Any]:
     """Two ranks with a core each against one rank with a core, as one engine and as a gang; bfloat16, 32 sequences.
 
-    Experts are placed by the load that the one rank measured on other prompts; all engines count.
+    Experts are placed by the load that the one rank measured on other prompts; all engines count, all are compiled or
+    all `eager`. The share of exchange is measured apart, before, because a profiler takes time.
     """
     prompts = questions(models.distinct, SEQUENCES)
     loads: list[list[int]] = []
 
     def make(parallelism: Parallelism) -> Replica:
-        return replica(models.distinct, parallelism, dtype="bfloat16")
+        return replica(models.distinct, parallelism, dtype="bfloat16", enforce_eager=eager)
 
     def one() -> Replica:
         running = make(Parallelism(count_experts=True))
@@ -56,22 +69,16 @@ def measure_ratio(models: Models, times: int, answer: int) -> dict[str, Any]:
     def gang_of_two() -> Replica:
         return make(gang(2, count_experts=True, expert_placement=planned(loads, 2)))
 
-    seconds: dict[str, list[dict[str, float]]] = {}
+    shares: dict[str, float] = {}
 
     def measure(name: str, running: Replica) -> float:
-        if name not in seconds:
+        if name not in shares:
             running.call(install_timers)
-            seconds[name] = []
-        running.call(read_timers)
-        speed = throughput(running, prompts, answer)
-        seconds[name] += running.call(read_timers)
-        return speed
+            shares[name] = exchange_share(running, prompts, answer)
+        return throughput(running, prompts, answer)
 
     values = alternate({"one": one, "engine": engine, "gang": gang_of_two}, measure, times)
-    shares = {
-        name: round(sum(each["exchange"] for each in seconds[name]) / sum(each["step"] for each in seconds[name]), 3)
-        for name in ("engine", "gang")
-    }
+    del shares["one"]
     ratios = {name: round(ratio(values, name, "one"), 3) for name in shares}
     best = max(ratios, key=lambda name: ratios[name])
     return {
@@ -80,6 +87,7 @@ def measure_ratio(models: Models, times: int, answer: int) -> dict[str, Any]:
         "ratio_2_vs_1_each": ratios,
         "exchange_share_each": shares,
         "ratio_alternations": times,
+        "ratio_compiled": not eager,
         "tokens_per_s_32": {name: round(statistics.median(each), 1) for name, each in values.items()},
     }
 

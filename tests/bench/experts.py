@@ -54,7 +54,7 @@ def measure(
         case "imbalance":
             return measure_imbalance(models, options.trace_prompts, options.tokens)
         case "ratio":
-            return measure_ratio(models, options.times, options.tokens)
+            return measure_ratio(models, options.times, options.tokens, eager=options.eager)
         case "gain":
             measured: dict[str, Any] = {}
             if "skewed_load" not in results:
@@ -76,6 +76,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=64, help="tokens of an answer")
     names = [way.name for way in WAYS]
     parser.add_argument("--ways", nargs="+", choices=names, default=(), metavar="WAY", help=f"of exact only: {names}")
+    parser.add_argument("--eager", action="store_true", help="ratio: engines that are not compiled")
     parser.add_argument("--times", type=int, default=5, help="alternations (at least 5)")
     parser.add_argument("--results", type=Path, help="a file with earlier results, to add to")
     parser.add_argument(
