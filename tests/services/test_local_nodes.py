@@ -106,7 +106,7 @@ def test_the_head_tells_the_memory_of_its_smallest_card(tmp_path: Path, monkeypa
     assert "The memory of this machine's 2 GPUs cannot be read" in said[0]
     assert "--label windfarm/accelerator-memory-gb=<GB>" in said[0]
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'NVIDIA H100, 80000'\necho 'NVIDIA L4, 24000'\n")
+    tool.write_text("#!/bin/sh\necho 'NVIDIA H100, 80000, GPU-a1'\necho 'NVIDIA L4, 24000, GPU-b2'\n")
     tool.chmod(0o755)
     labels = head_labels(with_cards, {"zone": "a"}, said.append)
     head, other = node_options(with_cards, tmp_path, loopback_seats(2), labels)
