@@ -107,7 +107,13 @@ def _replica_bytes(config: ModelConfig, files: Footprint, choice: EngineChoice, 
         return llamacpp_bytes(files.cache, weights=weights, context=context or DEFAULT_CONTEXT, num_slots=slots)
     dtype = config.engine_options.get("dtype")
     return vllm_bytes(
-        files.cache, weights=weights, context=context, num_slots=slots, dtype=dtype, uses_gpu=choice.uses_gpu
+        files.cache,
+        weights=weights,
+        context=context,
+        num_slots=slots,
+        dtype=dtype,
+        uses_gpu=choice.uses_gpu,
+        shape=files.shape,
     )
 
 
