@@ -18,7 +18,8 @@ from services.node_layout import (
 )
 from services.preflight import OBJECT_STORE_BYTES, OVERHEAD_BYTES, Machine
 from services.ray_config import load_ray_config, parse_ray_config
-from services.resources import GIB
+from services.ray_status import summarize
+from services.resources import GIB, HEAD_MARK
 from services.setup_errors import StartRefused
 from services.up_options import UpOptions
 
@@ -96,6 +97,8 @@ def test_the_nodes_of_a_running_windfarm_can_be_planned_for() -> None:
     node = {"name": "a", "labels": {}, "alive": True, "CPU": 2.0, "GPU": 0.0, "memory": 8.0 * GIB}
     topology = running_topology({"nodes": [node, {**node, "name": "b", "alive": False}]})
     assert [(found.name, found.num_cores, found.memory_bytes) for found in topology.nodes] == [("a", 2.0, 8 * GIB)]
+    head = summarize({}, [{"NodeName": "b", "Alive": True, "Resources": {HEAD_MARK: 1.0}}], {})["nodes"]
+    assert [found.name for found in running_topology({"nodes": [node, *head]}).nodes] == ["b", "a"]
 
 
 def test_the_head_tells_the_memory_of_its_smallest_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
