@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from cluster.errors import NoFit
 from cluster.expert_balance import Partition, balanced_partition, linear_partition, redundant_placement
-from cluster.plan import GPU_MEMORY_SHARE, Plan, PlanRequest, ReplicaPlan
+from cluster.plan import Plan, PlanRequest, ReplicaPlan
 from cluster.plan_checks import check_request
 from cluster.seating import free_space, num_by_cores, place_replicas, seat_ranks
 from cluster.sizing import ModelShape, Parallelism, RankBytes, rank_bytes
@@ -208,7 +208,9 @@ def _shortfall(
     topology: Topology, request: PlanRequest, parallel: Parallelism, needs: RankBytes, num_placed: int
 ) -> _Shortfall:
     if topology.has_accelerators:
-        most = max(int(card.memory_bytes * GPU_MEMORY_SHARE) for node in topology.nodes for card in node.accelerators)
+        most = max(
+            int(card.memory_bytes * request.gpu_memory_share) for node in topology.nodes for card in node.accelerators
+        )
     else:
         most = max(int(node.memory_bytes * request.node_memory_share) for node in topology.nodes)
     cut = f"tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {parallel.data}"

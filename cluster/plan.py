@@ -49,6 +49,8 @@ class PlanRequest:
     """CPU cores that a rank needs where it runs on a CPU node."""
     runtime_bytes: int = 0
     """What a rank's processes hold on a CPU node beside the model."""
+    gpu_memory_share: float = GPU_MEMORY_SHARE
+    """Share of a GPU's memory that a rank may take: what vLLM is told to take of it."""
     node_memory_share: float = NODE_MEMORY_SHARE
     """Share of a CPU node's memory that ranks may take; 1.0 where the rest was taken off already."""
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from cluster.expert_balance import Partition
-from cluster.plan import GPU_MEMORY_SHARE, PlanRequest, RankPlan, ReplicaPlan
+from cluster.plan import PlanRequest, RankPlan, ReplicaPlan
 from cluster.sizing import Parallelism, RankBytes
 from cluster.topology import Node, Topology
 
@@ -52,9 +52,9 @@ def free_space(topology: Topology, request: PlanRequest, parallel: Parallelism, 
     for node in topology.nodes:
         if topology.has_accelerators:
             slots[node.name] = [
-                Slot(node, index, int(card.memory_bytes * GPU_MEMORY_SHARE))
+                Slot(node, index, int(card.memory_bytes * request.gpu_memory_share))
                 for index, card in enumerate(node.accelerators)
-                if int(card.memory_bytes * GPU_MEMORY_SHARE) >= needs.total
+                if int(card.memory_bytes * request.gpu_memory_share) >= needs.total
             ]
         else:
             slots[node.name] = _cpu_slots(node, request, needs)

@@ -104,7 +104,8 @@ def node_variables(
 
 
 def planned_topology(nodes: Sequence[NodeOptions]) -> Topology:
-    """As Ray will describe it when they run. Raises `TopologyError` for GPUs whose memory no label says."""
+    """As Ray will describe them when they run, the head first. Raises `TopologyError` for GPUs whose memory no label
+    says."""
     return topology_from_ray(
         [
             {
@@ -119,7 +120,7 @@ def planned_topology(nodes: Sequence[NodeOptions]) -> Topology:
 
 
 def running_topology(status: Mapping[str, Any]) -> Topology:
-    """The nodes of a running windfarm, from what its status says; lost ones are left out."""
+    """The nodes of a running windfarm, from what its status says, the head first; lost ones are left out."""
     return topology_from_ray(
         [
             {
@@ -128,6 +129,6 @@ def running_topology(status: Mapping[str, Any]) -> Topology:
                 "Labels": node["labels"],
                 "Resources": {name: node[name] for name in ("CPU", "GPU", "memory")},
             }
-            for node in status.get("nodes", ())
+            for node in sorted(status.get("nodes", ()), key=lambda node: not node.get("is_head"))
         ]
     )

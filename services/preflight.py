@@ -14,9 +14,6 @@ from pathlib import Path
 from cluster.catalogue import resolve
 from cluster.engines.embedding_choice import candidates_here
 from cluster.errors import ClusterError
-from cluster.home import Home
-from cluster.placement import zones_that_ray_may_mix
-from cluster.topology import Topology
 from cluster.weights.checkpoint_check import check_checkpoint
 from services.config import ModelConfig
 from services.listener import ListenError, bind_socket
@@ -33,7 +30,7 @@ from services.resources import (
     count_gpus,
     model_resources,
 )
-from services.sharding import is_sharded, num_gangs, plan_model
+from services.sharding import is_sharded
 
 # Ray's head, Serve's controller, the guardian.
 OVERHEAD_BYTES = 900 * MIB
@@ -187,33 +184,6 @@ def _check_chat_models(config: RayConfig, home: Path) -> Iterator[Finding]:
                 yield Finding(f"model {model.id}", False, text, fix)
             else:
                 yield Finding(f"model {model.id}", True, f"{model.source}, asks for {_amount(each, 1)} GiB")
-
-
-def check_ranks(config: RayConfig, home: Home, topology: Topology) -> Iterator[Finding]:
-    """Whether each model that is cut into ranks can be placed on these nodes. Their files must have been prepared."""
-    for model in config.app.models.values():
-        if not is_sharded(model):
-            continue
-        override = config.override(f"llm-{model.id}", "ModelServer")
-        replicas = override.first_replicas if override is not None else None
-        try:
-            gangs = num_gangs(model, replicas)
-            plan, placement = plan_model(model, topology, home, gangs)
-        except ClusterError as error:
-            yield Finding(f"ranks of {model.id}", False, str(error).rstrip("."), "Change it in ray_config.yaml.")
-        else:
-            zones = zones_that_ray_may_mix(plan, placement, topology)
-            yield Finding(f"ranks of {model.id}", True, " ".join(plan.reasons), note=_note_on(model.id, zones))
-
-
-def _note_on(model: str, zones: list[str]) -> str:
-    if not zones:
-        return ""
-    return (
-        f"Note: Ray Serve places gangs without regard to zones ({', '.join(zones)}): ranks of {model} that the plan "
-        "keeps in one zone may come to several, and copies to the same one. To keep a gang on the plan's nodes, write "
-        "them down with `windfarm plan --json` and name that file as `plan` in its section."
-    )
 
 
 def explain(findings: list[Finding]) -> str:

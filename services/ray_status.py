@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from services.resources import HEAD_MARK
+
 WAITING_STATES = ("STARTING", "PENDING_ALLOCATION")
 COUNTED = (("num_cpus", "CPU"), ("num_gpus", "GPU"), ("memory", "memory"))
 
@@ -74,6 +76,7 @@ def _node(node: Mapping[str, Any]) -> dict[str, Any]:
         "name": node.get("NodeName"),
         "labels": dict(node.get("Labels", {})),
         "alive": node.get("Alive"),
+        "is_head": HEAD_MARK in total,
         "CPU": total.get("CPU", 0.0),
         "GPU": total.get("GPU", 0.0),
         "memory": total.get("memory", 0.0),

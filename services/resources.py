@@ -8,11 +8,12 @@ machine can hold.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from cluster.catalogue import resolve
-from cluster.engines.choice import EngineChoice, choose_engine, detect_hardware
+from cluster.engines.choice import EngineChoice, choose_engine, detect_hardware, visible_devices
 from cluster.engines.memory import DEFAULT_CONTEXT, VLLM_RUNTIME, context_of, llamacpp_bytes, vllm_bytes
 from cluster.sizing import RankBytes
 from cluster.weights.footprint import Footprint, footprint_of
@@ -58,6 +59,7 @@ MODEL_CPUS = 0.5
 # A rank of a model that is cut into several: two of them fit beside everything else on two cores.
 RANK_CPUS = 0.3
 REMOTE = Resources(num_cpus=0.1, memory=300 * MIB)
+DEVICES = Path("/dev")
 # What the processes of one rank hold beside the model.
 RANK_RUNTIME_BYTES = VLLM_RUNTIME
 
@@ -66,7 +68,11 @@ def count_gpus() -> int:
     """NVIDIA devices of this machine that this process may use, without loading any of their libraries."""
     if not detect_hardware().has_gpu:
         return 0
-    return len([path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdecimal()])
+    present = len([path for path in DEVICES.glob("nvidia[0-9]*") if path.name[6:].isdecimal()])
+    visible = visible_devices()
+    if visible is None:
+        return present
+    return len(list(takewhile(lambda entry: not entry.isdecimal() or int(entry) < present, visible)))
 
 
 def model_resources(config: ModelConfig, home: Path, *, ask_hub: bool = False) -> Resources:
@@ -101,7 +107,13 @@ def _replica_bytes(config: ModelConfig, files: Footprint, choice: EngineChoice, 
         return llamacpp_bytes(files.cache, weights=weights, context=context or DEFAULT_CONTEXT, num_slots=slots)
     dtype = config.engine_options.get("dtype")
     return vllm_bytes(
-        files.cache, weights=weights, context=context, num_slots=slots, dtype=dtype, uses_gpu=choice.uses_gpu
+        files.cache,
+        weights=weights,
+        context=context,
+        num_slots=slots,
+        dtype=dtype,
+        uses_gpu=choice.uses_gpu,
+        shape=files.shape,
     )
 
 

@@ -12,17 +12,19 @@ from typing import Any
 
 from cluster.catalogue import resolve
 from cluster.engines.choice import choose_engine, detect_hardware
-from cluster.engines.expert_balancer import balancer_options, num_redundant_experts
+from cluster.engines.expert_balancer import balancer_options, check_balanced, is_balanced, num_redundant_experts
+from cluster.engines.memory import read_model_config
 from cluster.engines.parallelism import ExpertRanks, Parallelism
 from cluster.errors import PlanError
 from cluster.expert_placement import plan
 from cluster.home import Home
 from cluster.known_shapes import find_shape
 from cluster.placement import Placement, Reservation, check_plan, place, read_plan
-from cluster.plan import ExpertLoads, Plan, PlanRequest
+from cluster.plan import GPU_MEMORY_SHARE, ExpertLoads, Plan, PlanRequest
 from cluster.routing_trace import read_trace
 from cluster.sizing import STEP_TOKENS, ModelShape, Workload
 from cluster.topology import Topology, topology_from_ray
+from cluster.weights.footprint import footprint_of
 from cluster.weights.prepare import prepare
 from cluster.weights.safetensors_header import fingerprint
 from services.config import ModelConfig
@@ -54,6 +56,28 @@ def request_on_ray(shape: ModelShape, work: Workload) -> PlanRequest:
     return PlanRequest(shape, work, cores_per_rank=RANK_CPUS, runtime_bytes=RANK_RUNTIME_BYTES, node_memory_share=1.0)
 
 
+def request_on_card(config: ModelConfig, home: Home) -> PlanRequest | None:
+    """What one GPU must hold of a model that is not cut; none where it is not vLLM's or its size is not known."""
+    resolved = resolve(config.source)
+    choice = choose_engine(resolved, detect_hardware(), config.engine)
+    if choice.engine != "vllm":
+        return None
+    files = footprint_of(resolved, "hf", home.root, ask_hub=False)
+    if files.shape is None:
+        return None
+    shape = files.shape.in_dtype(config.engine_options.get("dtype"))
+    asked = request_on_ray(shape, replace(_workload(config, shape), num_sequences=1))
+    return replace(asked, tensor=1, pipeline=1, data=1, gpu_memory_share=gpu_memory_share(config))
+
+
+def gpu_memory_share(config: ModelConfig) -> float:
+    """The share of a GPU that vLLM is told to take. Raises `PlanError` for what is no share."""
+    share = config.engine_options.get("gpu_memory_utilization", GPU_MEMORY_SHARE)
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+        raise PlanError(f"gpu_memory_utilization of {config.id} is {share!r}; it is a share above 0 and up to 1.")
+    return float(share)
+
+
 def plan_model(config: ModelConfig, topology: Topology, home: Home, gangs: int) -> tuple[Plan, Placement]:
     """Raises `PlanError` (`NoFit` where the nodes are too small) or another `ClusterError` of the model's files."""
     resolved = resolve(config.source)
@@ -73,6 +97,7 @@ def plan_model(config: ModelConfig, topology: Topology, home: Home, gangs: int) 
         data=config.data_parallel_size,
         loads=_loads(config, shape, home) or (_even_loads(shape) if copies else None),
         redundant_experts=copies,
+        gpu_memory_share=gpu_memory_share(config),
     )
     made = plan(topology, request)
     rank = made.replicas[0].ranks[0]
@@ -86,6 +111,8 @@ def plan_model(config: ModelConfig, topology: Topology, home: Home, gangs: int) 
     placement = place(made, reservation)
     if config.plan is not None:
         placement = _follow_plan(config, request, topology, placement)
+    if rank.accelerator is not None and (config.expert_placement == "planned" or is_balanced(config.engine_options)):
+        check_balanced(config.id, read_model_config(model_folder(config, home)).get("architectures") or ())
     if config.expert_placement == "linear":
         return made, replace(placement, expert_ranks=None)  # what engines do by themselves
     if config.expert_ranks is not None:

@@ -25,6 +25,7 @@ import httpx
 
 from cluster.catalogue import Format, resolve
 from cluster.engines.choice import choose_engine, detect_hardware
+from cluster.errors import TopologyError
 from cluster.home import Home, open_home
 from cluster.topology import Topology
 from services.control import RunState, ask, ray_folder_of, read_state, remove_state, running_state, write_state
@@ -42,13 +43,13 @@ from services.node_layout import (
     planned_topology,
     running_topology,
 )
+from services.placement_check import check_cards, check_ranks
 from services.preflight import (
     Finding,
     Machine,
     check_disk,
     check_models,
     check_port,
-    check_ranks,
     check_resources,
     demands,
     explain,
@@ -104,9 +105,8 @@ def start(options: UpOptions, say: Say, prepare_models: Prepare) -> Running:
         instance = secrets.token_hex(8)
         seats = choose_seats(options, instance, say)
         nodes = node_options(machine, ray_folder(home), seats, head_labels(machine, options.labels, say))
-        if has_ranks(options.config):
-            for note in refuse_unless_planned(options.config, home, planned_topology(nodes)):
-                say(note)
+        for note in plan_where_needed(options.config, home, lambda: planned_topology(nodes)):
+            say(note)
         try:
             if seats[0].namespace is not None:
                 make_network(instance, len(seats))
@@ -132,10 +132,22 @@ def has_ranks(config: RayConfig) -> bool:
     return any(is_sharded(model) for model in config.app.models.values())
 
 
+def plan_where_needed(config: RayConfig, home: Home, read_nodes: Callable[[], Topology]) -> list[str]:
+    """`refuse_unless_planned` where a model is cut into ranks or there are GPUs, unless nobody knows their memory and
+    no ranks are planned on them."""
+    try:
+        topology = read_nodes()
+    except TopologyError:
+        if has_ranks(config):
+            raise
+        return []
+    return refuse_unless_planned(config, home, topology) if has_ranks(config) or topology.has_accelerators else []
+
+
 def refuse_unless_planned(config: RayConfig, home: Home, topology: Topology) -> list[str]:
-    """Plan every model that is cut into ranks on these nodes; raises `StartRefused` where one cannot be placed. Returns
-    what the operator should know of the others."""
-    findings = list(check_ranks(config, home, topology))
+    """Plan every model that is cut into ranks or lies on a GPU on these nodes, beside all the rest; raises
+    `StartRefused` where one cannot be placed. Returns what the operator should know of the others."""
+    findings = [*check_cards(config, home, topology), *check_ranks(config, home, topology)]
     if not all(finding.is_ok for finding in findings):
         raise StartRefused(explain(findings))
     return [finding.note for finding in findings if finding.note]
@@ -221,10 +233,9 @@ def apply(
         )
     if uses_hub(config):
         prepare_models(config, open_home(home))  # what its replicas ask Ray for is computed from the files
-    if has_ranks(config):
-        running = running_topology(ask(state.control, {"do": "status"}))
-        for note in refuse_unless_planned(config, open_home(home), running):
-            say(note)
+    running = ask(state.control, {"do": "status"})
+    for note in plan_where_needed(config, open_home(home), lambda: running_topology(running)):
+        say(note)
     ask(state.control, {"do": "apply", "config": config.serve}, timeout_s=60)
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

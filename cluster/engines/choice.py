@@ -7,6 +7,7 @@ import importlib.util
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -42,6 +43,16 @@ def detect_hardware() -> Hardware:
     has_device = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
     has_vllm = importlib.util.find_spec("vllm") is not None
     return Hardware(has_gpu=has_device and hidden not in ("", "-1", "NoDevFiles"), has_vllm=has_vllm)
+
+
+def visible_devices() -> tuple[str, ...] | None:
+    """Indices and UUIDs of the NVIDIA GPUs that this process may use; none: all. As CUDA reads the variable, what comes
+    after an entry that names no device is not visible."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is None:
+        return None
+    entries = (entry.strip() for entry in given.split(","))
+    return tuple(dict.fromkeys(takewhile(lambda e: e.isdecimal() or e.startswith(("GPU-", "MIG-")), entries)))
 
 
 def choose_engine(

@@ -6,12 +6,57 @@ only how many copies there is room for; where each of them lies is known to vLLM
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.errors import PlanError
 
 _SWITCH, _SETTINGS, _COPIES = "enable_eplb", "eplb_config", "num_redundant_experts"
+# Whose classes have vLLM's protocol `MixtureOfExperts` (vLLM 0.29); asking vLLM itself would load all of it.
+BALANCED_ARCHITECTURES = frozenset(
+    {
+        "AXK1ForCausalLM",
+        "AfmoeForCausalLM",
+        "DeepseekForCausalLM",
+        "DeepseekV2ForCausalLM",
+        "DeepseekV32ForCausalLM",
+        "DeepseekV3ForCausalLM",
+        "DeepseekV4ForCausalLM",
+        "Ernie4_5_MoeForCausalLM",
+        "FlexOlmoForCausalLM",
+        "Gemma4ForCausalLM",
+        "Glm4MoeForCausalLM",
+        "Glm4MoeLiteForCausalLM",
+        "GlmMoeDsaForCausalLM",
+        "HunYuanMoEV1ForCausalLM",
+        "InternS1ProForConditionalGeneration",
+        "InternS2MobiusForConditionalGeneration",
+        "InternS2PreviewForConditionalGeneration",
+        "KimiLinearForCausalLM",
+        "Lfm2MoeForCausalLM",
+        "Llama4ForCausalLM",
+        "Llama4ForConditionalGeneration",
+        "MellumForCausalLM",
+        "MiMoV2FlashForCausalLM",
+        "MiMoV2ForCausalLM",
+        "MistralLarge3ForCausalLM",
+        "MixtralForCausalLM",
+        "NemotronHForCausalLM",
+        "NemotronHPuzzleForCausalLM",
+        "PanguProMoEV2ForCausalLM",
+        "PanguUltraMoEForCausalLM",
+        "Param2MoEForCausalLM",
+        "Qwen3MoeForCausalLM",
+        "Qwen3NextForCausalLM",
+        "Qwen3VLMoeForConditionalGeneration",
+        "Qwen3_5MoeForCausalLM",
+        "Qwen3_5MoeForConditionalGeneration",
+        "Qwen4ExpForCausalLM",
+        "Qwen4ExpForConditionalGeneration",
+        "SarvamMLAForCausalLM",
+        "Step3p5ForCausalLM",
+    }
+)
 
 
 def balancer_options(num_redundant_experts: int, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -28,6 +73,15 @@ def balancer_options(num_redundant_experts: int, given: Mapping[str, Any] | None
             f"{settings.get(_COPIES, num_redundant_experts)}. Leave them out, or set expert_placement: linear."
         )
     return options | {_SWITCH: True, _SETTINGS: settings | {_COPIES: num_redundant_experts}}
+
+
+def check_balanced(model: str, architectures: Sequence[str]) -> None:
+    """Refuse the balancer for a model whose class in vLLM cannot hand its experts over; raises `PlanError`."""
+    if BALANCED_ARCHITECTURES.isdisjoint(architectures):
+        raise PlanError(
+            f"vLLM's balancer of experts does not know models of the kind {', '.join(architectures) or 'unknown'}, as "
+            f"{model} is. Set expert_placement: linear and leave {_SWITCH} out."
+        )
 
 
 def is_balanced(options: Mapping[str, Any]) -> bool:

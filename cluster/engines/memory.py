@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,16 @@ import psutil
 
 from cluster.errors import ClusterError, ModelDamaged
 from cluster.gguf_metadata import GgufMetadata, read_gguf_metadata
-from cluster.sizing import STEP_TOKENS, ModelShape, RankBytes, cached_tokens, window_of
+from cluster.sizing import (
+    STEP_TOKENS,
+    ModelShape,
+    Parallelism,
+    RankBytes,
+    Workload,
+    cached_tokens,
+    rank_bytes,
+    window_of,
+)
 
 MIB = 2**20
 GIB = 2**30
@@ -111,9 +120,16 @@ def llamacpp_bytes(facts: CacheFacts, *, weights: int, context: int, num_slots: 
 
 
 def vllm_bytes(
-    facts: CacheFacts, *, weights: int, context: int | None, num_slots: int, dtype: str | None, uses_gpu: bool
+    facts: CacheFacts,
+    *,
+    weights: int,
+    context: int | None,
+    num_slots: int,
+    dtype: str | None,
+    uses_gpu: bool,
+    shape: ModelShape | None = None,
 ) -> RankBytes:
-    """Main memory of a model that is not cut."""
+    """Main memory of a model that is not cut: on a CPU the sum of a rank where its `shape` is known."""
     loaded = int(_LOADED * weights)
     if uses_gpu:
         return RankBytes(loaded, 0, activations=_VLLM_WORK_BESIDE_GPU, runtime=VLLM_RUNTIME)
@@ -122,7 +138,11 @@ def vllm_bytes(
         cache = vllm_cpu_cache_bytes(
             facts.bytes_per_token, facts.window, context=context or 0, num_slots=num_slots, dtype=dtype
         )
-    return RankBytes(loaded, cache, activations=_VLLM_STEP, runtime=VLLM_RUNTIME)
+    if shape is None:
+        return RankBytes(loaded, cache, activations=_VLLM_STEP, runtime=VLLM_RUNTIME)
+    work = Workload(context or shape.max_context, (num_slots + 1) // 2)
+    needs = rank_bytes(shape.in_dtype(dtype), Parallelism(), work, is_on_cpu=True)
+    return replace(needs, kv_cache=cache, runtime=VLLM_RUNTIME)
 
 
 def vllm_cpu_cache_bytes(

@@ -37,6 +37,7 @@ from cluster.engines.settings import EngineSettings
 from cluster.engines.vllm_answers import chunk_of, end_ids_of, finish_reason_of, sampling_params
 from cluster.engines.vllm_experts import (
     OutputCounts,
+    check_held_experts,
     check_parts,
     needs_plugin,
     num_experts,
@@ -127,7 +128,7 @@ class VllmEngine:
         finally:
             self._processes = [process for process in descendants() if process.pid not in others]
         try:
-            await self._begin_counting()
+            await self._check_experts()
         except BaseException:
             await self.stop()
             raise
@@ -155,12 +156,14 @@ class VllmEngine:
         if tokenizer_thread is not None:
             tokenizer_thread.shutdown(wait=False)
 
-    async def _begin_counting(self) -> None:
+    async def _check_experts(self) -> None:
+        """And begin to count what is counted here."""
         parallelism = self._settings.parallelism
         if not num_experts(self._config):
             return
         if self._vllm.is_cpu and needs_plugin(parallelism):
             await check_parts(self._engine)
+            await check_held_experts(self._engine, parallelism, self._config)
         elif getattr(self._engine.model_config, "enable_return_routed_experts", False):
             self._output_counts = OutputCounts(
                 parallelism, self._config, is_balanced=is_balanced(self._settings.options)

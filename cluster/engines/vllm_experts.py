@@ -52,6 +52,28 @@ async def check_parts(engine: Any) -> None:
             )
 
 
+async def check_held_experts(engine: Any, parallelism: Parallelism, config: Mapping[str, Any]) -> None:
+    """Raises `ClusterError` where a worker of this running engine holds other experts than it was told to, so that what
+    is said of ranks is true of them."""
+    experts = num_experts(config)
+    if not experts or not parallelism.enable_expert_parallel:
+        return
+    told = parallelism.expert_ranks(int(config["num_hidden_layers"]), experts)
+    first = parallelism.data_parallel_rank * parallelism.tensor_parallel_size
+    for rank, held in enumerate(await engine.collective_rpc("windfarm_held_experts"), first):
+        if parallelism.expert_placement is not None and len(held) != len(told):
+            raise ClusterError(
+                f"Rank {rank} has {len(held)} layers with experts, but they were placed for {len(told)}. Plan again."
+            )
+        for layer, (here, owners) in enumerate(zip(held, told, strict=False)):  # some models begin with dense layers
+            wanted = [expert for expert, owner in enumerate(owners) if owner == rank]
+            if here != wanted:
+                raise ClusterError(
+                    f"Rank {rank} holds the experts {here} of layer {layer}, but {wanted} were placed there, so "
+                    "nothing that is said of its experts would be true. Try expert_placement: linear, and report it."
+                )
+
+
 async def read_worker_counts(engine: Any, parallelism: Parallelism, config: Mapping[str, Any]) -> ExpertLoad:
     """What the workers of one engine counted. All its workers see the same tokens, so the first one's word is taken."""
     counts = (await engine.collective_rpc("windfarm_expert_counts"))[0]

@@ -18,7 +18,8 @@ from services.node_layout import (
 )
 from services.preflight import OBJECT_STORE_BYTES, OVERHEAD_BYTES, Machine
 from services.ray_config import load_ray_config, parse_ray_config
-from services.resources import GIB
+from services.ray_status import summarize
+from services.resources import GIB, HEAD_MARK
 from services.setup_errors import StartRefused
 from services.up_options import UpOptions
 
@@ -96,6 +97,8 @@ def test_the_nodes_of_a_running_windfarm_can_be_planned_for() -> None:
     node = {"name": "a", "labels": {}, "alive": True, "CPU": 2.0, "GPU": 0.0, "memory": 8.0 * GIB}
     topology = running_topology({"nodes": [node, {**node, "name": "b", "alive": False}]})
     assert [(found.name, found.num_cores, found.memory_bytes) for found in topology.nodes] == [("a", 2.0, 8 * GIB)]
+    head = summarize({}, [{"NodeName": "b", "Alive": True, "Resources": {HEAD_MARK: 1.0}}], {})["nodes"]
+    assert [found.name for found in running_topology({"nodes": [node, *head]}).nodes] == ["b", "a"]
 
 
 def test_the_head_tells_the_memory_of_its_smallest_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +109,7 @@ def test_the_head_tells_the_memory_of_its_smallest_card(tmp_path: Path, monkeypa
     assert "The memory of this machine's 2 GPUs cannot be read" in said[0]
     assert "--label windfarm/accelerator-memory-gb=<GB>" in said[0]
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'NVIDIA H100, 80000'\necho 'NVIDIA L4, 24000'\n")
+    tool.write_text("#!/bin/sh\necho 'NVIDIA H100, 80000, GPU-a1'\necho 'NVIDIA L4, 24000, GPU-b2'\n")
     tool.chmod(0o755)
     labels = head_labels(with_cards, {"zone": "a"}, said.append)
     head, other = node_options(with_cards, tmp_path, loopback_seats(2), labels)

@@ -35,6 +35,7 @@ SEVEN_BILLION = {
     "max_position_embeddings": 32768,
 }
 """Of Mistral 7B: a token takes 128 KiB of the cache, a context of 32768 tokens 4 GiB."""
+OF_A_KNOWN_KIND = SEVEN_BILLION | {"model_type": "mistral", "intermediate_size": 14336, "vocab_size": 32768}
 WEIGHTS = 4 * GIB
 
 
@@ -95,14 +96,23 @@ def test_layers_may_differ_in_their_heads(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_asks_for_what_vllm_is_told_to_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_checkpoint(tmp_path / "big")
+    folder = write_checkpoint(tmp_path / "big", OF_A_KNOWN_KIND)
     one_context = (32768 + 256) * 128 * 1024
-    beside = 2560 * MIB + 1.2 * WEIGHTS
+    linear = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+    ends, norms = 2 * 32768 * 4096, 65 * 4096
+    # Linear layers in float32, embedding and output head in both types, the rest in half precision.
+    loaded = 4 * linear + 6 * ends + 2 * norms
+    step = 2 * 2048 * (2 * 4096 + 6144 + 2 * 14336) + 4 * 2 * 32768
+    beside = 2048 * MIB + loaded + step
     for total, contexts in ((8 * GIB, 1), (64 * GIB, 2)):
         there = psutil.virtual_memory()._replace(total=total)
         monkeypatch.setattr(psutil, "virtual_memory", lambda there=there: there)
         assert memory(folder, tmp_path) == pytest.approx(beside + contexts * one_context, abs=MIB)
-    assert memory(folder, tmp_path, engine_options={"dtype": "float32"}) > beside + 3 * one_context
+    in_float32 = 2048 * MIB + 4 * (linear + ends + norms) + 2 * step - 4 * 2 * 32768
+    options = {"dtype": "float32"}
+    assert memory(folder, tmp_path, engine_options=options) == pytest.approx(in_float32 + 16 * GIB, abs=MIB)
+    other = write_checkpoint(tmp_path / "other")
+    assert memory(other, tmp_path) == pytest.approx(2560 * MIB + 1.2 * WEIGHTS + 2 * one_context, abs=MIB)
 
 
 def test_a_model_that_is_too_large_is_refused_with_what_it_needs_of_which_parts_and_what_is_there(

@@ -28,28 +28,14 @@ from services.gang import GangSeat, Meeting
 from services.local_network import loopback_seats
 from services.model_server import parallelism_of
 from services.node_layout import node_options, planned_topology
+from services.placement_check import check_ranks
 from services.plan_view import plan_data
-from services.preflight import Machine, check_ranks, explain
+from services.preflight import Machine, explain
 from services.ray_config import parse_ray_config
 from services.resources import GIB
 from services.setup_errors import ConfigError, StartRefused
 from services.sharding import num_gangs, plan_model, section_as_planned
-
-FILE = Path(__file__).resolve().parents[2] / "ray_config.yaml"
-CHECKPOINT: dict[str, Any] = {
-    "architectures": ["MixtralForCausalLM"],
-    "num_hidden_layers": 2,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 4,
-    "head_dim": 16,
-    "vocab_size": 256,
-    "max_position_embeddings": 512,
-    "num_local_experts": 8,
-    "num_experts_per_tok": 2,
-    "torch_dtype": "float32",
-}
+from tests.services.mixtures import FILE, save_mixture, with_model
 
 
 @pytest.fixture
@@ -60,14 +46,7 @@ def home(tmp_path: Path) -> Home:
 @pytest.fixture
 def mixture(tmp_path: Path) -> str:
     """A folder with a real, tiny Mixtral checkpoint."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    config = transformers.MixtralConfig(
-        **{key: value for key, value in CHECKPOINT.items() if key not in ("architectures", "torch_dtype")}
-    )
-    transformers.MixtralForCausalLM(config).save_pretrained(tmp_path / "mixture")
-    return str(tmp_path / "mixture")
+    return save_mixture(tmp_path / "mixture")
 
 
 def model(source: str, **changes: Any) -> ModelConfig:
@@ -295,14 +274,6 @@ def test_replicas_of_a_gang_come_in_whole_gangs() -> None:
         num_gangs(model("small"), 3)
 
 
-def with_model(arguments: str, deployments: str = "") -> str:
-    line = (
-        "  - {name: llm-mixture, route_prefix: null, import_path: 'services.app:build_model', "
-        f"args: {{id: mixture, {arguments}}}{deployments}}}\n"
-    )
-    return FILE.read_text(encoding="utf-8").replace("  - name: llm-tiny", line + "  - name: llm-tiny", 1)
-
-
 @pytest.mark.parametrize(
     ("arguments", "deployments", "message"),
     [
@@ -370,8 +341,8 @@ def test_windfarm_plan_and_the_start_agree_to_the_byte_and_the_core(
 
 
 def machine_with_cards(tmp_path: Path, number: int, card_bytes: int) -> Topology:
-    """As `windfarm up` plans for it: little main memory, cards whose memory the head's label says."""
-    machine = Machine(num_cpus=8, num_gpus=number, total_memory=2 * GIB, free_memory=2 * GIB)
+    """As `windfarm up` plans for it: cards whose memory the head's label says."""
+    machine = Machine(num_cpus=8, num_gpus=number, total_memory=64 * GIB, free_memory=64 * GIB)
     labels = {ACCELERATOR_MEMORY_LABEL: str(card_bytes / GB)}
     return planned_topology(node_options(machine, tmp_path, loopback_seats(1), labels))
 
@@ -390,6 +361,47 @@ def test_up_plans_ranks_on_the_machines_cards_and_refuses_what_they_cannot_hold(
         supervisor.refuse_unless_planned(config, home, machine_with_cards(tmp_path, 2, least - 1))
     with pytest.raises(StartRefused, match=r"ranks of mixture: .* does not fit"):
         supervisor.refuse_unless_planned(config, home, machine_with_cards(tmp_path, 1, 80 * GB))
+
+
+@pytest.mark.requires("vllm")
+def test_a_card_is_filled_as_far_as_vllm_is_told_to(mixture: str, home: Home) -> None:
+    def planned(share: object) -> None:
+        plan_model(model(mixture, engine_options={"gpu_memory_utilization": share}), cards_of(least), home, 1)
+
+    made, _ = plan_model(model(mixture), with_cards(2), home, 1)
+    need = made.replicas[0].ranks[0].needs.total
+    least = next(size for size in range(2 * need - 2, 2 * need + 2) if int(size * 0.5) >= need)
+    planned(0.5)
+    planned(GPU_MEMORY_SHARE)
+    with pytest.raises(NoFit, match="offers"):
+        planned(0.49)
+    least -= 1
+    with pytest.raises(NoFit, match="1 bytes short"):
+        planned(0.5)
+    for wrong in (0, 1.5, True, "half"):
+        with pytest.raises(PlanError, match="a share above 0 and up to 1"):
+            planned(wrong)
+
+
+def cards_of(card_bytes: int) -> Topology:
+    return Topology((Node("gpu", 64, 512 * GIB, (Accelerator("other", card_bytes),) * 2),))
+
+
+@pytest.mark.requires("vllm")
+@pytest.mark.parametrize("changes", [{"engine_options": {"enable_eplb": True}}, {"expert_placement": "planned"}])
+def test_a_kind_whose_experts_vllm_cannot_balance_is_refused(
+    mixture: str, home: Home, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    trace = tmp_path / "trace.json"
+    write_trace(trace, RoutingTrace("mixture", fingerprint(Path(mixture)), load_of([{(0, 1): 1}] * 2)))
+    config = model(mixture, **changes, **({"expert_trace": str(trace)} if "expert_placement" in changes else {}))
+    plan_model(config, with_cards(2), home, 1)
+    file = Path(mixture) / "config.json"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace("MixtralForCausalLM", "PhiMoEForCausalLM"), encoding="utf-8")
+    plan_model(model(mixture), with_cards(2), home, 1)
+    with pytest.raises(PlanError, match="does not know models of the kind PhiMoEForCausalLM, as mixture is"):
+        plan_model(config, with_cards(2), home, 1)
 
 
 @pytest.mark.requires("vllm")

@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.engines.expert_balancer import balancer_options, is_balanced, num_redundant_experts
+from cluster.engines.expert_balancer import (
+    BALANCED_ARCHITECTURES,
+    balancer_options,
+    check_balanced,
+    is_balanced,
+    num_redundant_experts,
+)
 from cluster.engines.parallelism import Parallelism
 from cluster.engines.vllm_experts import OutputCounts
 from cluster.errors import LoadError, PlanError
@@ -38,6 +44,21 @@ def test_vllm_reads_these_options(tmp_path: Path) -> None:
     read = EngineArgs(model=str(tmp_path), **balancer_options(4), **GANG.engine_arguments())
     assert (read.enable_eplb, read.eplb_config.num_redundant_experts) == (True, 4)
     assert (read.enable_expert_parallel, read.data_parallel_size) == (True, 4)
+
+
+@pytest.mark.requires("vllm")
+def test_the_kinds_whose_experts_are_balanced_are_vllms() -> None:
+    from vllm.model_executor.models.interfaces import MixtureOfExperts
+    from vllm.model_executor.models.mixtral import MixtralForCausalLM
+    from vllm.model_executor.models.phimoe import PhiMoEForCausalLM
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    assert set(ModelRegistry.get_supported_archs()) >= BALANCED_ARCHITECTURES
+    for kind in (MixtralForCausalLM, PhiMoEForCausalLM):
+        assert (MixtureOfExperts in kind.__mro__) == (kind.__name__ in BALANCED_ARCHITECTURES)
+    check_balanced("m", ["MixtralForCausalLM"])
+    with pytest.raises(PlanError, match=r"does not know models of the kind PhiMoEForCausalLM, as m is\. Set expert_pl"):
+        check_balanced("m", ["PhiMoEForCausalLM"])
 
 
 @pytest.mark.parametrize("given", [{"enable_eplb": False}, {"eplb_config": {"num_redundant_experts": 8}}])

@@ -56,6 +56,7 @@ PLACED: dict[str, tuple[Parallelism, dict[str, Any]]] = {
     "four ranks, gang of two engines": (placed(5, data=2, tensor=2), {}),
     "four ranks, one engine, compiled": (placed(6, data=1, tensor=4), {"enforce_eager": False}),
     "four ranks, gang of two engines, compiled": (placed(7, data=2, tensor=2), {"enforce_eager": False}),
+    "four ranks, gang of four engines, compiled": (placed(8, data=4, tensor=1), {"enforce_eager": False}),
 }
 
 
@@ -110,14 +111,26 @@ def test_compiled_ranks_answer_exactly(parallelism: Parallelism, distinct: Path,
         assert_pairs_exact(replica)
 
 
-@pytest.mark.parametrize("parallelism", [PLANNED, PLANNED_GANG], ids=["one engine", "gang"])
+# Of ranks that compute in half precision.
+HALF: dict[str, tuple[Parallelism, dict[str, Any]]] = {
+    "two ranks, one engine": (PLANNED, {}),
+    "two ranks, gang": (PLANNED_GANG, {}),
+    "two ranks, one engine, compiled": (PLANNED, {"enforce_eager": False}),
+    "four ranks, one engine": (placed(9, data=1, tensor=4), {}),
+}
+
+
+@pytest.mark.parametrize("way", HALF)
 def test_half_precision_takes_tokens_near_the_best_and_wrong_experts_do_not(
-    parallelism: Parallelism, distinct: Path, oracle: Reference
+    way: str, distinct: Path, oracle: Reference
 ) -> None:
     """Rounding moves a logit by hundredths; two swapped experts move it by more than ten times as much."""
-    with engine(distinct, parallelism, dtype="bfloat16") as replica:
+    parallelism, options = HALF[way]
+    assert parallelism.expert_placement is not None
+    with engine(distinct, parallelism, dtype="bfloat16", **options) as replica:
+        assert (min(replica.call(num_compiled_graphs)) > 0) == bool(options)
         gap = oracle.judge(SHORT, replica.generate(SHORT, ANSWER)).largest_gap
-        experts = [expert for expert, rank in enumerate(PLACEMENT[1]) if rank == 0][:2]
+        experts = [expert for expert, rank in enumerate(parallelism.expert_placement[1]) if rank == 0][:2]
         replica.call(swap_map_entries, 1, *experts)
         gap_of_wrong = oracle.judge(SHORT, replica.generate(SHORT, ANSWER)).largest_gap
     assert gap < 0.3 < gap_of_wrong

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.engines.parallelism import Parallelism
-from cluster.engines.vllm_experts import check_parts, expert_options
+from cluster.engines.vllm_experts import check_held_experts, check_parts, expert_options
 from cluster.errors import ClusterError
 
 pytestmark = pytest.mark.requires("vllm")
@@ -80,6 +80,45 @@ async def test_a_worker_without_the_parts_is_an_error() -> None:
 
     with pytest.raises(ClusterError, match="cpu_experts, expert_counters, placed_experts missing"):
         await check_parts(SimpleNamespace(collective_rpc=collective_rpc))
+
+
+HELD = [[[0, 2], [1, 3]], [[1, 3], [0, 2]]]
+"""By rank and layer, of the placement below."""
+
+
+@pytest.mark.parametrize(
+    ("held", "message"),
+    [
+        (HELD, None),
+        (HELD[::-1], r"Rank 2 holds the experts \[1, 3\] of layer 0, but \[0, 2\] were placed there"),
+        ([HELD[0], [[1, 3], [0, 1]]], r"Rank 3 holds the experts \[0, 1\] of layer 1, but \[0, 2\] were placed there"),
+        ([rank[:1] for rank in HELD], "Rank 2 has 1 layers with experts, but they were placed for 2"),
+    ],
+)
+async def test_workers_that_hold_other_experts_than_they_were_told_are_an_error(
+    held: list[list[list[int]]], message: str | None
+) -> None:
+    """The second engine of a gang, with two ranks of four."""
+
+    async def collective_rpc(method: str) -> list[list[list[int]]]:
+        assert method == "windfarm_held_experts"
+        return held
+
+    parallelism = Parallelism(
+        tensor_parallel_size=2,
+        data_parallel_size=2,
+        data_parallel_rank=1,
+        data_parallel_rpc_port=1,
+        enable_expert_parallel=True,
+        expert_placement=((2, 3, 2, 3, 0, 0, 1, 1), (3, 2, 3, 2, 0, 0, 1, 1)),
+    )
+    config = {"num_hidden_layers": 2, "num_local_experts": 8}
+    checked = check_held_experts(SimpleNamespace(collective_rpc=collective_rpc), parallelism, config)
+    if message is None:
+        await checked
+        return
+    with pytest.raises(ClusterError, match=message):
+        await checked
 
 
 def test_single_experts_are_not_placed_on_gpus() -> None:
