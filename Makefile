@@ -46,7 +46,7 @@ test-ranks: setup-dev ## vLLM in many processes: gangs, exactness, lost ranks an
 chaos: setup-dev ## Break everything many times, and write the measured times into docs/failure-contract.md (an hour)
 	@$(BIN)/python -m tests.chaos.campaign $(ARGS)
 
-soak: setup-dev ## Mixed traffic with faults for MINUTES=60: memory, handles, tasks, processes and rows stay bounded
+soak: setup-dev ## Mixed traffic with faults for MINUTES=60 (1: the short form): what is held stays bounded, requests succeed
 	@$(BIN)/python -m tests.chaos.soak --minutes $(or $(MINUTES),60) $(ARGS)
 
 test-nodes: setup-dev ## Nodes that come and go with requests, by Ray's autoscaler (two minutes, not part of `test`)

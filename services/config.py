@@ -193,7 +193,7 @@ class QueuesConfig(Section):
     they were served; beyond these numbers there is 429 or 503 with Retry-After, at once."""
 
     max_waiting: Annotated[int, Field(ge=0)] = 256
-    """Of each model."""
+    """Of each model, and of searches."""
     max_waiting_flex: Annotated[int, Field(ge=0)] = 256
     """Of each model, of requests with `service_tier: flex`, which wait until no other waits."""
     wake_wait_s: Annotated[float, Field(gt=0)] = 600

@@ -37,7 +37,7 @@ from services.knowledge_routes import KnowledgeRoutes
 from services.limit_client import LimitClient
 from services.mcp_routes import McpRoutes
 from services.metrics import Metrics
-from services.model_queues import ModelQueues
+from services.model_queues import SEARCHES, ModelQueues
 from services.model_status import MODEL_APP_PREFIX, ApplicationState
 from services.people import People
 from services.people_routes import PeopleRoutes
@@ -56,6 +56,8 @@ PLATFORM_APP = "platform"
 UPLOADS_FOLDER, FILES_FOLDER = "uploads", "files"
 EMBEDDING_REQUESTS = 64
 """Requests for vectors that begin at once, of all relays together: they fill a batch while another one is computed."""
+SEARCH_REQUESTS = 32
+"""Searches that begin at once, of all relays together: fewer than the store takes calls, so that uploads reach it."""
 
 
 class Replicas(ReplicaSource, Protocol):
@@ -99,8 +101,11 @@ class _OwnShare:
 
     def num_slots(self, model: str) -> int:
         num_relays = len([each for each in self._replicas.endpoints(RELAY_APP) if each.state == "ready"])
-        is_embedding = model == self._embedding_model
-        num_slots = EMBEDDING_REQUESTS if is_embedding else self._pool.num_slots(model)
+        if model == SEARCHES:
+            num_slots = SEARCH_REQUESTS
+        else:
+            is_embedding = model == self._embedding_model
+            num_slots = EMBEDDING_REQUESTS if is_embedding else self._pool.num_slots(model)
         return -(-num_slots // max(1, num_relays))
 
 
@@ -164,18 +169,13 @@ class Endpoint:
                 KeyLimits(config.limits, self._limit_client, metrics),
             ).routes(),
             *ConversationRoutes(conversations).routes(),
-            *KnowledgeRoutes(
-                around.store,
-                searcher,
-                uploads,
-                config.max_body_mib,
-            ).routes(),
+            *KnowledgeRoutes(around.store, searcher, queues, uploads, config.max_body_mib).routes(),
             *JobRoutes(around.store).routes(),
             *DocumentRoutes(around.store).routes(),
             *FeedbackRoutes(FeedbackBook(around.database)).routes(),
             *FileRoutes(files, vector_stores, uploads, config.max_body_mib).routes(),
-            *VectorStoreRoutes(vector_stores, searcher).routes(),
-            *McpRoutes(around.store, searcher, version("windfarm")).routes(),
+            *VectorStoreRoutes(vector_stores, searcher, queues).routes(),
+            *McpRoutes(around.store, searcher, queues, version("windfarm")).routes(),
             *SharingRoutes(around.store).routes(),
             *ReceiptRoutes(around.store).routes(),
             *PeopleRoutes(People(around.database), accounts).routes(),

@@ -9,12 +9,14 @@ from pydantic import Field
 
 from rag.types import Passage
 from services.calls import Calls
-from services.chat_types import MAX_QUERY_CHARACTERS
+from services.chat_types import MAX_QUERY_CHARACTERS, SearchResult
 from services.errors import invalid, not_found
 from services.event_stream import until_client_leaves
 from services.knowledge import ACTIVE_JOB_STATES
 from services.knowledge_calls import RemoteSearcher
+from services.model_queues import SEARCHES, ModelQueues
 from services.routing import Answer, Call, Route, flag, json_answer, list_answer
+from services.token_estimate import estimate_search
 from services.tuning import MAX_QUESTIONS
 from services.uploads import receive_upload
 from services.validation import RequestBody
@@ -54,9 +56,12 @@ class TuningBody(RequestBody):
 class KnowledgeRoutes:
     """`uploads` is a folder on the store's own disk, where a file waits until the store takes it over."""
 
-    def __init__(self, store: Calls, searcher: RemoteSearcher, uploads: Path, max_file_mib: float) -> None:
+    def __init__(
+        self, store: Calls, searcher: RemoteSearcher, queues: ModelQueues, uploads: Path, max_file_mib: float
+    ) -> None:
         self._store = store
         self._searcher = searcher
+        self._queues = queues
         self._uploads = uploads
         self._max_file_mib = max_file_mib
 
@@ -133,8 +138,13 @@ class KnowledgeRoutes:
     async def search(self, call: Call) -> Answer:
         wanted = await call.parse(SearchBody, _MAX_MIB)
         name = call.parameters["name"]
-        found = await self._searcher.search([name], wanted.query, top_k=wanted.top_k, actor=call.actor.user_id)
+        found = await until_client_leaves(call.receive, self._search_in_turn(call, wanted))
         return json_answer({"object": "list", "passages": [_passage(passage, name) for passage in found.passages]})
+
+    async def _search_in_turn(self, call: Call, wanted: SearchBody) -> SearchResult:
+        name, actor = call.parameters["name"], call.actor
+        async with self._queues.place(SEARCHES, actor.key_id, "default", estimate_search([wanted.query])):
+            return await self._searcher.search([name], wanted.query, top_k=wanted.top_k, actor=actor.user_id)
 
     async def reembed(self, call: Call) -> Answer:
         job = await self._store.call("reembed", call.parameters["name"], call.actor.user_id)

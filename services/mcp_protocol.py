@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from services.accounts import Actor
 from services.error_responses import is_expected, to_api_error
 
 VERSIONS = ("2025-06-18", "2025-11-25")
@@ -30,8 +31,8 @@ class Tool:
     """JSON schema of the arguments."""
     check: Callable[[Json], Any]
     """Arguments as a record; raises `ApiError` where they are wrong."""
-    call: Callable[[Any, str], Awaitable[Json]]
-    """Takes the record and the id of the user who asks."""
+    call: Callable[[Any, Actor], Awaitable[Json]]
+    """Takes the record and who asks."""
 
 
 class RpcError(Exception):
@@ -46,7 +47,7 @@ class McpServer:
         self._instructions = instructions
         self._tools = {tool.name: tool for tool in tools}
 
-    async def answer(self, body: bytes, user_id: str) -> Json | None:
+    async def answer(self, body: bytes, actor: Actor) -> Json | None:
         """The response to one message; none where it is a notification or a response."""
         message_id: Any = None
         try:
@@ -56,12 +57,12 @@ class McpServer:
                 return None  # A response: nothing was asked from here.
             if "id" not in message:
                 return None
-            result = await self._handle(str(message["method"]), _params(message), user_id)
+            result = await self._handle(str(message["method"]), _params(message), actor)
         except RpcError as error:
             return {"jsonrpc": "2.0", "id": message_id, "error": {"code": error.code, "message": str(error)}}
         return {"jsonrpc": "2.0", "id": message_id, "result": result}
 
-    async def _handle(self, method: str, params: Json, user_id: str) -> Json:
+    async def _handle(self, method: str, params: Json, actor: Actor) -> Json:
         match method:
             case "initialize":
                 return self._initialize(params)
@@ -70,7 +71,7 @@ class McpServer:
             case "tools/list":
                 return {"tools": [_tool_json(tool) for tool in self._tools.values()]}
             case "tools/call":
-                return await self._call(params, user_id)
+                return await self._call(params, actor)
         raise RpcError(METHOD_NOT_FOUND, f"There is no method {method[:80]!r} here.")
 
     def _initialize(self, params: Json) -> Json:
@@ -82,7 +83,7 @@ class McpServer:
             "instructions": self._instructions,
         }
 
-    async def _call(self, params: Json, user_id: str) -> Json:
+    async def _call(self, params: Json, actor: Actor) -> Json:
         tool = self._tools.get(str(params.get("name")))
         if tool is None:
             known = ", ".join(self._tools)
@@ -91,7 +92,7 @@ class McpServer:
         if not isinstance(arguments, dict):
             raise RpcError(INVALID_PARAMS, "'arguments' is not an object.")
         try:
-            result = await tool.call(tool.check(arguments), user_id)
+            result = await tool.call(tool.check(arguments), actor)
         except Exception as error:
             # What a model can put right goes to the model; our own faults go to the log as everywhere.
             if not is_expected(error):

@@ -12,12 +12,16 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError
 
+from services.accounts import Actor
 from services.calls import Calls
 from services.chat_types import MAX_QUERY_CHARACTERS
 from services.errors import ApiError, forbidden, invalid
+from services.event_stream import until_client_leaves
 from services.knowledge_calls import RemoteSearcher
 from services.mcp_protocol import INVALID_REQUEST, VERSIONS, McpServer, Tool
+from services.model_queues import SEARCHES, ModelQueues
 from services.routing import Answer, Call, Route, json_answer
+from services.token_estimate import estimate_search
 from services.validation import RequestBody, describe
 
 _MAX_MIB = 1.0
@@ -49,9 +53,10 @@ class NoArguments(RequestBody):
 
 
 class McpRoutes:
-    def __init__(self, store: Calls, searcher: RemoteSearcher, version: str) -> None:
+    def __init__(self, store: Calls, searcher: RemoteSearcher, queues: ModelQueues, version: str) -> None:
         self._store = store
         self._searcher = searcher
+        self._queues = queues
         self._server = McpServer("windfarm", version, _INSTRUCTIONS, self._tools())
 
     def routes(self) -> list[Route]:
@@ -66,7 +71,8 @@ class McpRoutes:
             return json_answer({"jsonrpc": "2.0", "id": None, "error": error}, 400)
         if not call.headers.get("content-type", "").lower().startswith("application/json"):
             raise ApiError(415, "invalid_request_error", "unsupported_media_type", "Send application/json.")
-        answer = await self._server.answer(await call.body(_MAX_MIB), call.actor.user_id)
+        body = await call.body(_MAX_MIB)
+        answer = await until_client_leaves(call.receive, self._server.answer(body, call.actor))
         return Answer(status=202) if answer is None else json_answer(answer)
 
     def _tools(self) -> list[Tool]:
@@ -97,11 +103,12 @@ class McpRoutes:
             ),
         ]
 
-    async def _search(self, arguments: SearchArguments, user_id: str) -> dict[str, Any]:
-        names = arguments.collections or await self._all_collections(user_id)
+    async def _search(self, arguments: SearchArguments, actor: Actor) -> dict[str, Any]:
+        names = arguments.collections or await self._all_collections(actor.user_id)
         if not names:
             return {"passages": []}
-        found = await self._searcher.search(names, arguments.query, top_k=arguments.limit, actor=user_id)
+        async with self._queues.place(SEARCHES, actor.key_id, "default", estimate_search([arguments.query])):
+            found = await self._searcher.search(names, arguments.query, top_k=arguments.limit, actor=actor.user_id)
         return {
             "passages": [
                 {
@@ -130,8 +137,8 @@ class McpRoutes:
             )
         return [collection["id"] for collection in collections]
 
-    async def _read(self, arguments: ReadArguments, user_id: str) -> dict[str, Any]:
-        document = await self._store.call("document", arguments.document_id, user_id)
+    async def _read(self, arguments: ReadArguments, actor: Actor) -> dict[str, Any]:
+        document = await self._store.call("document", arguments.document_id, actor.user_id)
         text = document["text"]
         end = min(len(text), arguments.start + arguments.length)
         pages = [page for page in document["pages"] if page["start"] < end and page["end"] > arguments.start]
@@ -148,8 +155,8 @@ class McpRoutes:
             "text": text[arguments.start : end],
         }
 
-    async def _list(self, arguments: NoArguments, user_id: str) -> dict[str, Any]:
-        collections = await self._store.call("list_collections", user_id)
+    async def _list(self, arguments: NoArguments, actor: Actor) -> dict[str, Any]:
+        collections = await self._store.call("list_collections", actor.user_id)
         kept = ("name", "description", "num_documents")
         return {"collections": [{name: collection[name] for name in kept} for collection in collections]}
 

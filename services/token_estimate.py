@@ -40,6 +40,10 @@ def estimate_embedding(request: EmbeddingRequest) -> Estimate:
     return Estimate(sum(map(len, ids)) + _tokens(texts))
 
 
+def estimate_search(queries: Iterable[str]) -> int:
+    return _tokens(queries)
+
+
 def _tokens(texts: Iterable[str]) -> int:
     """Each text rounded up: it is at least one token, if it is not empty."""
     return sum(-(-len(text.encode()) // _BYTES_PER_TOKEN) for text in texts)

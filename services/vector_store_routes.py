@@ -13,9 +13,12 @@ from services.accounts import Actor
 from services.attribute_filters import compile_attribute_filter
 from services.chat_types import MAX_QUERY_CHARACTERS
 from services.errors import invalid
+from services.event_stream import until_client_leaves
 from services.knowledge_calls import RemoteSearcher
+from services.model_queues import SEARCHES, ModelQueues
 from services.pages import page_of
 from services.routing import Answer, Call, Route, json_answer
+from services.token_estimate import estimate_search
 from services.validation import FieldError, RequestBody
 from services.vector_stores import VectorStores, new_batch_id
 
@@ -121,9 +124,10 @@ class SearchBody(RequestBody):
 
 
 class VectorStoreRoutes:
-    def __init__(self, vector_stores: VectorStores, searcher: RemoteSearcher) -> None:
+    def __init__(self, vector_stores: VectorStores, searcher: RemoteSearcher, queues: ModelQueues) -> None:
         self._vector_stores = vector_stores
         self._searcher = searcher
+        self._queues = queues
 
     def routes(self) -> list[Route]:
         one, files = "/v1/vector_stores/{id}", "/v1/vector_stores/{id}/files"
@@ -229,7 +233,10 @@ class VectorStoreRoutes:
         if wanted.filters is not None:
             matches = compile_attribute_filter(wanted.filters)
             documents = await self._vector_stores.matching_documents(actor, store_id, matches)
-        passages = [] if documents == [] else await self._passages(actor, store_id, wanted, documents)
+        passages: list[Passage] = []
+        if documents != []:
+            searched = self._in_turn(actor, store_id, wanted, documents)
+            passages = await until_client_leaves(call.receive, searched)
         files = await self._vector_stores.searchable(actor, store_id)
         found = [_result(passage, files.get(passage.chunk.document_id)) for passage in passages]
         kept = [result for result in found if result["score"] >= wanted.ranking_options.score_threshold]
@@ -242,6 +249,12 @@ class VectorStoreRoutes:
                 "next_page": None,
             }
         )
+
+    async def _in_turn(
+        self, actor: Actor, store_id: str, wanted: SearchBody, documents: list[str] | None
+    ) -> list[Passage]:
+        async with self._queues.place(SEARCHES, actor.key_id, "default", estimate_search(wanted.queries)):
+            return await self._passages(actor, store_id, wanted, documents)
 
     async def _passages(
         self, actor: Actor, store_id: str, wanted: SearchBody, documents: list[str] | None

@@ -1,6 +1,6 @@
 """`make chaos`: all trials of all faults, and the measured column of docs/failure-contract.md.
 
-python -m tests.chaos.campaign                  everything, with a product and real engines (about half an hour)
+python -m tests.chaos.campaign                  everything, with a product and real engines (about an hour)
 python -m tests.chaos.campaign --no-product     what needs no running product
 python -m tests.chaos.campaign --only "relay"   faults whose row contains this; the table is written for them alone
 """
@@ -24,15 +24,16 @@ from tests.chaos import (
     network_cut,
     product_faults,
     provider_faults,
+    small_disk,
     stream_faults,
     streams,
 )
 from tests.chaos.contract import FILE, summary, with_measured
-from tests.chaos.faults import Fault, Outcome
+from tests.chaos.faults import Fault
 from tests.parts import why_missing
 from tests.product import start_product
 
-PARTS = ["faults", "streams", "engines", "grammars"]
+PARTS = ["faults", "streams", "engines"]
 
 
 @contextlib.contextmanager
@@ -42,7 +43,15 @@ def all_faults(only: str, *, with_product: bool) -> Iterator[list[Fault]]:
     def chosen(faults: Sequence[Fault]) -> list[Fault]:
         return [fault for fault in faults if only in fault.row]
 
-    groups = (stream_faults, provider_faults, knowledge_faults, balancer_faults, network_cut)
+    groups = (
+        stream_faults,
+        provider_faults,
+        knowledge_faults,
+        small_disk,
+        balancer_faults,
+        network_cut,
+        grammars,
+    )
     faults = chosen([fault for group in groups for fault in group.faults(False)])
     missing = {fault.row: why for fault in faults if fault.needs and (why := why_missing(fault.needs))}
     for row, why in missing.items():
@@ -58,13 +67,6 @@ def all_faults(only: str, *, with_product: bool) -> Iterator[list[Fault]]:
         yield faults + chosen(product_faults.faults(product))
 
 
-async def run(fault: Fault, num_trials: int) -> list[Outcome]:
-    """All trials of one fault."""
-    if fault.run_together:
-        return list(await asyncio.gather(*(fault.try_once() for _ in range(num_trials))))
-    return [await fault.try_once() for _ in range(num_trials)]
-
-
 def try_faults(only: str, num_trials: int | None, *, with_product: bool) -> tuple[int, int]:
     """All faults whose row contains `only`; writes what was measured into the table."""
     measured, num_passed, num_failed = {}, 0, 0
@@ -72,7 +74,7 @@ def try_faults(only: str, num_trials: int | None, *, with_product: bool) -> tupl
         if not faults:
             sys.exit(f"No fault's row contains {only!r}.")
         for fault in faults:
-            outcomes = asyncio.run(run(fault, num_trials or fault.num_trials))
+            outcomes = asyncio.run(fault.try_often(num_trials or fault.num_trials))
             measured[fault.row] = summary(outcomes)
             problems = [outcome.problem for outcome in outcomes if outcome.problem]
             num_passed, num_failed = num_passed + len(outcomes) - len(problems), num_failed + len(problems)
@@ -94,13 +96,6 @@ def try_engines(num_trials: int | None) -> tuple[int, int]:
     return found
 
 
-def try_grammars(num_trials: int | None) -> tuple[int, int]:
-    if missing := why_missing("vllm"):
-        print(f"No answer that is bound to a grammar is continued here: {missing}", flush=True)
-        return 0, 0
-    return asyncio.run(grammars.campaign(num_trials or 10))
-
-
 def _sum(first: tuple[int, int], second: tuple[int, int]) -> tuple[int, int]:
     return first[0] + second[0], first[1] + second[1]
 
@@ -120,7 +115,7 @@ def main() -> None:
         if part == "faults":
             found = try_faults(options.only, options.trials, with_product=not options.no_product)
         else:
-            found = {"streams": try_streams, "engines": try_engines, "grammars": try_grammars}[part](options.trials)
+            found = {"streams": try_streams, "engines": try_engines}[part](options.trials)
         total = _sum(total, found)
     print(f"{total[0]} passed, {total[1]} failed")
     sys.exit(total[1] > 0)

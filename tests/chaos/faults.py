@@ -35,6 +35,8 @@ class Outcome:
 
 Trial = Callable[[Path], Awaitable[Outcome]]
 """Gets an empty folder of its own."""
+Series = Callable[[int], Awaitable[list[Outcome]]]
+"""So many trials, one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,9 @@ class Fault:
     row: str
     """The first cell of its row in the table."""
     at_most_s: float
-    trial: Trial
+    trial: Trial | None
+    series: Series | None = None
+    """In the place of `trial`, where all trials share what takes long to start."""
     num_trials: int = 10
     run_together: bool = False
     """The trials mostly wait, so they run side by side."""
@@ -52,14 +56,32 @@ class Fault:
     async def try_once(self, *, is_timed: bool = True) -> Outcome:
         """One trial; an error in it is its outcome. Not `is_timed`: however long it took, for tests, which may run
         beside anything."""
+        assert self.trial is not None
         with tempfile.TemporaryDirectory(prefix="windfarm-chaos-") as folder:
             try:
                 outcome = await self.trial(Path(folder))
             except Exception as error:  # noqa: BLE001  # a campaign goes on
-                return Outcome(float("nan"), "-", f"{type(error).__name__}: {error}")
-        if is_timed and outcome.problem is None and not outcome.seconds <= self.at_most_s:
+                return _failed(error)
+        return self._in_time(outcome) if is_timed else outcome
+
+    async def try_often(self, num_trials: int) -> list[Outcome]:
+        if self.series is not None:
+            try:
+                return [self._in_time(outcome) for outcome in await self.series(num_trials)]
+            except Exception as error:  # noqa: BLE001  # a campaign goes on
+                return [_failed(error)]
+        if self.run_together:
+            return list(await asyncio.gather(*(self.try_once() for _ in range(num_trials))))
+        return [await self.try_once() for _ in range(num_trials)]
+
+    def _in_time(self, outcome: Outcome) -> Outcome:
+        if outcome.problem is None and not outcome.seconds <= self.at_most_s:
             return replace(outcome, problem=f"took {outcome.seconds:.2f} s, the contract says {self.at_most_s:g}")
         return outcome
+
+
+def _failed(error: Exception) -> Outcome:
+    return Outcome(float("nan"), "-", f"{type(error).__name__}: {error}")
 
 
 class LossWatch:

@@ -9,12 +9,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jsonschema
 
 from services.relay import ModelPool
 from tests.chaos.engines import SUBJECTS, Answer, Replicas, generate, replicas_of, tokenize
+from tests.chaos.faults import Fault, LossWatch, Outcome
 
 NUM_TOKENS = 250
 SCHEMA: dict[str, Any] = {
@@ -31,8 +35,12 @@ SCHEMA: dict[str, Any] = {
 }
 
 
-async def run_trial(replicas: Replicas, pool: ModelPool, seed: int) -> tuple[int, list[str]]:
-    """How many answers went on elsewhere, and what is wrong with any."""
+def faults(_quick: bool) -> list[Fault]:
+    return [Fault("grammar-bound stream loses its replica", 10, None, campaign, needs="vllm")]
+
+
+async def run_trial(replicas: Replicas, pool: ModelPool, seed: int) -> Outcome:
+    """One of the replicas is killed and another one started. The time is the longest silence of a moved answer."""
     prompts = [await tokenize(replicas, f"Describe a book on {subject} as JSON:") for subject in SUBJECTS]
     answers = [Answer() for _ in prompts]
     sampling = {"json_schema": SCHEMA, "ignore_eos": False, "temperature": 1.0, "seed": seed}
@@ -43,13 +51,23 @@ async def run_trial(replicas: Replicas, pool: ModelPool, seed: int) -> tuple[int
     while not all(len(answer.token_ids) >= 5 for answer in answers) and not any(task.done() for task in asked):  # noqa: ASYNC110
         await asyncio.sleep(0.005)
     running = {replica.replica_id: replica.running for replica in replicas.directory.replicas("tiny")}
+    watch, fault_at = LossWatch(replicas.directory), time.monotonic()
     replicas.kill(max(replicas.processes, key=lambda process: running.get(process.replica_id, 0)))
     ended = await asyncio.gather(*asked, return_exceptions=True)
-    wrong = [f"{error!r}" for error in ended if isinstance(error, BaseException)]
-    wrong += [why for answer in answers if not wrong and (why := why_invalid(answer))]
     replicas.start()
     await replicas.until_ready()
-    return sum(answer.seam is not None for answer in answers), wrong
+    errors = [f"{error!r}" for error in ended if isinstance(error, BaseException)]
+    return replace(judge(answers, errors), noticed_s=watch.seconds_after(fault_at))
+
+
+def judge(answers: Sequence[Answer], errors: Sequence[str]) -> Outcome:
+    """A trial in which no answer moved shows nothing."""
+    moved = [answer for answer in answers if answer.seam is not None]
+    wrong = list(errors) or [why for answer in answers if (why := why_invalid(answer))]
+    if not moved:
+        wrong.append("no answer went on elsewhere")
+    seconds = max((answer.gap_s for answer in moved), default=float("nan"))
+    return Outcome(seconds, f"whole answers, of which {len(moved)} went on elsewhere", "; ".join(wrong[:2]) or None)
 
 
 def why_invalid(answer: Answer) -> str | None:
@@ -63,25 +81,21 @@ def why_invalid(answer: Answer) -> str | None:
     return None
 
 
-async def campaign(num_trials: int) -> tuple[int, int]:
-    """Trials that passed and that failed."""
-    num_passed = total_moved = 0
+async def campaign(num_trials: int) -> list[Outcome]:
+    outcomes = []
     async with replicas_of("vllm") as (replicas, pool):
         for number in range(num_trials):
-            num_moved, wrong = await run_trial(replicas, pool, seed=number)
-            if not num_moved:
-                wrong.append("no answer went on elsewhere")
-            num_passed, total_moved = num_passed + (not wrong), total_moved + num_moved
-            print(f"grammar, trial {number + 1}: {num_moved} moved, {wrong}", flush=True)
-    print(f"{total_moved} answers that are bound to a schema went on elsewhere", flush=True)
-    return num_passed, num_trials - num_passed
+            outcomes.append(outcome := await run_trial(replicas, pool, seed=number))
+            print(f"grammar, trial {number + 1}: {outcome}", flush=True)
+    return outcomes
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=5)
-    num_passed, num_failed = asyncio.run(campaign(parser.parse_args().trials))
-    print(f"{num_passed} passed, {num_failed} failed")
+    outcomes = asyncio.run(campaign(parser.parse_args().trials))
+    num_failed = sum(outcome.problem is not None for outcome in outcomes)
+    print(f"{len(outcomes) - num_failed} passed, {num_failed} failed")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ One product serves all trials of a campaign; the head's trials come last, becaus
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -26,6 +27,7 @@ CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Tell a long s
 # Nobody ends an answer early: the ids that would are forbidden.
 ENDLESS = {"logit_bias": {"0": -100, "2": -100}}
 LONG = {"stream": True, "max_tokens": 250, "stream_options": {"include_usage": True}, **ENDLESS}
+ONE_TOKEN = {"model": "tiny", "prompt": "One", "max_tokens": 1}
 LIMIT_S = 90.0
 
 
@@ -35,6 +37,7 @@ def faults(product: Product) -> list[Fault]:
         Fault("embedding process of the product killed", 30, partial(kill_the_embedding, product)),
         Fault("store owner", 30, partial(kill_the_store, product)),
         Fault("relay", 30, partial(kill_the_relay, product)),
+        Fault("limiter of keys", 10, partial(kill_the_limiter, product)),
         Fault("head", 90, partial(kill_the_head, product), num_trials=3),
     ]
 
@@ -151,6 +154,29 @@ async def kill_the_relay(product: Product, _folder: Path) -> Outcome:
     elif not chat.is_complete or before:
         problem = f"afterwards: {before}, {chat.status} {chat.body[-200:]}"
     return Outcome(seconds, "the connection ends; new ones wait", problem)
+
+
+async def kill_the_limiter(product: Product, _folder: Path) -> Outcome:
+    """A key with limits hears 503 until it is there again; one without never asks it."""
+    new = await asyncio.to_thread(product.run, "key", "--new", "limited", "--requests-per-minute", "9999", "--json")
+    headers = {"authorization": f"Bearer {json.loads(new.stdout)['key']}"}
+    async with client_of(product) as http:
+        client = Client(product, http)
+
+        async def ask() -> httpx.Response:
+            return await http.post("/v1/completions", json=ONE_TOKEN, headers=headers)
+
+        assert (await ask()).status_code == 200
+        os.kill(process_of(product.home, "ray::Limiter"), signal.SIGKILL)
+        killed_at = time.monotonic()
+        refused = await ask()
+        chat = await client.chat(max_tokens=5)
+        _, before = await until_served(ask)
+        seconds = time.monotonic() - killed_at
+    outcome = _judged(seconds, before, chat)
+    if refused.status_code != 503 or "retry-after" not in refused.headers:
+        return Outcome(seconds, outcome.seen, f"the limited key heard {refused.status_code} {refused.text[:200]}")
+    return outcome
 
 
 async def kill_the_head(product: Product, _folder: Path) -> Outcome:

@@ -17,10 +17,12 @@ RETRY_AFTER_S = 7
 
 
 class Provider:
-    """`fault` is what happens to the next requests; none: they are answered."""
+    """`fault` is what happens to the next requests; none: they are answered. While it `is_away` it resets every
+    connection, also those that ask which models there are."""
 
     def __init__(self) -> None:
         self.fault: ProviderFault | None = None
+        self.is_away = False
         self.num_requests = 0
         self.num_left = 0
         """Clients that went away while a stalled answer was open."""
@@ -41,6 +43,9 @@ class Provider:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+            if self.is_away:
+                _reset(writer)
+                return
             if head.startswith("GET"):
                 _write(writer, 200, json.dumps({"data": [{"id": "tiny", "max_model_len": 4096}]}).encode())
             else:

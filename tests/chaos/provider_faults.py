@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cluster.engine import Engine
 from cluster.engines.choice import EngineChoice, make_engine
 from cluster.engines.settings import EngineSettings
 from tests.chaos.faults import Fault, Heard, Outcome, hear
@@ -34,13 +35,17 @@ def faults(_quick: bool) -> list[Fault]:
 
 
 @asynccontextmanager
-async def before_provider(folder: Path) -> AsyncIterator[tuple[Running, Provider]]:
+async def before_provider(folder: Path, **surroundings: Any) -> AsyncIterator[tuple[Running, Provider]]:
     """An endpoint whose one model is at a provider."""
-    async with running_provider() as provider, running_endpoint(folder) as running:
-        options = {"silence_s": SILENCE_S}
-        settings = EngineSettings(model="tiny", location=provider.url, parallel_requests=4, options=options)
-        await running.add_model(make_engine(EngineChoice("remote", None, uses_gpu=False), settings))
+    async with running_provider() as provider, running_endpoint(folder, **surroundings) as running:
+        await running.add_model(engine_at(provider))
         yield running, provider
+
+
+def engine_at(provider: Provider) -> Engine:
+    options = {"silence_s": SILENCE_S}
+    settings = EngineSettings(model="tiny", location=provider.url, parallel_requests=4, options=options)
+    return make_engine(EngineChoice("remote", None, uses_gpu=False), settings)
 
 
 async def misbehave(folder: Path, *, fault: ProviderFault, code: str, status: int = 200) -> Outcome:

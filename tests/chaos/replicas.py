@@ -4,6 +4,7 @@ and an orderly stop look to the endpoint."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing
@@ -17,7 +18,7 @@ from tests.services.harness import SECRET, Running, wait_until
 
 FAULTS = ("kill", "die", "hang", "drain")
 _DRAIN_S = 0.1
-_HANGS_S = 3.0
+HANGS_S = 3.0
 
 
 class PausingEngine:
@@ -65,11 +66,13 @@ class PausingEngine:
 
 
 class Replica:
-    """A model service whose end can be chosen."""
+    """A model service whose end can be chosen. `hangs_s`: how long Serve leaves it running when it hangs."""
 
-    def __init__(self, service: ModelService, engine: Any) -> None:
+    def __init__(self, service: ModelService, engine: Any, hangs_s: float = HANGS_S) -> None:
         self.service = service
         self.engine = engine
+        self._hangs_s = hangs_s
+        self._is_closing = asyncio.Event()
         self._later: set[asyncio.Task[None]] = set()
 
     async def end(self, fault: str) -> None:
@@ -84,6 +87,7 @@ class Replica:
         self._later.add(task)
 
     async def close(self) -> None:
+        self._is_closing.set()
         await asyncio.gather(*self._later)
         self._later.clear()
         await self.service.stop(drain_s=0)
@@ -106,7 +110,8 @@ class Replica:
     async def _hang(self) -> None:
         """It goes on to announce itself, and its connections stay open, until its health check has failed."""
         self.engine.hang()
-        await asyncio.sleep(_HANGS_S)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._is_closing.wait(), self._hangs_s)
         await self._kill()
 
     async def _drain(self) -> None:
@@ -125,10 +130,11 @@ async def kill_the_paused(running: Running, engines: Sequence[PausingEngine]) ->
 class Fleet:
     """The replicas of one model behind a running endpoint."""
 
-    def __init__(self, running: Running, *, pace_s: float, num_slots: int = 1000) -> None:
+    def __init__(self, running: Running, *, pace_s: float, num_slots: int = 1000, hangs_s: float = HANGS_S) -> None:
         self._running = running
         self._pace_s = pace_s
         self._num_slots = num_slots
+        self._hangs_s = hangs_s
         self._numbers = itertools.count()
         self._ended: list[Replica] = []
         self.alive: list[Replica] = []
@@ -141,7 +147,7 @@ class Fleet:
         )
         await service.start()
         await self._running.directory.refresh()
-        self.alive.append(Replica(service, engine))
+        self.alive.append(Replica(service, engine, self._hangs_s))
         return self.alive[-1]
 
     @property

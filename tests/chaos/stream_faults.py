@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import cache, partial
@@ -19,7 +19,7 @@ from services.config import PlatformConfig, QueuesConfig, StreamsConfig
 from services.model_status import ApplicationState
 from tests.chaos.faults import Fault, Heard, LossWatch, Outcome, hear, until
 from tests.chaos.hash_engine import whole_answer
-from tests.chaos.replicas import Fleet
+from tests.chaos.replicas import HANGS_S, Fleet
 from tests.chaos.streams import read_events
 from tests.services.harness import Running, running_endpoint
 
@@ -29,6 +29,7 @@ NUM_SLOTS = 4
 LONG = 3000
 """More than a client that stops to read leaves in the buffers."""
 STALL_S = StreamsConfig().stall_s
+NEVER_S = 3600.0
 
 
 def faults(quick: bool) -> list[Fault]:
@@ -39,6 +40,7 @@ def faults(quick: bool) -> list[Fault]:
         Fault("engine hang", stall_s + 10, partial(lose_a_replica, fault="hang", stall_s=stall_s), run_together=True),
         Fault("replica killed", 10, partial(lose_a_replica, fault="kill")),
         Fault("replica drained", 10, partial(lose_a_replica, fault="drain")),
+        Fault("model changed under a stream", 10, change_the_model),
         Fault("last replica killed", 20, lose_the_last_replica),
         Fault("slow node", 10, slow_down_a_replica),
         Fault("clock jump", 1, disturb_the_clock),
@@ -55,12 +57,13 @@ async def fleet_of(
     *,
     pace_s: float = 0.01,
     num_slots: int = 1000,
+    hangs_s: float = HANGS_S,
     config: PlatformConfig | None = None,
     **streams: Any,
 ) -> AsyncIterator[tuple[Running, Fleet]]:
     config = config or PlatformConfig(streams=StreamsConfig(**streams))
     async with running_endpoint(folder, config=config, states=STATES) as running:
-        fleet = Fleet(running, pace_s=pace_s, num_slots=num_slots)
+        fleet = Fleet(running, pace_s=pace_s, num_slots=num_slots, hangs_s=hangs_s)
         try:
             for _ in range(size):
                 await fleet.grow()
@@ -101,9 +104,9 @@ class Streams:
     def longest_silence_s(self) -> float:
         return max(heard.longest_silence_s for heard in self.heard)
 
-    def wrong(self) -> list[str]:
-        """What is not as if nothing had happened."""
-        return [why for n, heard in enumerate(self.heard) if (why := self._why_wrong(n, heard))]
+    def wrong(self, but: Sequence[Heard] = ()) -> list[str]:
+        """What is not as if nothing had happened, in all answers `but` these."""
+        return [why for n, heard in enumerate(self.heard) if heard not in but and (why := self._why_wrong(n, heard))]
 
     def _why_wrong(self, number: int, heard: Heard) -> str | None:
         if not heard.is_complete:
@@ -135,7 +138,8 @@ def long_question() -> list[dict[str, str]]:
 
 
 async def lose_a_replica(folder: Path, *, fault: str, stall_s: float = STALL_S) -> Outcome:
-    async with fleet_of(folder, stall_s=stall_s) as (running, fleet):
+    """One that hangs does so until the trial is over, so that nothing but its silence tells of it."""
+    async with fleet_of(folder, stall_s=stall_s, hangs_s=NEVER_S) as (running, fleet):
         watch, streams = LossWatch(running.directory), Streams(running)
         await fleet.answers(NUM_STREAMS * 5)
         fault_at = time.monotonic()
@@ -159,6 +163,34 @@ async def lose_the_last_replica(folder: Path) -> Outcome:
         await fleet.grow()
         await streams.end()
     return replace(judged(streams), noticed_s=watch.seconds_after(fault_at))
+
+
+async def change_the_model(folder: Path) -> Outcome:
+    """Of two replicas with the old weights one is killed, then the other, while a third one has new weights."""
+    async with fleet_of(folder, size=0) as (running, fleet):
+        first = await fleet.grow(identity="old")
+        streams = Streams(running)
+        await fleet.answers(NUM_STREAMS * 5)
+        new, other = await fleet.grow(identity="new"), await fleet.grow(identity="old")
+        await fleet.lose(first, "kill")
+        await until(lambda: other.engine.num_tokens > NUM_STREAMS * 5)
+        num_new_tokens = new.engine.num_tokens
+        watch, fault_at = LossWatch(running.directory), time.monotonic()
+        await fleet.lose(other, "kill")
+        await streams.end()
+        later = Streams(running)
+        await later.end()
+    told = [heard for heard in streams.heard if "other weights" in heard.error.get("message", "")]
+    wrong = [
+        why for n, heard in enumerate(streams.heard) if heard not in told and (why := streams._why_wrong(n, heard))
+    ]
+    if num_new_tokens:
+        wrong.append("a stream went on at other weights")
+    if not told or any("[DONE]" in heard.body for heard in told):
+        wrong.append(f"{len(told)} streams were told that the model was changed, or one also that it is complete")
+    seen = "the stream goes on at another old replica, then an error event"
+    outcome = Outcome(streams.longest_silence_s, seen, "; ".join(wrong[:2]) or None, watch.seconds_after(fault_at))
+    return outcome if (after := judged(later)).problem is None else after
 
 
 async def slow_down_a_replica(folder: Path) -> Outcome:

@@ -1,5 +1,6 @@
 """Campaigns fail where nothing happened, and where gaps are longer than what is promised."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import pytest
 
 from tests.chaos import engines, grammars, streams
-from tests.chaos.engines import GAP_LIMIT_S, Verdict, why_too_long
+from tests.chaos.engines import GAP_LIMIT_S, Answer, Verdict, why_too_long
+from tests.chaos.faults import Fault, Outcome
 
 
 @asynccontextmanager
@@ -35,18 +37,26 @@ async def test_a_campaign_on_engines(
     assert await engines.campaign("llamacpp", 2) == passed_and_failed
 
 
-@pytest.mark.parametrize(
-    ("found", "passed_and_failed"), [((1, []), (2, 0)), ((0, []), (0, 2)), ((1, ["it does not parse"]), (0, 2))]
-)
-async def test_a_campaign_on_grammars(
-    monkeypatch: pytest.MonkeyPatch, found: tuple[int, list[str]], passed_and_failed: tuple[int, int]
-) -> None:
-    async def trial(*_args: Any, **_fields: Any) -> tuple[int, list[str]]:
-        return found[0], list(found[1])
+def guided(text: str, seam: int | None) -> Answer:
+    return Answer(text=text, seam=seam, gap_s=0.5, end={"finish_reason": "stop"})
 
-    monkeypatch.setattr(grammars, "replicas_of", no_replicas)
-    monkeypatch.setattr(grammars, "run_trial", trial)
-    assert await grammars.campaign(2) == passed_and_failed
+
+def test_answers_that_are_bound_to_a_schema_have_to_move_and_to_satisfy_it() -> None:
+    book = {"title": "Salt", "kind": "fable", "year": 1999, "people": ["Ada", "Ben"], "is_true": False}
+    moved, stayed = guided(json.dumps(book), seam=5), guided(json.dumps(book), seam=None)
+    assert grammars.judge([moved, stayed], []).problem is None
+    assert grammars.judge([moved, stayed], []).seconds == 0.5
+    assert "no answer went on" in (grammars.judge([stayed], []).problem or "")
+    assert "1999" in (grammars.judge([moved, guided(json.dumps(book | {"kind": "1999"}), seam=None)], []).problem or "")
+    assert grammars.judge([moved], ["it was lost"]).problem == "it was lost"
+
+
+async def test_a_series_of_trials_is_judged_by_time_as_single_trials_are() -> None:
+    async def series(num_trials: int) -> list[Outcome]:
+        return [Outcome(float(number), "") for number in range(num_trials)]
+
+    outcomes = await Fault("slow", 1, None, series).try_often(3)
+    assert [outcome.problem is None for outcome in outcomes] == [True, True, False]
 
 
 def test_a_trial_of_streams_in_which_nothing_moved_shows_nothing() -> None:

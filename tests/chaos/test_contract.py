@@ -4,7 +4,16 @@ import re
 
 import pytest
 
-from tests.chaos import balancer_faults, knowledge_faults, network_cut, product_faults, provider_faults, stream_faults
+from tests.chaos import (
+    balancer_faults,
+    grammars,
+    knowledge_faults,
+    network_cut,
+    product_faults,
+    provider_faults,
+    small_disk,
+    stream_faults,
+)
 from tests.chaos.contract import FILE, ROOT, read_rows, summary, with_measured
 from tests.chaos.faults import Fault, Outcome
 
@@ -12,7 +21,15 @@ ROWS = {row.fault: row for row in read_rows(FILE.read_text(encoding="utf-8"))}
 FAULTS: list[Fault] = [
     *(
         fault
-        for group in (stream_faults, provider_faults, knowledge_faults, network_cut, balancer_faults)
+        for group in (
+            stream_faults,
+            provider_faults,
+            knowledge_faults,
+            small_disk,
+            network_cut,
+            balancer_faults,
+            grammars,
+        )
         for fault in group.faults(False)
     ),
     *product_faults.faults(None),  # type: ignore[arg-type]  # nothing is tried here
@@ -38,6 +55,7 @@ def test_each_fault_has_its_row_with_its_limit(fault: Fault) -> None:
 
 def test_a_row_without_a_fault_says_that_only_tests_prove_it() -> None:
     without = set(ROWS) - {fault.row for fault in FAULTS}
+    assert without == {"rank of a gang", "worker node"}, "these need several nodes"
     assert {ROWS[fault].measured for fault in without} == {"not measured"}
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from services.schema import upgrade
 from tests.chaos.line_plot import line_plot
-from tests.chaos.soak import HISTORY, LIMITS, judge, rows
+from tests.chaos.soak import HISTORY, LIMITS, Asked, judge, judge_answers, rows
 
 STEADY = dict.fromkeys(LIMITS, 100.0)
 
@@ -26,6 +26,26 @@ def test_what_grows_beyond_its_limit_is_named(name: str) -> None:
 def test_a_moment_without_the_endpoint_is_no_growth() -> None:
     without = {name: value for name, value in STEADY.items() if name != "endpoint_tasks"}
     assert judge([STEADY, without] * 5) == []
+
+
+def answers(status: int, number: int, at: float = 0.0) -> list[Asked]:
+    return [Asked("stream", status, at, at + 1)] * number
+
+
+def test_one_failure_in_a_hundred_is_allowed_and_two_are_not() -> None:
+    assert judge_answers(answers(200, 99) + answers(503, 1), []) == []
+    assert "2.0%" in judge_answers(answers(200, 98) + answers(599, 2), [])[0]
+
+
+def test_failures_during_a_fault_do_not_count_unless_they_are_our_own_errors() -> None:
+    broken = [(10.0, 20.0)]
+    assert judge_answers(answers(200, 9) + answers(503, 5, at=9.5) + answers(0, 5, at=19.5), broken) == []
+    assert judge_answers(answers(200, 9) + answers(500, 1, at=15), broken) == ["stream was answered with 500"]
+
+
+@pytest.mark.parametrize("asked", [answers(599, 20), answers(200, 5, at=15), []])
+def test_a_soak_in_which_nothing_succeeded_away_from_faults_fails(asked: list[Asked]) -> None:
+    assert len(judge_answers(asked, [(10.0, 20.0)])) == 1
 
 
 def test_rows_are_counted_and_history_apart(tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
 """Fills and empties a small disk under a running ingestion and under a chat, and asserts what people hear and what is
-left.
+left. The last line that it prints has the seconds of each refusal, and of what was served first with room again.
 
 Run as root in a mount namespace of its own; the disk is mounted at the folder given."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from services.errors import ApiError
@@ -15,6 +17,7 @@ from tests.services.harness import ScriptedEngine, error_of, running_endpoint, w
 from tests.services.ingesting import OWNER, Running, running
 
 SIZE = "192m"
+seconds: list[float] = []
 
 
 def text(number: int) -> str:
@@ -43,7 +46,9 @@ async def _full(windfarm: Running, home: Path) -> None:
             assert code in (None, "disk_full"), code
         assert windfarm.found("handbook", "rule 399 of file 1"), "what was there is still found"
         filler.unlink()
+    started = time.monotonic()
     assert await _try(windfarm, "after.md", text(5)) is None, "with space again, it works again"
+    seconds.append(time.monotonic() - started)
 
 
 async def _read_only(windfarm: Running, home: Path) -> None:
@@ -67,8 +72,12 @@ async def _chat_on_full(home: Path) -> None:
 
         async def ask(text: str) -> str | None:
             """The code of what went wrong, if anything."""
+            started = time.monotonic()
             answer = await endpoint.chat(conversation=conversation, messages=[{"role": "user", "content": text}])
-            return error_of(answer)["code"] if answer.status_code == 503 else None
+            if answer.status_code != 503:
+                return None
+            seconds.append(time.monotonic() - started)
+            return str(error_of(answer)["code"])
 
         async def kept() -> list[str]:
             found = await endpoint.http.get(f"/v1/conversations/{conversation}")
@@ -91,12 +100,17 @@ async def _chat_on_full(home: Path) -> None:
 
 async def _try(windfarm: Running, name: str, content: str) -> str | None:
     """The code of what went wrong, if anything."""
+    started = time.monotonic()
     try:
         job = await windfarm.ingest("handbook", name, content)
     except ApiError as error:
-        return error.code
-    assert job["state"] in ("done", "failed"), job
-    return job["error"]["code"] if job["error"] else None
+        code = error.code
+    else:
+        assert job["state"] in ("done", "failed"), job
+        code = job["error"]["code"] if job["error"] else None
+    if code is not None:
+        seconds.append(time.monotonic() - started)
+    return code
 
 
 def _fill(filler: Path, spare: int) -> None:
@@ -123,3 +137,4 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     _mount("-t", "tmpfs", "-o", f"size={SIZE}", "none", str(folder))
     asyncio.run(main(folder))
+    print(json.dumps({"seconds": seconds}))

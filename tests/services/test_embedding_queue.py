@@ -1,7 +1,7 @@
 """Overload of the embedding model: its requests wait in a bounded room where keys take turns, as chats do."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -35,15 +35,24 @@ class Turnstile(EmbeddingCalls):
         return await super().call(method, *args, **kwargs)
 
 
-class Clients:
-    """Keys by name; each asks for the vector of its name."""
+Send = Callable[[httpx.AsyncClient, str], Awaitable[httpx.Response]]
 
-    def __init__(self, running: Running) -> None:
+
+async def embed(http: httpx.AsyncClient, name: str) -> httpx.Response:
+    return await http.post("/v1/embeddings", json={"model": "embed", "input": name})
+
+
+class Clients:
+    """Keys by name; each sends requests that say its name, which wait in this room."""
+
+    def __init__(self, running: Running, room: str = "embed", send: Send = embed) -> None:
         self._running = running
+        self._room = room
+        self._send = send
         self._http: dict[str, httpx.AsyncClient] = {}
         self.tasks: list[asyncio.Task[httpx.Response]] = []
 
-    def ask(self, name: str) -> asyncio.Task[httpx.Response]:
+    def ask(self, name: str, send: Send | None = None) -> asyncio.Task[httpx.Response]:
         if name not in self._http:
             owner = self._running.accounts.owner_id()
             assert owner is not None
@@ -51,14 +60,14 @@ class Clients:
             self._http[name] = httpx.AsyncClient(
                 base_url=self._running.url, headers=headers, timeout=60, trust_env=False
             )
-        asked = self._http[name].post("/v1/embeddings", json={"model": "embed", "input": name})
-        self.tasks.append(asyncio.create_task(asked))
+        asked = (send or self._send)(self._http[name], name)
+        self.tasks.append(asyncio.ensure_future(asked))
         return self.tasks[-1]
 
     async def until_waiting(self, number: int) -> None:
         async def is_so() -> bool:
             metrics = (await self._running.http.get("/metrics")).text
-            return f'windfarm_waiting{{model="embed"}} {number}.0' in metrics
+            return f'windfarm_waiting{{model="{self._room}"}} {number}.0' in metrics
 
         await wait_until(is_so)
 

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from cluster.engine import GenerationChunk
-from cluster.errors import ContextTooLong
-from services.config import PlatformConfig
+from cluster.errors import ClusterError, ContextTooLong, EngineDead
+from services.config import PlatformConfig, StreamsConfig
 from services.model_status import ApplicationState, DeploymentState
+from tests.chaos.provider_faults import before_provider, engine_at
 from tests.services.harness import (
     ScriptedEngine,
     error_of,
@@ -79,6 +80,35 @@ async def test_a_model_that_starts_is_503_with_what_serve_says(tmp_path: Path) -
     assert "'llm-big' is DEPLOYING. Ray Serve says: It needs 4 CPUs, 2 are there." in error_of(answer)["message"]
     assert answer.headers["retry-after"] == "5"
     assert [(model["id"], model.get("ready")) for model in listed] == [("tiny", True), ("big", False), ("embed", None)]
+
+
+async def test_a_model_whose_provider_is_away_is_not_ready_until_the_provider_answers_again(tmp_path: Path) -> None:
+    """What Ray Serve does with the replica is done by hand: after three failed checks in a row it ends, and none begins
+    while the provider does not answer."""
+    states = {"llm-tiny": ApplicationState("llm-tiny", "RUNNING")}
+    config = PlatformConfig(streams=StreamsConfig(move_wait_s=0.2))
+    async with before_provider(tmp_path, config=config, states=states) as (running, provider):
+        assert (await running.chat()).status_code == 200
+        provider.is_away = True
+        failed = await running.chat()
+        assert (failed.status_code, error_of(failed)["code"]) == (500, "generation_failed")
+        (replica,) = running.services
+        for _ in range(3):
+            with pytest.raises(EngineDead):
+                await replica.check_health()
+        await replica.stop(drain_s=0)
+        await running.directory.refresh()
+        states["llm-tiny"] = ApplicationState("llm-tiny", "UNHEALTHY", "A replica failed its health check.")
+        await running.states.refresh()
+        with pytest.raises(ClusterError):
+            await running.add_model(engine_at(provider), replica_id="r2")
+        refused = await running.chat()
+        assert (refused.status_code, error_of(refused)["code"]) == (503, "model_not_ready")
+        assert "A replica failed its health check." in error_of(refused)["message"]
+        assert int(refused.headers["retry-after"]) >= 1
+        provider.is_away = False
+        await running.add_model(engine_at(provider), replica_id="r3")
+        assert (await running.chat()).status_code == 200
 
 
 async def test_the_embedding_model_does_not_chat_and_chat_models_do_not_embed(tmp_path: Path) -> None:
