@@ -11,7 +11,7 @@ BIN := .venv/bin
 SETUP := $(PYTHON) -m infra.setup
 ARGS ?=
 
-.PHONY: help setup setup-dev up down test chaos soak test-kills test-leaks test-ranks test-nodes test-gpu test-unit lint format bench-laptop bench-experts bench-retrieval bench-routing bench-overhead bench-scaling bench-coldstart lock screenshots manifests manifests-check map clean
+.PHONY: help setup setup-dev up down test chaos soak test-kills test-leaks test-ranks test-nodes test-gpu test-unit lint format bench-laptop bench-experts bench-retrieval bench-answers bench-routing bench-overhead bench-scaling bench-coldstart lock screenshots manifests manifests-check map clean
 
 help: ## List all targets
 	@echo "windfarm: make up starts everything and prints the address of the page."
@@ -75,6 +75,9 @@ bench-experts: setup-dev ## Experts in pieces: exactness, balance, speed of two 
 
 bench-retrieval: setup-dev ## What search finds on test sets beside bm25s; search and ingest at scale beside LangChain
 	@$(BIN)/python -m tests.bench.retrieval $(ARGS)
+
+bench-answers: setup-dev ## What answers are worth in three languages: cited spans, unsupported sentences, refusals
+	@$(BIN)/python -m tests.bench.answers $(ARGS)
 
 bench-routing: setup-dev ## Chats that share documents: replicas chosen by their caches against round robin
 	@$(BIN)/python -m tests.bench.routing $(ARGS)

@@ -18,12 +18,16 @@ _DIGITS = 4
 
 
 def answers_json(judged: JudgedSet, measured: AnswerMeasurement) -> dict[str, Any]:
-    """One object. Shares are from 0 to 1; None where there was nothing to count. What is right, grounded and cited
-    counts the questions that were not refused, `right_of_all` all of them."""
+    """One object: the set, and its figures."""
+    return {"set": str(judged.folder), **answer_figures(measured)}
+
+
+def answer_figures(measured: AnswerMeasurement) -> dict[str, Any]:
+    """Shares are from 0 to 1; None where there was nothing to count. What is right, grounded and cited counts the
+    questions that were not refused, `right_of_all` all of them."""
     asked = measured.answered
     told = [each for each in asked if each.evidence != "none"]
     return {
-        "set": str(judged.folder),
         "model": measured.model,
         "embedding_model": measured.embedding_model,
         "num_questions": len(asked),

@@ -103,7 +103,7 @@ async def _measure_leg(
     report: Report,
     reranking: Reranking | None,
 ) -> LegScores:
-    search = _LegSearch(index, leg, wanted, reranking if leg == "reranked" else None)
+    search = LegSearch(index, leg, wanted, reranking if leg == "reranked" else None)
     await search.passages_of(queries[0].text)  # what is loaded at the first search is not its latency
     values: dict[str, list[float]] = {name: [] for name in (*METRICS, *DEEP_METRICS)}
     latency_ms = []
@@ -121,7 +121,7 @@ async def _measure_leg(
     return LegScores({name: tuple(scores) for name, scores in values.items()}, tuple(latency_ms))
 
 
-class _LegSearch:
+class LegSearch:
     """The product's search with one leg or both."""
 
     def __init__(self, index: SearchableSet, leg: Leg, wanted: RetrievalSettings, reranking: Reranking | None) -> None:

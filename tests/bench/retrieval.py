@@ -9,7 +9,8 @@ Each set is measured as `windfarm eval retrieval` does it, with one loaded model
 every fusion, the one chosen on half of the questions, and how often a fitted threshold errs. Over all sets:
 `leave_one_out` (the fusion that is best on the others), `languages` (questions in one, paragraphs in another) and
 `follow_ups`. `scale` is the speed half: searches in large collections, ingest, memory, each through the endpoint of a
-windfarm that is started for it, beside LangChain (`python -m tests.bench.scale` is this half alone).
+windfarm that is started for it, beside LangChain (`python -m tests.bench.scale` is this half alone; without it, as with
+`--passages 0 --compared 0 --rounds 0`, nothing is started and no `scale` printed).
 """
 
 import argparse
@@ -54,7 +55,7 @@ def main() -> None:
         results = json.loads(options.results.read_text("utf-8"))
     over_all = asyncio.run(measure(folders, results, options.results))
     scale = measure_scale(SETS, options_of(options))
-    print(json.dumps(results | over_all | {"scale": scale}))
+    print(json.dumps(results | over_all | ({"scale": scale} if scale else {})))
 
 
 async def measure(folders: list[Path], results: dict[str, Any], keep_in: Path | None) -> dict[str, Any]:

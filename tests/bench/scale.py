@@ -66,6 +66,9 @@ def options_of(arguments: argparse.Namespace) -> ScaleOptions:
 
 
 def measure_scale(sets: Sequence[Path], options: ScaleOptions) -> dict[str, Any]:
+    """Empty, and nothing is started, where all parts are left out."""
+    if not (options.rounds or options.compared or options.passages):
+        return {}
     config = load_ray_config(ROOT / "ray_config.yaml").app
     with tempfile.TemporaryDirectory(prefix="windfarm-bench-") as temporary:
         folder, home = Path(temporary), Path(temporary, "home")

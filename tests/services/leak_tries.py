@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -186,12 +188,19 @@ async def forbidden_changes(firm: Company, name: str) -> str:
 
 
 async def view_document(firm: Company, name: str) -> str:
-    paper = firm.random.choice(list(firm.papers.values()))
-    path = f"/v1/collections/{firm.boxes[paper.box].id}/documents/{paper.id}/{firm.random.choice(('view', 'pages/1'))}"
+    drawn = [paper for paper in firm.papers.values() if paper.is_pdf]
+    paper = firm.random.choice(drawn if drawn and firm.random.random() < 0.5 else list(firm.papers.values()))
+    pictures, texts = ("view?image=true&width=200", "pages/1?width=200"), ("view", "view", "pages/1")
+    way = firm.random.choice(pictures if paper.is_pdf else texts)
+    path = f"/v1/collections/{firm.boxes[paper.box].id}/documents/{paper.id}/{way}"
     status, told = await firm.ask(name, "GET", path)
-    # These papers have no drawn pages, which is told only to those who may read them.
-    code = "" if status == 200 else json.loads(told)["error"]["code"]
-    assert (code in ("", "no_such_page", "no_page_image")) == firm.may_read(name, paper.number)
+    if not firm.may_read(name, paper.number):
+        assert (status, json.loads(told)["error"]["code"]) == (404, "unknown_document"), told
+    elif paper.is_pdf or way.startswith("view"):
+        assert status == 200, told
+        firm.num_drawn += "PNG" in told[:8] or "png_base64" in told
+    else:
+        assert (status, json.loads(told)["error"]["code"]) == (404, "no_such_page")
     return told
 
 
@@ -269,12 +278,22 @@ async def carry_files_away(firm: Company, name: str) -> str:
             status, told = await firm.ask(name, method, path)
             assert status in (400, 403), told
         return told
-    status, told = await firm.ask(name, "GET", f"/v1/kb/export?collections={box.id}")
-    if firm.manages(person, box):
+    managed = [each for each in firm.boxes.values() if firm.manages(person, each)]
+    exported, asked = ([box], f"?collections={box.id}") if firm.random.random() < 0.7 else (managed, "")
+    status, data = await firm.ask_raw(name, "GET", f"/v1/kb/export{asked}")
+    if exported and all(each in managed for each in exported):
         assert status == 200
-        return ""
-    assert status == (403 if firm.sees(name, box) else 404)
-    return told
+        told = _unpacked(data)
+        assert marks(told) == {paper.number for each in exported for paper in firm.of(each)}
+        return told
+    assert status == (400 if not exported else 403 if firm.sees(name, box) else 404)
+    return data.decode()
+
+
+def _unpacked(archive: bytes) -> str:
+    """Names and contents of all that is in it."""
+    with zipfile.ZipFile(io.BytesIO(archive)) as packed:
+        return "\n".join(f"{name}\n{packed.read(name).decode(errors='replace')}" for name in packed.namelist())
 
 
 async def give_or_read_feedback(firm: Company, name: str) -> str:
@@ -286,8 +305,24 @@ async def give_or_read_feedback(firm: Company, name: str) -> str:
             body = {"conversation": person.conversation, "message": firm.random.choice(answers), "rating": "up"}
             status, told = await firm.ask(name, "POST", "/v1/feedback", body)
             assert status < 300, told
+            firm.feedback.append(json.loads(told)["id"])
             return told
     return (await firm.ask(name, "GET", "/v1/feedback"))[1]
+
+
+async def review_feedback(firm: Company, name: str) -> str:
+    """Of anybody's, by whoever tries it: for the owner of the installation alone."""
+    if not firm.feedback:
+        return ""
+    paper = firm.random.choice(list(firm.papers.values()))
+    body = {"decision": firm.random.choice(("accepted", "rejected")), "relevant": [paper.id]}
+    path = f"/v1/feedback/{firm.random.choice(firm.feedback)}/review"
+    status, told = await firm.ask(name, "POST", path, body)
+    is_owner = firm.people[name].role == "owner"
+    # What was given anew for the same answer has another id.
+    assert status in ((200, 404) if is_owner else (403,)), told
+    assert is_owner or not marks(told)
+    return told
 
 
 Try = Callable[[Company, str], Awaitable[str]]
@@ -310,7 +345,7 @@ TRIES: dict[Try, tuple[int, tuple[str, ...]]] = {
     ),
     list_receipts: (1, ("GET /v1/receipts", "GET /v1/receipts/{id}")),
     view_document: (
-        5,
+        8,
         ("GET /v1/collections/{name}/documents/{id}/view", "GET /v1/collections/{name}/documents/{id}/pages/{page}"),
     ),
     list_vector_stores: (1, ("GET /v1/vector_stores",)),
@@ -329,16 +364,18 @@ TRIES: dict[Try, tuple[int, tuple[str, ...]]] = {
     ),
     ask_over_mcp: (5, ("POST /mcp",)),
     carry_files_away: (
-        1,
+        2,
         ("GET /v1/kb/export", "GET /v1/backup", "POST /v1/restore", "POST /v1/kb/import"),
     ),
     give_or_read_feedback: (3, ("GET /v1/feedback", "POST /v1/feedback")),
+    review_feedback: (2, ("POST /v1/feedback/{id}/review",)),
     forbidden_changes: (3, ("DELETE /v1/collections/{name}",)),
 }
 """Kind of try -> how often of a hundred, and the routes that it asks."""
 
 SHOW_TEXT = {
     view_document,
+    carry_files_away,
     look_into_vector_store,
     look_at_file_of_vector_store,
     ask_over_mcp,
@@ -375,7 +412,7 @@ NO_TEXT_OF_DOCUMENTS = {
     "POST /v1/collections/{name}/jobs/cancel",
     "POST /v1/collections/{name}/tune", "DELETE /v1/collections/{name}/tune",
     "POST /v1/vector_stores", "POST /v1/vector_stores/{id}", "DELETE /v1/vector_stores/{id}",
-    "DELETE /v1/feedback/{id}", "POST /v1/feedback/{id}/review",
+    "DELETE /v1/feedback/{id}",
     # Of files that were added as such, by who manages the collection: tested beside their routes.
     "POST /v1/vector_stores/{id}/files", "POST /v1/vector_stores/{id}/files/{file_id}",
     "DELETE /v1/vector_stores/{id}/files/{file_id}", "POST /v1/vector_stores/{id}/file_batches",

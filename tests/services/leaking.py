@@ -14,10 +14,13 @@ import re
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from sqlalchemy import select
+
 from cluster.engine import GenerationChunk, GenerationRequest, Usage
-from services.database import Collection, StoredFile, VectorStoreFile
+from services.database import Collection, StoredFile, VectorStoreFile, Version
 from services.store_opening import StoreParts
 from services.store_service import StoreService
 from tests.services.filling import add_document
@@ -28,6 +31,7 @@ DIMENSION = 64
 TOPICS = ("salary", "harbour", "engine", "recipe", "garden", "contract")
 _MARK = re.compile(r"zq(\d+)zq")
 """Stands in the text, the title and the name of a document, and in no question."""
+_PDF = Path(__file__).parents[1] / "data" / "documents" / "movie-theater-booking-2024.pdf"
 
 
 class Embedder(HashEmbedder):
@@ -136,6 +140,11 @@ class Paper:
         return f"zq{self.number}zq.txt"
 
     @property
+    def is_pdf(self) -> bool:
+        """Whether it has a page that can be drawn."""
+        return self.number % 9 == 0
+
+    @property
     def is_file(self) -> bool:
         """Whether it came as a file of a vector store."""
         return self.number % 2 == 0
@@ -162,9 +171,13 @@ class Company:
         self.papers: dict[int, Paper] = {}
         self.gone: dict[int, Box] = {}
         """Deleted documents, by number, with the collection in which they were."""
+        self.feedback: list[str] = []
+        """Ids of what people said of answers."""
         self.asking = "owner"
         self.num_made = 0
         self.num_changes = 0
+        self.num_drawn = 0
+        """Pages that were shown as pictures."""
 
     # The rules
 
@@ -202,6 +215,10 @@ class Company:
     # Asking
 
     async def ask(self, name: str, method: str, path: str, body: Any = None) -> tuple[int, str]:
+        status, told = await self.ask_raw(name, method, path, body)
+        return status, told.decode(errors="replace")
+
+    async def ask_raw(self, name: str, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
         """Status and body, straight from the endpoint's application."""
         self.asking = name
         data = b"" if body is None else json.dumps(body).encode()
@@ -231,7 +248,7 @@ class Company:
             sent.append(message)
 
         await self.running.app(scope, receive, send)
-        told = b"".join(message.get("body", b"") for message in sent).decode(errors="replace")
+        told = b"".join(message.get("body", b"") for message in sent)
         status = int(sent[0]["status"])
         assert status < 500, f"{name}: {method} {path}: {status} {told[:500]!r}"
         return status, told
@@ -289,6 +306,16 @@ class Company:
         self.papers[number] = paper = Paper(number, box.number, document, topic)
         if paper.is_file:
             self._make_file(paper, collection)
+        if paper.is_pdf:
+            self._make_pdf(paper)
+
+    def _make_pdf(self, paper: Paper) -> None:
+        """As if its text had been read from a PDF of one page."""
+        with self.parts.database.write() as session:
+            version = session.scalars(select(Version).where(Version.document_id == paper.id)).one()
+            version.mime_type = "application/pdf"
+            version.pages = [[1, 0, version.num_characters]]
+            self.parts.blobs.originals.keep(version.id, _PDF)
 
     def _make_file(self, paper: Paper, collection: Collection) -> None:
         """As if it had come through OpenAI's files: all of a box in one batch."""

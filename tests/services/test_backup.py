@@ -20,6 +20,7 @@ from services.reconciler import reconcile
 from services.setup_errors import ConfigError
 from tests.services.harness import wait_until
 from tests.services.knowledge_endpoint import KnowledgeEndpoint, knowledge_endpoint
+from tests.services.test_knowledge_transfer import on_a_server
 
 DOCUMENTS = Path(__file__).parents[1] / "data" / "documents"
 
@@ -162,6 +163,33 @@ async def test_another_machine_takes_a_backup_over(tmp_path: Path) -> None:
         assert content.content == b"A file."
     async with knowledge_endpoint(tmp_path / "new") as again:
         assert again.service._parts.report.agreed
+
+
+async def test_vectors_on_a_qdrant_server_come_back_from_the_backup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, question = tmp_path / "b.backup", "Which rule holds?"
+    async with on_a_server(tmp_path / "home", monkeypatch) as running:
+        backups: Any = running.service._backups
+        backups._owns_all = False  # as where the configuration names a server
+        await filled(running)
+        before = await found(running, question)
+        await call(running, lambda client: client.download("/v1/backup", file))
+        await running.ingest("house", "rule.txt", "The new rule holds.")
+        embedder: Any = running.service._embedder
+        num_texts = embedder.num_texts
+        await call(running, lambda client: client.send_file("/v1/restore", file))
+        assert await found(running, question) == before and "The old rule holds." in before
+        parts = running.service._parts
+        report = reconcile(parts.database, parts.vectors, parts.journal, parts.blobs, owns_all=False)
+        assert report.agreed and report.num_repairs == 0
+        assert len(parts.vectors.list_collections()) == 1, "the former index is gone from the server"
+        assert embedder.num_texts == num_texts, "nothing was embedded again"
+    monkeypatch.undo()
+    async with knowledge_endpoint(tmp_path / "embedded") as other:
+        await call(other, lambda client: client.send_file("/v1/restore", file))
+        await wait_until(lambda: is_known(other))
+        assert await found(other, question) == before, "an embedded store takes it over"
 
 
 async def test_a_job_that_waited_goes_on_after_the_restore(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from services.cli import main
 from services.cli.commands import app
 
 DATA = Path(__file__).parents[1] / "data" / "multilingual-qa-mini"
+CONFIG = Path(__file__).parents[2] / "ray_config.yaml"
 WIDE = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 
 
@@ -157,7 +158,10 @@ def test_answers_of_the_real_model_are_measured_with_nothing_else_running(
 ) -> None:
     (small_set / "answers.jsonl").write_text((DATA / "fr" / "answers.jsonl").read_text("utf-8"), "utf-8")
     prepare("tiny", "gguf", open_home())
+    config = tmp_path / "gguf.yaml"
+    config.write_text(CONFIG.read_text("utf-8").replace("precision: auto", "precision: gguf"), "utf-8")
     arguments = [str(small_set), "--home", str(home), "--far", str(DATA / "it"), "--limit", "3", "--max-tokens", "12"]
+    arguments += ["--config", str(config)]
     ended = subprocess.run(
         [sys.executable, "-m", "services.cli", "eval", "answers", *arguments, "--json"],
         capture_output=True,
@@ -177,7 +181,7 @@ def test_answers_of_the_real_model_are_measured_with_nothing_else_running(
 def test_an_end_from_outside_leaves_no_temporary_folder(home: Path, tmp_path: Path) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    process = start(str(DATA / "it"), "--home", str(home), "--config", "precision=gguf", temporary=temporary)
+    process = start(str(DATA / "en"), "--home", str(home), "--config", "precision=gguf", temporary=temporary)
     try:
         deadline = time.monotonic() + 120
         while not list(temporary.glob("windfarm-eval-*/vectors/evaluation")):

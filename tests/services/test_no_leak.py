@@ -150,6 +150,7 @@ async def test_random_tries_show_nothing_that_may_not_be_read(tmp_path: Path, mo
         assert sum(observed.num_tries.values()) == NUM_TRIES
         # It was no test of silence.
         assert all(observed.num_shown[kind.__name__] > NUM_TRIES / 200 for kind in SHOW_TEXT), observed.num_shown
+        assert firm.num_drawn > NUM_TRIES / 500, "pages were drawn for those who may see them"
         assert len(firm.gone) > NUM_TRIES / 500 and firm.num_changes > NUM_TRIES / TRIES_PER_CHANGE
 
 

@@ -11,12 +11,14 @@ from pathlib import Path
 import openai
 import pytest
 
+from services.api_client import ApiFailed
 from services.limits import Limits
 from tests.services import test_feedback, test_file_search, test_receipts, test_sharing
 from tests.services.harness import ScriptedEngine, error_of, running_endpoint, words
 from tests.services.ingesting import Running
 from tests.services.ingesting import running as running_store
 from tests.services.knowledge_endpoint import KnowledgeEndpoint, knowledge_endpoint
+from tests.services.test_backup import call
 from tests.services.test_endpoint_limits import chat, key_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.requires("postgres")]
@@ -54,6 +56,20 @@ async def test_a_limited_key_and_a_kept_conversation(tmp_path: Path, postgres_ur
         kept = (await limited.get(f"/v1/conversations/{conversation}")).json()["messages"]
         assert [message["content"] for message in kept] == ["Hello", "Hello"] * 2
         assert (await endpoint.chat()).status_code == 200
+
+
+async def test_a_backup_is_refused_and_what_to_use_instead_is_said(running: KnowledgeEndpoint, tmp_path: Path) -> None:
+    file = tmp_path / "any"
+    file.write_bytes(b"whatever it holds")
+    for work in (
+        lambda client: client.download("/v1/backup", tmp_path / "b.backup"),
+        lambda client: client.send_file("/v1/restore", file),
+    ):
+        with pytest.raises(ApiFailed, match=r"pg_dump.*windfarm kb export") as refused:
+            await call(running, work)
+        assert (refused.value.status, refused.value.code) == (409, "backup_unsupported")
+    assert not (tmp_path / "b.backup").exists() and not list((running.home / "uploads").iterdir())
+    assert not [path for path in running.home.iterdir() if path.name.startswith(("backup-", "restore-"))]
 
 
 test_feedback_becomes_a_test_set = test_feedback.test_accepted_feedback_becomes_a_test_set_that_eval_reads
