@@ -7,31 +7,30 @@ import pytest
 from rag.evidence_threshold import is_for_fitting
 from services.config import AppConfig
 from services.evaluation_settings import EvaluationSettings
-from services.retrieval_evaluation import evaluate
 from tests.bench import scale
 from tests.bench.tuning import measure_tuning
 from tests.services.ingesting import HashEmbedder
 from tests.services.test_retrieval_evaluation import judged_set, opener
 
-SETTINGS = EvaluationSettings.of(AppConfig()).with_values({"chunk_tokens": "64", "chunk_overlap_tokens": "8"})
+SETTINGS = EvaluationSettings.of(AppConfig()).with_values({"chunk_tokens": "256", "chunk_overlap_tokens": "8"})
 TOPICS = ("salary", "harbour", "engine", "garden", "contract", "recipe")
 NUM_QUESTIONS = 44
 ALIKE = judged_set(
-    {f"d{n}": f"About the {TOPICS[n % 6]}: note {n} of the {TOPICS[n % 5]} office." for n in range(3 * NUM_QUESTIONS)},
+    {
+        f"d{n}": f"About the {TOPICS[n % 6]}: note {n} of the {TOPICS[n % 5]} office." + " more" * n
+        for n in range(3 * NUM_QUESTIONS)
+    },
     {f"q{n}": (f"What does the {TOPICS[n % 6]} office of {n} say?", {f"d{3 * n}": 1}) for n in range(NUM_QUESTIONS)},
 )
-"""So many documents with the same words that the right one is often found late."""
+"""So many documents with the same words that the right one is often found late. No two are of the same length, so that
+few score alike."""
 
 
-async def test_figures_of_the_tuned_half_are_those_of_an_evaluation() -> None:
+async def test_tuned_figures_reach_to_the_hundredth_passage() -> None:
     found = (await measure_tuning(ALIKE, SETTINGS, opener(HashEmbedder())))["tuned"]
-    (measured,) = await evaluate(ALIKE, [SETTINGS], open_model=opener(HashEmbedder()))
-    judged = [number for number, query in enumerate(ALIKE.queries) if not is_for_fitting(query.text)]
-    assert found["num_judged"] == len(judged)
-    for name, values in measured.legs["fused"].metrics.items():
-        mean = sum(values[number] for number in judged) / len(judged)
-        assert found["fused_default"][name] == pytest.approx(mean, abs=1e-4), name
-        assert found["fused"]["interval_95"][name][0] <= found["fused"][name]
+    assert found["num_judged"] == sum(not is_for_fitting(query.text) for query in ALIKE.queries)
+    for name, (low, high) in found["fused"]["interval_95"].items():
+        assert low <= found["fused"][name] <= high, name
     assert found["fused_default"]["recall@100"] > found["fused_default"]["recall@10"]
 
 

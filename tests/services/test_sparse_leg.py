@@ -13,7 +13,7 @@ from rag.retriever import RetrievalSettings
 from services.config import AppConfig
 from services.evaluation_index import EmbeddingModel, cut_documents, open_index
 from services.evaluation_settings import EvaluationSettings
-from services.retrieval_evaluation import _LegSearch
+from services.retrieval_evaluation import LegSearch
 from tests.bench.reference_bm25 import reference_rankings
 from tests.services.ingesting import HashEmbedder, word_spans
 
@@ -45,5 +45,5 @@ async def sparse_rankings(judged: JudgedSet) -> list[list[str]]:
         yield EmbeddingModel(HashEmbedder(), word_spans, 512)
 
     async with open_index(judged, SETTINGS, open_model, lambda step, done, total: None) as index:
-        search = _LegSearch(index, "sparse", RetrievalSettings(top_k=100, candidates=100), reranking=None)
+        search = LegSearch(index, "sparse", RetrievalSettings(top_k=100, candidates=100), reranking=None)
         return [rank_documents(await search.passages_of(query.text)) for query in judged.queries]

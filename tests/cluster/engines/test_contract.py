@@ -313,7 +313,9 @@ async def check_continuations(engine: Engine, request: GenerationRequest) -> Non
             entries = [entry for chunk in (*sent, *rest) for entry in chunk.logprobs or ()]
             assert len(entries) == sum(len(chunk.logprobs or ()) for chunk in whole), where
         else:
-            at = next(n for n, pair in enumerate(zip(ids, ids_of(whole), strict=False)) if pair[0] != pair[1])
+            pairs = enumerate(zip(ids, ids_of(whole), strict=False))
+            at = next((n for n, (one, other) in pairs if one != other), None)
+            assert at is not None, f"{where}: {ids} {text_of(rest)!r} of {ids_of(whole)} {text_of(whole)!r}"
             entries = [entry for chunk in whole for entry in chunk.logprobs or ()]
             assert distance_to_best(entries[at].top, rest, at - len(delivered.token_ids)) <= BEST_LOGIT_DISTANCE, where
 
