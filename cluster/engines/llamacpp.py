@@ -14,7 +14,6 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Container, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,6 @@ from cluster.engines.admission import Admission
 from cluster.engines.cache_use import CacheUse
 from cluster.engines.health_probe import HealthProbe
 from cluster.engines.llamacpp_mailbox import Call, End, Mailbox, wake
-from cluster.engines.llamacpp_parts import complete_in_parts
 from cluster.engines.memory import DEFAULT_CONTEXT, context_of
 from cluster.engines.openmp import SpinGovernor, is_spinning_governed, prepare_governed_spinning
 from cluster.engines.request_checks import answer_limit, check_request, check_token_ids
@@ -59,7 +57,7 @@ from cluster.expert_load import ExpertLoad
 from cluster.gguf_metadata import GgufMetadata, read_gguf_metadata
 from cluster.model_identity import model_identity
 
-# Tokens computed between two looks at whether the client still wants the answer, and whether others have a prompt.
+# Tokens computed between two looks at whether the client still wants the answer.
 PROMPT_BATCH = 512
 PROMPT_CACHE_MIB = 256
 
@@ -223,10 +221,7 @@ class LlamaCppEngine:
         call = Call(self._mailbox, self._note_token)
         self._mailbox.open(call)
         loop = asyncio.get_running_loop()
-        # Beside a part, each slot that answers has a token in the batch.
-        size = max(1, self._params.n_batch - self._settings.parallel_requests)
-        handle = partial(complete_in_parts, self._server.handle_completions, size)
-        future: Future[None] = self._workers.submit(call.run, handle, body)
+        future: Future[None] = self._workers.submit(call.run, self._server.handle_completions, body)
         future.add_done_callback(lambda _: wake(loop, self._admission.release))
         return call
 
@@ -290,8 +285,7 @@ class _ChunkReader:
         self._vocabulary = vocabulary
         self._num_prompt_tokens = num_prompt_tokens
         self._num_delivered = num_delivered
-        self._num_cached_tokens: int | None = None
-        """As it was first told: later parts of the prompt find the earlier ones in the cache."""
+        self._num_cached_tokens = 0
         self._num_tokens = 0
         """Of this engine: what was delivered before is not among them."""
         self._stops = StopMatcher(sampling.stop)
@@ -318,7 +312,7 @@ class _ChunkReader:
             if "error" in item:
                 raise _error_from(item["error"])
             if "prompt_progress" in item:
-                self._note_cached(item["prompt_progress"]["cache"])
+                self._num_cached_tokens = item["prompt_progress"]["cache"]
                 continue
             choice, details = item["choices"][0], item["__verbose"]
             token_ids += self._token_ids(details)
@@ -328,7 +322,7 @@ class _ChunkReader:
                 last = self._last("stop")
             elif choice["finish_reason"] is not None:
                 texts.append(self._stops.finish())
-                self._note_cached(item["usage"]["prompt_tokens_details"]["cached_tokens"])
+                self._num_cached_tokens = item["usage"]["prompt_tokens_details"]["cached_tokens"]
                 last = self._last(choice["finish_reason"])
             if last is not None:
                 break
@@ -338,10 +332,6 @@ class _ChunkReader:
             probabilities = tuple(logprobs) if self._num_alternatives is not None else None
             chunks.insert(0, GenerationChunk(tuple(token_ids), "".join(texts), probabilities))
         return chunks
-
-    def _note_cached(self, num_tokens: int) -> None:
-        if self._num_cached_tokens is None:
-            self._num_cached_tokens = num_tokens
 
     def _token_ids(self, details: Mapping[str, Any]) -> tuple[int, ...]:
         """Ids of a partial answer, with those that llama.cpp swallowed while a character was incomplete."""
@@ -353,7 +343,7 @@ class _ChunkReader:
         return hidden_token_ids(self._vocabulary, details["content"], shown, num_hidden) + shown
 
     def _last(self, reason: FinishReason) -> GenerationChunk:
-        num_cached = min(self._num_cached_tokens or 0, self._num_prompt_tokens)
+        num_cached = min(self._num_cached_tokens, self._num_prompt_tokens)
         usage = Usage(self._num_prompt_tokens, self._num_delivered + self._num_tokens, num_cached)
         return GenerationChunk(finish_reason=reason, usage=usage)
 

@@ -14,8 +14,6 @@ from cluster.weights.prepare import prepare
 from tests.product import Product
 
 MAX_CONTEXT = 512
-PROMPT_BATCH = 64
-"""Of llama.cpp, so that a prompt can have several."""
 NUM_SLOTS = 2
 MAX_QUEUED = 1
 
@@ -33,7 +31,7 @@ def make_local_engine(kind: str, **changes: Any) -> Engine:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def llamacpp() -> AsyncIterator[Engine]:
-    engine = make_local_engine("llamacpp", options={"n_batch": PROMPT_BATCH})
+    engine = make_local_engine("llamacpp")
     await engine.start()
     yield engine
     await engine.stop()
