@@ -262,15 +262,16 @@ class VllmEngine:
             async for output in outputs:
                 self._probe.note_life()
                 completion = output.outputs[0]
-                num_tokens += len(completion.token_ids)
+                num_new = len(completion.token_ids)
                 if self._output_counts is not None and completion.routed_experts is not None:
                     self._output_counts.note(completion.routed_experts, output.num_cached_tokens or 0)
                 shown, reason = completion.text, completion.finish_reason
                 if text is not None:
-                    shown = text.feed(completion.token_ids, ends_with_stop_token=reason == "stop")
+                    shown, num_new = text.feed(completion.token_ids, ends_with_stop_token=reason == "stop")
                     reason = "stop" if text.has_stopped else reason
                     shown += text.finish() if reason is not None else ""
-                yield chunk_of(completion, shown, request.sampling.logprobs)
+                num_tokens += num_new
+                yield chunk_of(completion, num_new, shown, request.sampling.logprobs)
                 if reason is not None:
                     usage = Usage(len(prompt_ids), num_tokens, min(output.num_cached_tokens or 0, len(prompt_ids)))
                     yield GenerationChunk(finish_reason=finish_reason_of(reason), usage=usage)

@@ -10,9 +10,9 @@ from cluster.engines.structured_output import compact_schema, json_schema_gramma
 from cluster.errors import EngineFailed, InvalidRequest
 
 
-def chunk_of(completion: Any, text: str, num_alternatives: int | None) -> GenerationChunk:
-    """The piece of an answer that vLLM's output holds, with the text that is to be shown for it."""
-    token_ids = tuple(completion.token_ids)
+def chunk_of(completion: Any, num_tokens: int, text: str, num_alternatives: int | None) -> GenerationChunk:
+    """The piece of an answer that the first tokens of vLLM's output are, with the text that is to be shown for it."""
+    token_ids = tuple(completion.token_ids)[:num_tokens]
     logprobs = None
     if num_alternatives is not None and completion.logprobs is not None:
         pairs = zip(token_ids, completion.logprobs, strict=False)

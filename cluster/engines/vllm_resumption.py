@@ -59,10 +59,18 @@ class ContinuedText:
     def has_stopped(self) -> bool:
         return self._stops.matched is not None
 
-    def feed(self, token_ids: Sequence[int], *, ends_with_stop_token: bool) -> str:
-        """What can be shown after these tokens."""
-        shown = token_ids[:-1] if ends_with_stop_token else token_ids
-        return "".join(self._stops.feed(self._spell(token_id)) for token_id in shown)
+    def feed(self, token_ids: Sequence[int], *, ends_with_stop_token: bool) -> tuple[str, int]:
+        """What can be shown after these tokens, and how many of them are of the answer.
+
+        vLLM knows nothing of the stop strings here, so tokens behind one come along where several come at once.
+        """
+        spelled = token_ids[:-1] if ends_with_stop_token else token_ids
+        shown = ""
+        for number, token_id in enumerate(spelled, 1):
+            shown += self._stops.feed(self._spell(token_id))
+            if self.has_stopped:
+                return shown, number
+        return shown, len(token_ids)
 
     def finish(self) -> str:
         """The answer ended: what was held back as the beginning of a stop string is text."""

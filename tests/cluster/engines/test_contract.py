@@ -391,6 +391,27 @@ async def test_a_guided_answer_goes_on_behind_the_endpoint(vllm: Engine, tmp_pat
 
 
 @pytest.mark.requires("vllm")
+async def test_tokens_that_come_with_a_stop_string_but_behind_it_are_not_of_a_continued_answer(vllm: Engine) -> None:
+    """On a busy machine vLLM hands over several tokens at once."""
+    from cluster.engines.vllm_resumption import ContinuedText
+
+    ids = await vllm.tokenize(" six seven eight nine ten")
+    pieces = [await vllm.tokenize(text) for text in (" six", " seven", " eight")]
+    assert ids[: sum(map(len, pieces))] == [token_id for piece in pieces for token_id in piece]
+    tokenizer: Any = vllm
+    text = ContinuedText(
+        tokenizer._engine.get_tokenizer(),
+        await vllm.tokenize("Count: one two three four five"),
+        SamplingParams(stop=("seven eig",)),
+        Delivered(tuple(pieces[0]), len(" six")),
+        50,
+        frozenset(),
+    )
+    shown, num_tokens = text.feed(ids[len(pieces[0]) :], ends_with_stop_token=False)
+    assert (shown, num_tokens, text.has_stopped) == (" ", len(pieces[1]) + len(pieces[2]), True)
+
+
+@pytest.mark.requires("vllm")
 async def test_on_cpus_vllm_looks_at_a_model_without_a_process_of_its_own(
     vllm: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
