@@ -107,11 +107,22 @@ def _asked_for(said: Sequence[Token], first: int, end: int) -> bool:
     before, after = said[:first], said[end:]
     if all(token.lower in _WORDS["title"] for token in before):
         return _is_the_holder(after) or _is_the_doer(after)
-    previous = before[-1].lower
-    if previous in _WORDS["agent"] and _speaks_of(said, _ONE_DOER):
-        return any(token.lower in _WORDS["passive"] for token in said)
+    if _is_the_agent(said, before[-1].lower):
+        return True
     if after and after[0].is_content and not _speaks_of(after[:1], _ONE_PLACE_OR_TIME):
-        return False
+        return False  # the name is a part of something else: "the Anna Smith prize"
+    return _is_the_answer(said, before)
+
+
+def _is_the_agent(said: Sequence[Token], previous: str) -> bool:
+    """`was founded by`, not `works by`."""
+    is_passive = any(token.lower in _WORDS["passive"] for token in said)
+    return previous in _WORDS["agent"] and is_passive and _speaks_of(said, _ONE_DOER)
+
+
+def _is_the_answer(said: Sequence[Token], before: Sequence[Token]) -> bool:
+    """`the capital is`, `due on`."""
+    previous = before[-1].lower
     if previous in _WORDS["copula"]:
         return _speaks_of(before, _ONE_HOLDER) or _speaks_of(before, _ONE_PLACE_OR_TIME)
     return previous in _WORDS["place"] and _speaks_of(said, _ONE_PLACE_OR_TIME)

@@ -58,10 +58,12 @@ class Room:
         """The ranks of a plan, where it has them or, since Ray goes by what is reserved, on other nodes `among`; `rank`
         is what one with its tensor-parallel group reserves. Returns the number of ranks that no node holds."""
         seats = [seat.node for replica in made.replicas for seat in replica.ranks if seat.tensor_rank == 0]
-        return sum(
-            not ((not among or name in among) and self.take(rank, [name])) and not self.take(rank, among)
-            for name in seats
-        )
+        left_over = 0
+        for planned in seats:
+            may_be_there = not among or planned in among
+            if not (may_be_there and self.take(rank, [planned])) and not self.take(rank, among):
+                left_over += 1
+        return left_over
 
     def _holds(self, index: int, each: Resources) -> bool:
         node = self._left[index]

@@ -79,6 +79,9 @@ def process_variables(home: Path, keys: Secrets, config: RayConfig, given: Mappi
         "GRADIO_TEMP_DIR": str(home / "run" / "page"),
         "PYTHONPATH": _python_path(),
         **{name: os.environ.get(name) or str(home / "cache" / folder) for name, folder in COMPILED.items()},
+        # Engines rename themselves: the title would be written over the environment, and over the tag by which `down`
+        # finds them.
+        "SPT_NOENV": "1",
         **given,
     }
     if not uses_hub(config):

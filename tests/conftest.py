@@ -18,6 +18,9 @@ pytest_plugins = ["tests.product", "tests.postgres"]
 
 SHARE_PRODUCT = ("tests/test_readme.py", "tests/test_packages.py")
 
+COMPUTING = ("tests/rag/test_chunking.py", "tests/rag/test_parsing.py", "tests/rag/test_tables.py")
+"""Large and deep documents: seconds of a processor when alone, minutes beside the gangs' start."""
+
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 
 
@@ -42,15 +45,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _turn_of_several(item: pytest.Item, demanding: set[str]) -> int:
     """vLLM's processes wait for each other by spinning, so two sets of them on two cores take many times as long. The
-    gangs, with which the end-to-end tests begin, therefore run beside tests that start nothing, and engines and faults
-    come after them."""
+    gangs, with which the end-to-end tests begin, therefore run beside tests that start nothing; engines, faults and
+    long computing come after them."""
     if _shares_product(item.nodeid):
         return 0
     return 2 if _file(item.nodeid) in demanding else 1
 
 
 def _is_demanding(item: pytest.Item) -> bool:
-    return item.get_closest_marker("integration") is not None or item.nodeid.startswith("tests/chaos/")
+    is_large = item.nodeid.startswith(("tests/chaos/", *COMPUTING))
+    return is_large or item.get_closest_marker("integration") is not None
 
 
 def _file(nodeid: str) -> str:

@@ -39,10 +39,11 @@ class EngineChoice:
 
 def detect_hardware() -> Hardware:
     """Looks at device files only. GPUs that are hidden from this process do not count."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", os.environ.get("HIP_VISIBLE_DEVICES"))
+    visible = visible_devices()
+    hidden = os.environ.get("HIP_VISIBLE_DEVICES") in ("", "-1") if visible is None else not visible
     has_device = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
     has_vllm = importlib.util.find_spec("vllm") is not None
-    return Hardware(has_gpu=has_device and hidden not in ("", "-1", "NoDevFiles"), has_vllm=has_vllm)
+    return Hardware(has_gpu=has_device and not hidden, has_vllm=has_vllm)
 
 
 def visible_devices() -> tuple[str, ...] | None:

@@ -1,7 +1,7 @@
 """Overload of the embedding model: its requests wait in a bounded room where keys take turns, as chats do."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from services.config import PlatformConfig, QueuesConfig
-from tests.services.harness import EmbeddingCalls, Running, error_of, running_endpoint, wait_until
+from tests.services.harness import EmbeddingCalls, error_of, running_endpoint, wait_until
+from tests.services.waiting_rooms import Clients, assert_keys_take_turns
 
 AT_ONCE = 2
 PLACES = 3
@@ -35,48 +36,8 @@ class Turnstile(EmbeddingCalls):
         return await super().call(method, *args, **kwargs)
 
 
-Send = Callable[[httpx.AsyncClient, str], Awaitable[httpx.Response]]
-
-
 async def embed(http: httpx.AsyncClient, name: str) -> httpx.Response:
     return await http.post("/v1/embeddings", json={"model": "embed", "input": name})
-
-
-class Clients:
-    """Keys by name; each sends requests that say its name, which wait in this room."""
-
-    def __init__(self, running: Running, room: str = "embed", send: Send = embed) -> None:
-        self._running = running
-        self._room = room
-        self._send = send
-        self._http: dict[str, httpx.AsyncClient] = {}
-        self.tasks: list[asyncio.Task[httpx.Response]] = []
-
-    def ask(self, name: str, send: Send | None = None) -> asyncio.Task[httpx.Response]:
-        if name not in self._http:
-            owner = self._running.accounts.owner_id()
-            assert owner is not None
-            headers = {"authorization": f"Bearer {self._running.accounts.create_key(owner, name)}"}
-            self._http[name] = httpx.AsyncClient(
-                base_url=self._running.url, headers=headers, timeout=60, trust_env=False
-            )
-        asked = (send or self._send)(self._http[name], name)
-        self.tasks.append(asyncio.ensure_future(asked))
-        return self.tasks[-1]
-
-    async def until_waiting(self, number: int) -> None:
-        async def is_so() -> bool:
-            metrics = (await self._running.http.get("/metrics")).text
-            return f'windfarm_waiting{{model="{self._room}"}} {number}.0' in metrics
-
-        await wait_until(is_so)
-
-    async def close(self) -> None:
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
-        for http in self._http.values():
-            await http.aclose()
 
 
 @asynccontextmanager
@@ -86,7 +47,7 @@ async def overloaded(
     monkeypatch.setattr("services.endpoint.EMBEDDING_REQUESTS", AT_ONCE)
     turnstile, config = Turnstile(), PlatformConfig(queues=QueuesConfig(max_waiting=max_waiting))
     async with running_endpoint(folder, config=config, embedding=turnstile) as running:
-        clients = Clients(running)
+        clients = Clients(running, "embed", embed)
         try:
             yield turnstile, clients
         finally:
@@ -95,18 +56,7 @@ async def overloaded(
 
 async def test_keys_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with overloaded(tmp_path, monkeypatch, max_waiting=20) as (turnstile, clients):
-        for _ in range(PLACES + 6):
-            clients.ask("heavy")
-        await clients.until_waiting(6)
-        assert turnstile.asked == ["heavy"] * PLACES
-        for _ in range(2):
-            clients.ask("light")
-        await clients.until_waiting(8)
-        turnstile.let_through(4)
-        await wait_until(lambda: len(turnstile.asked) == PLACES + 4)
-        assert turnstile.asked[PLACES:].count("light") == 2
-        turnstile.let_through(20)
-        assert {answer.status_code for answer in await asyncio.gather(*clients.tasks)} == {200}
+        await assert_keys_take_turns(turnstile, clients, PLACES)
 
 
 async def test_a_full_room_answers_at_once_with_the_time_to_come_back(

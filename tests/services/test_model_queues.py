@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from cluster.engine import GenerationChunk, GenerationRequest, Usage
 from services.config import ChatConfig, PlatformConfig, QueuesConfig
 from services.errors import ApiError
 from services.model_queues import ModelQueues
-from tests.services.harness import Running, ScriptedEngine, chat_body, error_of, events_of, running_endpoint, wait_until
+from tests.services.harness import ScriptedEngine, chat_body, error_of, events_of, running_endpoint, wait_until
+from tests.services.waiting_rooms import Clients
 
 TWO_SLOTS = 2
 PLACES = 3
@@ -41,78 +43,43 @@ class Turnstile(ScriptedEngine):
         yield GenerationChunk(finish_reason="stop", usage=Usage(3, 1))
 
 
-class Clients:
-    """Keys by name; each asks with its name as the question."""
-
-    def __init__(self, running: Running) -> None:
-        self._running = running
-        self._http: dict[str, httpx.AsyncClient] = {}
-        self.tasks: list[asyncio.Task[httpx.Response]] = []
-
-    def ask(self, name: str, **fields: Any) -> asyncio.Task[httpx.Response]:
-        http = self._http.get(name)
-        if http is None:
-            owner = self._running.accounts.owner_id()
-            assert owner is not None
-            headers = {"authorization": f"Bearer {self._running.accounts.create_key(owner, name)}"}
-            http = httpx.AsyncClient(base_url=self._running.url, headers=headers, timeout=60, trust_env=False)
-            self._http[name] = http
-        body = chat_body(**fields) | {"messages": [{"role": "user", "content": name}]}
-        self.tasks.append(asyncio.create_task(http.post("/v1/chat/completions", json=body)))
-        return self.tasks[-1]
-
-    async def close(self) -> None:
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
-        for http in self._http.values():
-            await http.aclose()
+async def chat(http: httpx.AsyncClient, name: str, **fields: Any) -> httpx.Response:
+    """Asks with the key's name as the question."""
+    body = chat_body(**fields) | {"messages": [{"role": "user", "content": name}]}
+    return await http.post("/v1/chat/completions", json=body)
 
 
 @asynccontextmanager
-async def overloaded(folder: Path, **queues: int) -> AsyncIterator[tuple[Turnstile, Clients, Running]]:
+async def overloaded(folder: Path, **queues: int) -> AsyncIterator[tuple[Turnstile, Clients]]:
     engine = Turnstile()
     config = PlatformConfig(queues=QueuesConfig(**queues), chat=ChatConfig(keep_alive_s=0.05))
     async with running_endpoint(folder, engine, config=config) as running:
-        clients = Clients(running)
+        clients = Clients(running, "tiny", chat)
         try:
-            yield engine, clients, running
+            yield engine, clients
         finally:
             await clients.close()
 
 
-async def waiting(running: Running) -> int:
-    metrics = (await running.http.get("/metrics")).text
-    _, _, number = metrics.partition('windfarm_waiting{model="tiny"} ')
-    return int(float(number.split("\n")[0])) if number else -1
-
-
-async def until_waiting(running: Running, number: int) -> None:
-    async def is_so() -> bool:
-        return await waiting(running) == number
-
-    await wait_until(is_so)
-
-
 async def test_as_many_begin_as_have_room_and_the_others_wait_their_turn(tmp_path: Path) -> None:
-    async with overloaded(tmp_path) as (engine, clients, running):
+    async with overloaded(tmp_path) as (engine, clients):
         for _ in range(6):
             clients.ask("a")
-        await until_waiting(running, 6 - PLACES)
+        await clients.until_waiting(6 - PLACES)
         await wait_until(lambda: len(engine.asked) == PLACES)
         engine.let_through(6)
         answers = await asyncio.gather(*clients.tasks)
-        assert await waiting(running) == 0
+        await clients.until_waiting(0)
     assert {answer.status_code for answer in answers} == {200}
 
 
 async def test_one_heavy_key_does_not_keep_others_waiting(tmp_path: Path) -> None:
-    async with overloaded(tmp_path) as (engine, clients, running):
+    async with overloaded(tmp_path) as (engine, clients):
         for _ in range(12):
             clients.ask("heavy")
-        await until_waiting(running, 12 - PLACES)
+        await clients.until_waiting(12 - PLACES)
         light = [clients.ask("light") for _ in range(2)]
-        await until_waiting(running, 12 - PLACES + 2)
+        await clients.until_waiting(12 - PLACES + 2)
         for number in range(1, 7):
             engine.let_through()
             await wait_until(lambda number=number: len(engine.asked) == PLACES + number)
@@ -122,21 +89,21 @@ async def test_one_heavy_key_does_not_keep_others_waiting(tmp_path: Path) -> Non
 
 
 async def test_a_full_room_answers_at_once_with_the_time_to_come_back(tmp_path: Path) -> None:
-    async with overloaded(tmp_path, max_waiting=2) as (_, clients, running):
+    async with overloaded(tmp_path, max_waiting=2) as (_, clients):
         for number, name in enumerate(("a", "b", "c", "d", "e"), start=1):
             clients.ask(name)
-            await until_waiting(running, max(0, number - PLACES))
+            await clients.until_waiting(max(0, number - PLACES))
         refused = await clients.ask("f")
-        own = [await clients.ask("d", stream=stream) for stream in (False, True)]
+        own = [await clients.ask("d", partial(chat, stream=stream)) for stream in (False, True)]
     assert (refused.status_code, error_of(refused)["code"]) == (503, "overloaded")
     assert int(refused.headers["retry-after"]) >= 1
     assert {answer.status_code for answer in own} == {503}  # it has no more waiting than the others
 
 
 async def test_whoever_fills_the_room_alone_is_told_so_and_gives_way(tmp_path: Path) -> None:
-    async with overloaded(tmp_path, max_waiting=3) as (engine, clients, running):
+    async with overloaded(tmp_path, max_waiting=3) as (engine, clients):
         heavy = [clients.ask("heavy") for _ in range(PLACES + 3)]
-        await until_waiting(running, 3)
+        await clients.until_waiting(3)
         refused = await clients.ask("heavy")
         assert (refused.status_code, error_of(refused)["code"]) == (429, "too_many_waiting")
         assert int(refused.headers["retry-after"]) >= 1
@@ -149,9 +116,9 @@ async def test_whoever_fills_the_room_alone_is_told_so_and_gives_way(tmp_path: P
 
 
 async def test_a_stream_that_gives_way_after_comments_ends_with_an_error_event(tmp_path: Path) -> None:
-    async with overloaded(tmp_path, max_waiting=2) as (engine, clients, running):
-        heavy = [clients.ask("heavy", stream=True) for _ in range(PLACES + 2)]
-        await until_waiting(running, 2)
+    async with overloaded(tmp_path, max_waiting=2) as (engine, clients):
+        heavy = [clients.ask("heavy", partial(chat, stream=True)) for _ in range(PLACES + 2)]
+        await clients.until_waiting(2)
         await asyncio.sleep(0.2)  # comments go out
         clients.ask("light")
         await wait_until(lambda: any(task.done() for task in heavy))
@@ -163,15 +130,15 @@ async def test_a_stream_that_gives_way_after_comments_ends_with_an_error_event(t
 
 
 async def test_flex_requests_wait_for_all_others(tmp_path: Path) -> None:
-    async with overloaded(tmp_path) as (engine, clients, running):
+    async with overloaded(tmp_path) as (engine, clients):
         for _ in range(PLACES):
             clients.ask("a")
         await wait_until(lambda: len(engine.asked) == PLACES)
-        clients.ask("later", service_tier="flex")
-        await until_waiting(running, 1)
+        clients.ask("later", partial(chat, service_tier="flex"))
+        await clients.until_waiting(1)
         for _ in range(3):
             clients.ask("b")
-        await until_waiting(running, 4)
+        await clients.until_waiting(4)
         engine.let_through(3)
         await wait_until(lambda: len(engine.asked) == PLACES + 3)
         assert engine.asked[PLACES:] == ["b", "b", "b"]
@@ -182,28 +149,28 @@ async def test_flex_requests_wait_for_all_others(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_client_that_leaves_the_queue_frees_its_place(tmp_path: Path, stream: bool) -> None:
-    async with overloaded(tmp_path) as (engine, clients, running):
+    async with overloaded(tmp_path) as (engine, clients):
         for _ in range(PLACES):
-            clients.ask("a", stream=stream)
+            clients.ask("a", partial(chat, stream=stream))
         await wait_until(lambda: len(engine.asked) == PLACES)
-        gone = clients.ask("gone", stream=stream)
-        await until_waiting(running, 1)
+        gone = clients.ask("gone", partial(chat, stream=stream))
+        await clients.until_waiting(1)
         gone.cancel()
-        await until_waiting(running, 0)
-        clients.ask("b", stream=stream)
+        await clients.until_waiting(0)
+        clients.ask("b", partial(chat, stream=stream))
         engine.let_through(PLACES + 1)
         await wait_until(lambda: "b" in engine.asked)
     assert "gone" not in engine.asked
 
 
 async def test_stories_and_completions_wait_too(tmp_path: Path) -> None:
-    async with overloaded(tmp_path) as (engine, clients, running):
+    async with overloaded(tmp_path) as (engine, clients):
         for _ in range(PLACES):
             clients.ask("a")
         await wait_until(lambda: len(engine.asked) == PLACES)
         for stream in (True, False):
-            clients.ask("story", windfarm_tools=["calculator"], stream=stream)
-        await until_waiting(running, 2)
+            clients.ask("story", partial(chat, windfarm_tools=["calculator"], stream=stream))
+        await clients.until_waiting(2)
         assert "story" not in engine.asked
         engine.let_through(PLACES + 2)
         assert {(await task).status_code for task in clients.tasks} == {200}

@@ -4,6 +4,7 @@ import json
 import os
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from services.process_environment import (
     load_secrets,
     process_variables,
 )
+from services.processes import INSTANCE_VARIABLE, tagged
 from services.ray_config import load_ray_config, parse_ray_config
 
 FILE = Path(__file__).resolve().parents[2] / "ray_config.yaml"
@@ -54,6 +56,20 @@ def test_what_is_compiled_stays_in_the_data_folder_unless_the_caller_says_where(
     folders = {Path(variables[name]) for name in COMPILED if name != "TRITON_CACHE_DIR"}
     assert len(folders) == len(COMPILED) - 1
     assert all(folder.is_relative_to(tmp_path / "cache") for folder in folders)
+
+
+def test_a_process_that_renames_itself_keeps_its_tag(tmp_path: Path) -> None:
+    """As vLLM's processes do; `down` has nothing but tags and sessions to find them by when the guardian is gone."""
+    pytest.importorskip("setproctitle")
+    variables = process_variables(tmp_path, load_secrets(tmp_path, renew=True), load_ray_config(FILE), {})
+    rename = "import setproctitle; setproctitle.setproctitle('VLLM::EngineCore'); print(flush=True); input()"
+    environment = {**full_environment(variables), INSTANCE_VARIABLE: "renamed"}
+    with subprocess.Popen(
+        [sys.executable, "-c", rename], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert [process.pid for process in tagged("renamed")] == [child.pid]
 
 
 def test_a_model_of_a_hub_may_be_fetched(tmp_path: Path) -> None:

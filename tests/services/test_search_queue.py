@@ -14,7 +14,7 @@ from services.config import PlatformConfig, QueuesConfig
 from services.model_queues import SEARCHES
 from tests.services.harness import error_of, wait_until
 from tests.services.knowledge_endpoint import knowledge_endpoint
-from tests.services.test_embedding_queue import Clients
+from tests.services.waiting_rooms import Clients, assert_keys_take_turns
 
 AT_ONCE = 2
 PLACES = 3
@@ -70,18 +70,7 @@ async def overloaded(
 
 async def test_keys_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with overloaded(tmp_path, monkeypatch, max_waiting=20) as (store, clients):
-        for _ in range(PLACES + 6):
-            clients.ask("heavy")
-        await clients.until_waiting(6)
-        assert store.asked == ["heavy"] * PLACES
-        for _ in range(2):
-            clients.ask("light")
-        await clients.until_waiting(8)
-        store.let_through(4)
-        await wait_until(lambda: len(store.asked) == PLACES + 4)
-        assert store.asked[PLACES:].count("light") == 2
-        store.let_through(20)
-        assert {answer.status_code for answer in await asyncio.gather(*clients.tasks)} == {200}
+        await assert_keys_take_turns(store, clients, PLACES)
 
 
 async def test_a_full_room_answers_every_way_of_searching_at_once(
