@@ -56,6 +56,14 @@ def prepare_governed_spinning() -> None:
         os.environ[POLICY_VARIABLE] = "PASSIVE"  # so that "hardly at all" means 100 spins
 
 
+def let_children_be_governed() -> None:
+    """After `limit_spinning`, for processes that start from here and have a governor; a value set by the operator
+    stays."""
+    if os.environ.get(SPIN_VARIABLE) == FIXED_SPIN_COUNT:
+        del os.environ[SPIN_VARIABLE]
+        prepare_governed_spinning()
+
+
 def is_spinning_governed() -> bool:
     return os.environ.get(SPIN_VARIABLE) == GOVERNED_SPIN_COUNT and os.environ.get(POLICY_VARIABLE) == "PASSIVE"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.engines.memory import context_of, facts_of_config, read_model_config, vllm_cpu_cache_bytes
-from cluster.engines.openmp import limit_spinning
+from cluster.engines.openmp import let_children_be_governed, limit_spinning
 from cluster.engines.request_checks import MAX_LOGPROBS
 from cluster.engines.settings import EngineSettings
 from cluster.engines.vllm_experts import expert_options, num_experts
@@ -72,6 +72,7 @@ class VllmStart:
         self.is_cpu = current_platform.is_cpu()
         if self.is_cpu and is_known_version():
             _inspect_models_here()
+            let_children_be_governed()
         if num_experts(self.config):
             options |= expert_options(self._settings.parallelism, is_cpu=self.is_cpu)
         options["additional_config"] = options.get("additional_config", {}) | closed_stores_option()

@@ -4,7 +4,7 @@ Each part is a module of its own and is on only where it belongs. The end with t
 of ours started vLLM. Grammars of continued answers: in the process that schedules, on a version of vLLM whose private
 parts they know. All others: only on such a version, and only where vLLM's platform is the CPU. Of these, patient queues
 are on in all of an engine's processes; CPU linear layers, CPU collectives, CPU experts, experts in bfloat16, placed
-experts and expert counters only in the workers, which compute.
+experts, expert counters and governed spinning only in the workers, which compute.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ def _cpu_parts() -> list[str]:
         names += ["forked_workers"]
     if process.startswith(_WORKER_NAME):
         names += ["cpu_linear", "cpu_collectives", "cpu_experts", "bf16_experts", "placed_experts", "expert_counters"]
+        names += ["governed_spinning"]
     return names
 
 

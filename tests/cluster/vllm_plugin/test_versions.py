@@ -41,7 +41,15 @@ def test_parts_stay_off_outside_workers_and_on_unknown_versions(monkeypatch: pyt
     assert plugin.parts == ()
 
 
-WORKERS_PARTS = ("cpu_linear", "cpu_collectives", "cpu_experts", "bf16_experts", "placed_experts", "expert_counters")
+WORKERS_PARTS = (
+    "cpu_linear",
+    "cpu_collectives",
+    "cpu_experts",
+    "bf16_experts",
+    "placed_experts",
+    "expert_counters",
+    "governed_spinning",
+)
 
 
 @pytest.mark.parametrize(
