@@ -40,8 +40,8 @@ test-kills: setup-dev ## 20 kills at random moments of an ingest of 200 files (m
 test-leaks: setup-dev ## 10,000 random tries to read what one may not (a minute; `test` has the short form)
 	@WINDFARM_TEST_TRIES=10000 $(BIN)/python -m pytest tests/services/test_no_leak.py $(ARGS)
 
-test-ranks: setup-dev ## vLLM in many processes: gangs, exactness, lost ranks and nodes (minutes; `test` has the short form)
-	@$(BIN)/python -m pytest -m "" tests/cluster/vllm_plugin tests/cluster/test_small.py tests/cluster/test_placement_on_ray.py tests/e2e/test_gangs.py tests/e2e/test_small_gang.py $(ARGS)
+test-ranks: setup-dev ## vLLM in many processes: gangs, exactness, lost ranks and nodes; an ingest over two nodes (minutes)
+	@$(BIN)/python -m pytest -m "" tests/cluster/vllm_plugin tests/cluster/test_small.py tests/cluster/test_placement_on_ray.py tests/e2e/test_gangs.py tests/e2e/test_small_gang.py tests/e2e/test_spread_ingest.py $(ARGS)
 
 chaos: setup-dev ## Break everything many times, and write the measured times into docs/failure-contract.md (an hour)
 	@$(BIN)/python -m tests.chaos.campaign $(ARGS)

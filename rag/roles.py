@@ -40,13 +40,15 @@ def are_roles_changed(said: Sequence[Token], written: Sequence[Token]) -> bool:
 
 
 def _has_swapped_sides(said: Sequence[Token], written: Sequence[Token]) -> bool:
-    """A, V, B here and B, V, A there. Not what a preposition leads: `in Berlin` may stand anywhere."""
+    """A, V, B here and B, V, A there. Not what a preposition leads: `in Berlin` may stand anywhere. Nor what stands on
+    both sides of the others in one of both: a clause has but one of its places."""
     clauses = [[token for token in written if token.clause == clause] for clause in {t.clause for t in written}]
     return _has_swapped_pair(said, written, only_names=True) or any(_has_swapped_pair(said, each) for each in clauses)
 
 
 def _has_swapped_pair(said: Sequence[Token], clause: Sequence[Token], *, only_names: bool = False) -> bool:
     here, there = _content(said), _content(clause)
+    order = [_places(token, here) for token in here]
     places = [_places(token, there) for token in here]
     bare = [not _is_governed(token, said) and (_is_big(token) or not only_names) for token in here]
     free = {place for place, token in enumerate(there) if not _is_governed(token, clause)}
@@ -61,10 +63,16 @@ def _has_swapped_pair(said: Sequence[Token], clause: Sequence[Token], *, only_na
                     and places[left]
                     and places[right]
                     and free.issuperset((*places[left], *places[right]))
-                    and max(places[right]) < min(places[middle]) <= max(places[middle]) < min(places[left])
+                    and _follow(order[left], order[middle], order[right])
+                    and _follow(places[right], places[middle], places[left])
                 ):
                     return True
     return False
+
+
+def _follow(first: Sequence[int], second: Sequence[int], third: Sequence[int]) -> bool:
+    """Whether all of these places come one after the other."""
+    return max(first) < min(second) <= max(second) < min(third)
 
 
 def _has_swapped_prepositions(said: Sequence[Token], written: Sequence[Token]) -> bool:

@@ -146,7 +146,8 @@ class Chat:
 
     async def _search(self, request: ChatRequest, knowledge: KnowledgeOptions, query: str) -> SearchResult:
         top_k = knowledge.top_k or self._retrieval.top_k
-        return await self._searcher.search(knowledge.collections, query, top_k=top_k, actor=request.actor)
+        async with request.search_turn(query):
+            return await self._searcher.search(knowledge.collections, query, top_k=top_k, actor=request.actor)
 
     def _threshold(self, knowledge: KnowledgeOptions | None) -> float:
         asked = knowledge.threshold if knowledge else None
@@ -161,6 +162,7 @@ class Chat:
             is_threshold_asked=request.knowledge is not None and request.knowledge.threshold is not None,
             passages=list(passages),
             collection_names=found.collection_names,
+            search_turn=request.search_turn,
         )
 
 

@@ -6,7 +6,8 @@ of HTTP or Ray.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -25,6 +26,15 @@ ToolChoice = Literal["none", "auto", "required"] | str
 """Any other string is the name of the one tool that must be called."""
 
 
+SearchTurn = Callable[[str], AbstractAsyncContextManager[object]]
+"""Goes around one search for these words: waits until it may begin. Raises `ApiError` where too many wait already."""
+
+
+def at_once(_query: str) -> AbstractAsyncContextManager[object]:
+    """The turn of a search that has no others beside it."""
+    return nullcontext()
+
+
 @dataclass(frozen=True, slots=True)
 class KnowledgeOptions:
     """Which collections the answer must rest on. `None` means the configured default."""
@@ -37,7 +47,8 @@ class KnowledgeOptions:
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
     """One checked chat request. `client_tools` are OpenAI tool schemas whose calls go back to the client;
-    `server_tools` names tools that run here. `actor` is who asks, handed to the store's access check."""
+    `server_tools` names tools that run here. `actor` is who asks, handed to the store's access check; `search_turn` is
+    that of each of its searches."""
 
     request_id: str
     model: str
@@ -48,6 +59,7 @@ class ChatRequest:
     client_tools: tuple[Mapping[str, Any], ...] = ()
     tool_choice: ToolChoice = "auto"
     actor: str | None = None
+    search_turn: SearchTurn = at_once
 
 
 class ModelClient(Protocol):

@@ -37,7 +37,7 @@ from services.knowledge_routes import KnowledgeRoutes
 from services.limit_client import LimitClient
 from services.mcp_routes import McpRoutes
 from services.metrics import Metrics
-from services.model_queues import SEARCHES, ModelQueues
+from services.model_queues import SEARCHES, TUNINGS, ModelQueues
 from services.model_status import MODEL_APP_PREFIX, ApplicationState
 from services.people import People
 from services.people_routes import PeopleRoutes
@@ -58,6 +58,8 @@ EMBEDDING_REQUESTS = 64
 """Requests for vectors that begin at once, of all relays together: they fill a batch while another one is computed."""
 SEARCH_REQUESTS = 32
 """Searches that begin at once, of all relays together: fewer than the store takes calls, so that uploads reach it."""
+TUNINGS_AT_ONCE = 1
+"""The same of tunings: they last, and nobody waits for them as for an answer."""
 
 
 class Replicas(ReplicaSource, Protocol):
@@ -101,8 +103,8 @@ class _OwnShare:
 
     def num_slots(self, model: str) -> int:
         num_relays = len([each for each in self._replicas.endpoints(RELAY_APP) if each.state == "ready"])
-        if model == SEARCHES:
-            num_slots = SEARCH_REQUESTS
+        if model in (SEARCHES, TUNINGS):
+            num_slots = SEARCH_REQUESTS if model == SEARCHES else TUNINGS_AT_ONCE
         else:
             is_embedding = model == self._embedding_model
             num_slots = EMBEDDING_REQUESTS if is_embedding else self._pool.num_slots(model)

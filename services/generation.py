@@ -24,6 +24,7 @@ from services.chat_types import (
     CitationsReady,
     KnowledgeOptions,
     ModelClient,
+    SearchTurn,
     TextDelta,
     ToolResult,
 )
@@ -35,12 +36,12 @@ from services.errors import ApiError, conflict
 from services.event_stream import DONE, ClientGone, EventStream, until_client_leaves
 from services.frames import FrameKind
 from services.metrics import Metrics
-from services.model_queues import ModelQueues, Place, Priority
+from services.model_queues import SEARCHES, ModelQueues, Place, Priority
 from services.openai_api import ChatCompletionRequest, CompletionRequest, usage_json
 from services.openai_stream import chat_logprobs, completion_logprobs
 from services.relay import ModelPool, PooledModel, parse_chunk, wire_body
 from services.routing import Answer, Call, json_answer
-from services.token_estimate import estimate_chat, estimate_completion
+from services.token_estimate import estimate_chat, estimate_completion, estimate_search
 
 _log = logging.getLogger(__name__)
 
@@ -151,13 +152,12 @@ class Generation:
 
     async def _in_turn(self, call: Call, asked: Asked, work: Callable[[Place], Awaitable[Result]]) -> Result:
         """Do the work when it is this request's turn at its model."""
-        priority: Priority = "default"
         if isinstance(asked, CompletionRequest):
             estimate = estimate_completion(asked)
         else:
-            priority = "flex" if asked.service_tier == "flex" else priority
             estimate = estimate_chat(asked, self._config.default_max_tokens, 0)
-        async with self._queues.place(asked.model, call.actor.key_id, priority, estimate.num_prompt_tokens) as place:
+        key, num_tokens = call.actor.key_id, estimate.num_prompt_tokens
+        async with self._queues.place(asked.model, key, _priority(asked), num_tokens) as place:
             await self._pool.until_there(asked.model)
             return await work(place)
 
@@ -220,7 +220,8 @@ class Generation:
         """Show every event of the story. The conversation keeps what was said, also of a stopped or failed answer."""
         state: MessageState = "failed"
         try:
-            async with aclosing(self._story(answer.story_request(), self._model(answer))) as story:  # type: ignore[type-var]
+            request = answer.story_request(self._search_turn(answer))
+            async with aclosing(self._story(request, self._model(answer))) as story:  # type: ignore[type-var]
                 async for event in story:
                     if isinstance(event, TextDelta):
                         place.note_token()
@@ -253,6 +254,12 @@ class Generation:
                 "Documents of this answer were deleted, or taken from you, while it was written. Ask again.",
                 code="documents_changed",
             )
+
+    def _search_turn(self, answer: _ChatAnswer) -> SearchTurn:
+        """Searches of an answer wait among all others. Its place at the model is held meanwhile; nobody who has a place
+        at the search waits for one at a model."""
+        key, priority = answer.call.actor.key_id, _priority(answer.request)
+        return lambda query: self._queues.place(SEARCHES, key, priority, estimate_search([query]))
 
     def _model(self, answer: _ChatAnswer) -> ModelClient:
         return PooledModel(self._pool, answer.request.model, answer.call.meter)
@@ -345,7 +352,7 @@ class _ChatAnswer:
     def head(self) -> dict[str, Any]:
         return {"id": self.id, "model": self.request.model, "created": self.created}
 
-    def story_request(self) -> ChatRequest:
+    def story_request(self, search_turn: SearchTurn) -> ChatRequest:
         request = self.request
         knowledge = request.knowledge
         return ChatRequest(
@@ -360,7 +367,12 @@ class _ChatAnswer:
             client_tools=tuple(tool.model_dump(exclude_none=True) for tool in request.tools or ()),
             tool_choice=request.tool_choice_name,
             actor=self.call.actor.user_id,
+            search_turn=search_turn,
         )
+
+
+def _priority(asked: Asked) -> Priority:
+    return "flex" if isinstance(asked, ChatCompletionRequest) and asked.service_tier == "flex" else "default"
 
 
 async def _ignore(_event: ChatEvent) -> None:

@@ -14,7 +14,7 @@ from services.errors import invalid, not_found
 from services.event_stream import until_client_leaves
 from services.knowledge import ACTIVE_JOB_STATES
 from services.knowledge_calls import RemoteSearcher
-from services.model_queues import SEARCHES, ModelQueues
+from services.model_queues import SEARCHES, TUNINGS, ModelQueues
 from services.routing import Answer, Call, Route, flag, json_answer, list_answer
 from services.token_estimate import estimate_search
 from services.tuning import MAX_QUESTIONS
@@ -152,8 +152,13 @@ class KnowledgeRoutes:
 
     async def tune(self, call: Call) -> Answer:
         wanted = await call.parse(TuningBody, _MAX_MIB)
+        return json_answer(await until_client_leaves(call.receive, self._tune_in_turn(call, wanted)))
+
+    async def _tune_in_turn(self, call: Call, wanted: TuningBody) -> Any:
         questions = None if wanted.questions is None else [(each.text, each.documents) for each in wanted.questions]
-        return json_answer(await self._searcher.tune(call.parameters["name"], questions, call.actor.user_id))
+        num_tokens = estimate_search(text for text, _ in questions or ())
+        async with self._queues.place(TUNINGS, call.actor.key_id, "default", num_tokens):
+            return await self._searcher.tune(call.parameters["name"], questions, call.actor.user_id)
 
     async def forget_tuning(self, call: Call) -> Answer:
         return json_answer(await self._store.call("forget_tuning", call.parameters["name"], call.actor.user_id))

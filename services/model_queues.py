@@ -2,8 +2,8 @@
 
 As many requests begin as the model's replicas have slots, and a few more, so that a slot that becomes free finds its
 next request there. All others wait here, where keys can be told apart; the replicas cannot. Requests for a model that
-was scaled to zero wait here too: that they do is what starts it. Searches have a room like a model's. Each endpoint
-process has rooms of its own.
+was scaled to zero wait here too: that they do is what starts it. Searches have a room like a model's, and so
+have tunings. Each endpoint process has rooms of its own.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from services.fair_queue import FairQueue, RoomFull, Ticket
 Priority = Literal["default", "flex"]
 SEARCHES = "(searches)"
 """The room of searches; no model can be called so."""
+TUNINGS = "(tunings)"
+"""The room of those that fit a collection to its questions: each is as many searches, one after the other."""
+_CALLED = {SEARCHES: "search", TUNINGS: "tuning"}
 _ROOMS: dict[Priority, int] = {"default": 0, "flex": 1}
 _LOOK_S = 1.0
 _LONGEST_RETRY_S = 60
@@ -204,7 +207,7 @@ class _ModelRoom:
     def _refusal(self, *, is_own_doing: bool) -> ApiError:
         wait_s = (self.queue.num_waiting + 1) * self.pace.answer_s / max(1, self.queue.num_places)
         retry_s = min(_LONGEST_RETRY_S, max(1, math.ceil(wait_s)))
-        what = "search" if self._model == SEARCHES else f"model '{self._model}'"
+        what = _CALLED.get(self._model) or f"model '{self._model}'"
         if is_own_doing:
             message = f"Too many requests of this api key wait for the {what} already. Try again in {retry_s} s."
             return ApiError(429, "requests", "too_many_waiting", message, retry_after_s=retry_s)

@@ -20,9 +20,10 @@ class KnowledgeArguments(ToolArguments):
 async def _run(arguments: KnowledgeArguments, context: ToolContext) -> str:
     if context.searcher is None or not context.collections:
         raise ToolError("No collection was chosen for this chat; there is nothing to search.")
-    found = await context.searcher.search(
-        context.collections, arguments.query, top_k=arguments.top_k, actor=context.actor
-    )
+    async with context.search_turn(arguments.query):
+        found = await context.searcher.search(
+            context.collections, arguments.query, top_k=arguments.top_k, actor=context.actor
+        )
     context.collection_names.update(found.collection_names)
     own = {} if context.is_threshold_asked else found.thresholds
     if not judge_evidence(arguments.query, found.passages, context.evidence_threshold, own).is_found:

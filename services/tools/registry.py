@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rag.refusal import DEFAULT_THRESHOLD
 from rag.types import Passage
-from services.chat_types import Searcher
+from services.chat_types import Searcher, SearchTurn, at_once
 
 
 class ToolError(Exception):
@@ -47,6 +47,7 @@ class ToolContext:
     """The request named the threshold; it wins over those of tuned collections."""
     passages: list[Passage] = field(default_factory=list)
     collection_names: dict[str, str] = field(default_factory=dict)
+    search_turn: SearchTurn = at_once
     now: Callable[[], datetime] = now_utc
 
 

@@ -12,12 +12,15 @@ from typing import Any
 
 import httpx
 
+from cluster.engine import Engine
 from services.accounts import Accounts
+from services.chat import make_story
 from services.config import IngestionConfig, PlatformConfig, StoreConfig
 from services.database import Database
+from services.knowledge_calls import RemoteSearcher
 from services.store_opening import open_store
 from services.store_service import StoreService
-from tests.services.harness import Running, running_endpoint
+from tests.services.harness import Running, plain_story, running_endpoint
 from tests.services.test_store_service import RemoteHashEmbedder, environment
 
 CONFIG = StoreConfig(ingestion=IngestionConfig(chunk_tokens=64, chunk_overlap_tokens=8))
@@ -60,12 +63,19 @@ class KnowledgeEndpoint:
 
 @asynccontextmanager
 async def knowledge_endpoint(
-    home: Path, *, config: PlatformConfig | None = None, database_url: str | None = None
+    home: Path,
+    *engines: Engine,
+    config: PlatformConfig | None = None,
+    database_url: str | None = None,
 ) -> AsyncIterator[KnowledgeEndpoint]:
-    """`database_url`: a file in `home` where it is None."""
+    """`engines` answer from documents. `database_url`: a file in `home` where it is None."""
     calls = InProcessCalls()
     around = environment(home, database_url)
-    async with running_endpoint(home, config=config, store=calls, database_url=around.database_url) as running:
+    settings = config or PlatformConfig()
+    told = make_story(settings, RemoteSearcher(calls, settings.retrieval), None) if engines else plain_story
+    async with running_endpoint(
+        home, *engines, story=told, config=config, store=calls, database_url=around.database_url
+    ) as running:
         parts = await asyncio.to_thread(open_store, CONFIG, around)
         calls.service = service = StoreService(parts, RemoteHashEmbedder())
         await service.start()

@@ -24,7 +24,7 @@ class Clients:
     """Keys by name. `send` makes a request that says the name; its requests wait in the room of this model."""
 
     def __init__(self, running: Running, room: str, send: Send) -> None:
-        self._running = running
+        self.running = running
         self._room = room
         self._send = send
         self._http: dict[str, httpx.AsyncClient] = {}
@@ -32,18 +32,18 @@ class Clients:
 
     def ask(self, name: str, send: Send | None = None) -> asyncio.Task[httpx.Response]:
         if name not in self._http:
-            owner = self._running.accounts.owner_id()
+            owner = self.running.accounts.owner_id()
             assert owner is not None
-            headers = {"authorization": f"Bearer {self._running.accounts.create_key(owner, name)}"}
+            headers = {"authorization": f"Bearer {self.running.accounts.create_key(owner, name)}"}
             self._http[name] = httpx.AsyncClient(
-                base_url=self._running.url, headers=headers, timeout=60, trust_env=False
+                base_url=self.running.url, headers=headers, timeout=60, trust_env=False
             )
         self.tasks.append(asyncio.ensure_future((send or self._send)(self._http[name], name)))
         return self.tasks[-1]
 
     async def until_waiting(self, number: int) -> None:
         async def is_so() -> bool:
-            metrics = (await self._running.http.get("/metrics")).text
+            metrics = (await self.running.http.get("/metrics")).text
             return f'windfarm_waiting{{model="{self._room}"}} {number}.0' in metrics
 
         await wait_until(is_so)
