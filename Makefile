@@ -34,7 +34,7 @@ down: ## Stop windfarm and everything it started
 test: lint ## Checks and tests: what CI runs (the long forms are `test-kills`, `test-leaks`, `test-ranks`, `chaos`)
 	@$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
-test-kills: setup-dev ## 20 kills at random moments of an ingest of 200 files (minutes; `test` has the short form)
+test-kills: setup-dev ## 20 kills at random moments of an ingest of 200 files (a minute; `test` has the short form)
 	@WINDFARM_TEST_KILLS=20 WINDFARM_TEST_KILL_FILES=200 $(BIN)/python -m pytest tests/services/test_ingestion_kills.py $(ARGS)
 
 test-leaks: setup-dev ## 10,000 random tries to read what one may not (a minute; `test` has the short form)
