@@ -13,6 +13,8 @@ from services.error_responses import unwrap
 from services.errors import ApiError, unavailable
 
 _ANSWER_WITHIN_S = 120.0
+_LASTING = {"tune": 600.0}
+"""Methods that take as long as their input is: so many seconds, at least."""
 _CHANGE_WAIT_S = 60.0
 _LOOK_S = 0.1
 
@@ -49,12 +51,13 @@ class ServeCalls:
         await self._until_changed()
         if reason := self._why_not_ready():
             raise unavailable(reason, code="not_ready", retry_after_s=5)
+        timeout_s = max(self._timeout_s, _LASTING.get(method, 0.0))
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(timeout_s):
                 answer = await getattr(self._handle, method).remote(*args, **kwargs)
         except TimeoutError:
             raise unavailable(
-                f"No answer within {self._timeout_s:.0f} seconds. Try again; `windfarm status` shows what is busy.",
+                f"No answer within {timeout_s:.0f} seconds. Try again; `windfarm status` shows what is busy.",
                 code="timeout",
             ) from None
         except Exception as error:

@@ -58,6 +58,21 @@ async def test_only_an_answer_is_told() -> None:
     assert told == ["answer"]
 
 
+async def test_what_lasts_gets_more_time() -> None:
+    class Slow:
+        async def remote(self) -> str:
+            await asyncio.sleep(0.2)
+            return "done"
+
+    part = Part(is_there=True)
+    part.search = part.tune = Slow()  # type: ignore[assignment,attr-defined]
+    calls = part.calls(timeout_s=0.01)
+    with pytest.raises(ApiError, match="No answer within") as late:
+        await calls.call("search")
+    assert (late.value.status, late.value.code) == (503, "timeout")
+    assert await calls.call("tune") == "done"
+
+
 async def test_without_a_change_nobody_waits() -> None:
     part = Part()
     asked = asyncio.create_task(part.calls().call("search", "badge"))
