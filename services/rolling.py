@@ -28,6 +28,7 @@ from services.setup_errors import StartFailed, StartRefused
 from services.supervisor import POLL_S, Prepare, Show, plan_where_needed, refuse_failed
 
 Config = Mapping[str, Any]
+GO_ON = "What comes after it was not changed. Correct the code or the file, or go back, and run `windfarm apply` again."
 
 
 def apply(
@@ -52,7 +53,10 @@ def apply(
             say(f"What changed in {', '.join(lasting)} also runs where nothing is replaced: there with the next `up`.")
         for step in steps(applied, wanted):
             ask(state.control, {"do": "apply", "config": step}, timeout_s=60)
-            status = _wait(state, home, config, show, timeout_s)
+            try:
+                status = _wait(state, home, config, show, timeout_s)
+            except StartFailed as error:
+                raise StartFailed(f"{error}\n{GO_ON}") from error
         return status
 
 
