@@ -21,6 +21,8 @@ from typing import Any
 
 from services import ray_adapter
 from services.beats import RayBeatStore
+from services.code_change import code_of
+from services.code_servers import CodeServers
 from services.control import ControlServer
 from services.environment import INTERNAL_HOST_VARIABLE, PORTS_VARIABLE
 from services.fork_server import start_fork_server
@@ -31,7 +33,7 @@ from services.local_node import STARTED, LocalNode
 from services.processes import end_with_parent
 from services.public_port import PortLender
 from services.ray_status import summarize
-from services.ray_worker import SOCKET_VARIABLE
+from services.ray_worker import CODE_VARIABLE, SOCKET_VARIABLE
 
 CHECK_EVERY_S = 0.25
 SERVE_STOP_S = 7.0
@@ -50,9 +52,10 @@ class Conductor:
         self._client: Any = None
         self._address: str | None = None
         self._lock = threading.Lock()
+        self._code_servers = CodeServers()
         self._gangs = GangTracker(RayBeatStore())
         self._gang_watch: threading.Thread | None = None
-        self._applied: dict[str, Any] = {}
+        self._applied: dict[str, Any] = {"applications": []}
         self.should_end = threading.Event()
 
     def handle(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -62,6 +65,8 @@ class Conductor:
                 return self._status()
             case "apply":
                 return self._apply(request["config"])
+            case "applied":
+                return {"config": self._applied}
             case other:
                 raise ValueError(f"unknown command {other!r}")
 
@@ -84,6 +89,8 @@ class Conductor:
                 _log.error("Ray's %s ended unexpectedly", ", ".join(dead))
                 os._exit(3)  # nothing of Ray answers any more, an orderly end would only hang
             self._note_lost_nodes()
+            self._code_servers.tend()
+        self._code_servers.close()
         self._stop_serve()
         for process in self._node_processes.values():
             process.terminate()
@@ -108,19 +115,24 @@ class Conductor:
         import ray
 
         details = ray_adapter.serve_details(self._client)
-        return base | summarize(details, ray.nodes(), ray.available_resources()) | {"gangs": self._gangs.summary()}
+        answer = base | summarize(details, ray.nodes(), ray.available_resources()) | {"gangs": self._gangs.summary()}
+        for name, entry in _by_name(self._applied).items():
+            if name in answer["applications"]:
+                answer["applications"][name]["code"] = code_of(entry, os.environ[CODE_VARIABLE])
+        return answer
 
     def _apply(self, config: dict[str, Any]) -> dict[str, Any]:
         if self._client is None:
             raise RuntimeError(f"still {self._phase}; try again in a few seconds")
         with self._lock:
-            applications = {entry["name"]: entry for entry in config["applications"]}
-            for name in self._applied.keys() | applications.keys():
-                if self._applied.get(name) != applications.get(name):
+            before, applications = _by_name(self._applied), _by_name(config)
+            for name in before.keys() | applications.keys():
+                if before.get(name) != applications.get(name):
                     self._gangs.expect_change(name)
             self._watch_gangs(applications)
+            self._code_servers.want(config["applications"])
             ray_adapter.deploy(self._client, config)
-            self._applied = applications
+            self._applied = config
         return {"applied": True}
 
     def _watch_gangs(self, applications: Mapping[str, Any]) -> None:
@@ -137,6 +149,10 @@ class Conductor:
         stopping = threading.Thread(target=self._client.shutdown, kwargs={"timeout_s": SERVE_STOP_S}, daemon=True)
         stopping.start()
         stopping.join(SERVE_STOP_S)
+
+
+def _by_name(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {entry["name"]: entry for entry in config["applications"]}
 
 
 def _start_local_node(local: LocalNode, head: str) -> subprocess.Popen[str]:

@@ -13,7 +13,7 @@ import socketserver
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,13 @@ class RunState:
     ray_folder: str
     may_use_hub: bool = False
     """Whether its processes were started with the way to model hubs open."""
+    code: str = ""
+    """Version of the code that it was started with."""
+    python_path: str = ""
+    """From where its processes import."""
+    locks: str = ""
+    packages: list[str] = field(default_factory=list)
+    """What was pinned, and what was installed, when it was started."""
 
     @property
     def api(self) -> str:

@@ -62,37 +62,54 @@ def start_fork_server(path: str, modules: Sequence[str] = PRELOADED) -> int:
     To be called while this process has no other Python thread and has not imported Ray: from here on it has. The
     server ends with this process.
     """
-    _import_ray_as_a_worker()
+    parent = os.getpid()
+    _import_ray_as_a_worker(parent)
+    listener = _listen(path)
+    pid = os.fork()
+    if pid:
+        listener.close()
+        return pid
+    try:
+        _be_a_server(parent, listener, modules)
+    except BaseException:  # noqa: BLE001 -- a fork never returns into the code of its parent
+        traceback.print_exc()
+    os._exit(1)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """A server for code that came after the start, in a Python of its own: the conductor holds the old modules."""
+    path, parent = sys.argv[1:] if arguments is None else arguments
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    _import_ray_as_a_worker(int(parent))
+    _be_a_server(int(parent), _listen(path), PRELOADED)
+
+
+def _listen(path: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     listener.bind(path)
     os.chmod(path, 0o600)
     listener.listen(64)
-    parent = os.getpid()
-    pid = os.fork()
-    if pid:
-        listener.close()
-        return pid
-    try:
-        end_with_parent(parent)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is for the starter
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel collects ended workers
-        serve(listener, modules)
-    except BaseException:  # noqa: BLE001 -- a fork never returns into the code of its parent
-        traceback.print_exc()
-    os._exit(1)
+    return listener
 
 
-def _import_ray_as_a_worker() -> None:
+def _be_a_server(parent: int, listener: socket.socket, modules: Sequence[str]) -> None:
+    end_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is for the starter
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel collects ended workers
+    serve(listener, modules)
+
+
+def _import_ray_as_a_worker(parent: int) -> None:
     """Import Ray with the variables that tell a worker its job and its raylet: Ray reads them once, at its import.
 
-    A worker ends when the process that it takes for its raylet is gone. That will be this one, which ends as soon as
-    its raylet does.
+    A worker ends when the process that it takes for its raylet is gone. That will be `parent`, which ends as soon as
+    its raylet does, and not a server, whose workers may outlive it where their code is replaced.
     """
     if "ray" in sys.modules:
         raise RuntimeError("Ray was imported too early for a fork server.")
-    os.environ |= {JOB_VARIABLE: ONLY_JOB, RAYLET_VARIABLE: str(os.getpid())}
+    os.environ |= {JOB_VARIABLE: ONLY_JOB, RAYLET_VARIABLE: str(parent)}
     importlib.import_module("ray")
     _name_actor_classes_without_ray()
     del os.environ[JOB_VARIABLE], os.environ[RAYLET_VARIABLE]
@@ -221,3 +238,7 @@ def _become_worker(request: dict[str, Any], descriptors: Sequence[int]) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

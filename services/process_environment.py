@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.code_copies import REPOSITORY
 from services.environment import SECRET_VARIABLE
 from services.processes import started_with
 from services.ray_adapter import RAY_VARIABLES
 from services.ray_config import RayConfig
 
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN"
-REPOSITORY = Path(__file__).resolve().parents[1]
 # Python runs the `sitecustomize` in it.
-STARTUP = Path(__file__).with_name("startup")
+STARTUP = REPOSITORY / "services" / "startup"
 
 NO_TELEMETRY: Mapping[str, str] = {
     "DO_NOT_TRACK": "1",
@@ -67,8 +67,11 @@ def secrets_in_use(run: Path) -> bool:
     return path.exists() and bool(started_with(SECRET_VARIABLE, path.read_text(encoding="ascii")))
 
 
-def process_variables(home: Path, keys: Secrets, config: RayConfig, given: Mapping[str, str]) -> dict[str, str]:
-    """What to add to the environment. `given` are settings of the caller, such as `WINDFARM_PORT`."""
+def process_variables(
+    home: Path, keys: Secrets, config: RayConfig, given: Mapping[str, str], code: Path = REPOSITORY
+) -> dict[str, str]:
+    """What to add to the environment. `given` are settings of the caller, such as `WINDFARM_PORT`; `code` is the
+    folder that our packages are imported from."""
     variables = {
         **NO_TELEMETRY,
         **RAY_VARIABLES,
@@ -77,7 +80,7 @@ def process_variables(home: Path, keys: Secrets, config: RayConfig, given: Mappi
         "WINDFARM_HOME": str(home),
         # Uploads pass through the page's process; its default is a folder that all users of the machine share.
         "GRADIO_TEMP_DIR": str(home / "run" / "page"),
-        "PYTHONPATH": _python_path(),
+        "PYTHONPATH": python_path(code, os.environ.get("PYTHONPATH", "")),
         **{name: os.environ.get(name) or str(home / "cache" / folder) for name, folder in COMPILED.items()},
         # Engines rename themselves: the title would be written over the environment, and over the tag by which `down`
         # finds them.
@@ -100,10 +103,10 @@ def uses_hub(config: RayConfig) -> bool:
     return any(source.startswith("hf:") for source in sources)
 
 
-def _python_path() -> str:
-    before = os.environ.get("PYTHONPATH")
-    # Last: a `sitecustomize` that the operator has on the path takes precedence.
-    parts = [str(REPOSITORY), *(before.split(os.pathsep) if before else []), str(STARTUP)]
+def python_path(code: Path, before: str) -> str:
+    """`before` with the code in front of it. Its start-up folder comes last: a `sitecustomize` that the operator has on
+    the path takes precedence."""
+    parts = [str(code), *(before.split(os.pathsep) if before else []), str(code / STARTUP.relative_to(REPOSITORY))]
     return os.pathsep.join(dict.fromkeys(parts))
 
 

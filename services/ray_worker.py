@@ -1,7 +1,8 @@
 """What our raylets start for every worker, in place of Ray's own script: asks the fork server for one, and ends.
 
 Where there is no fork server, or it does not answer, or the worker wants an environment of its own, the worker is
-started as Ray does it. Standard library only, and little of it: this runs once per worker.
+started as Ray does it. A worker of other code than that of the start gets a fork of that code's own server, never one
+that holds the old modules. Standard library only, and little of it: this runs once per worker.
 """
 
 import json
@@ -11,6 +12,8 @@ import socket
 import sys
 
 SOCKET_VARIABLE = "WINDFARM_FORK_SERVER"
+CODE_VARIABLE = "WINDFARM_CODE"
+"""Version of the code that a process imports from its `PYTHONPATH`."""
 MAX_MESSAGE = 2**20
 TIMEOUT_S = 20.0
 LIMITS = ("RLIMIT_NOFILE", "RLIMIT_CORE")
@@ -29,15 +32,31 @@ def main(arguments: list[str]) -> None:
     if wants_an_environment(context):
         start_as_ray_does(arguments)
     path = os.environ.get(SOCKET_VARIABLE)
+    if code := other_code(context):
+        os.environ.update(code)
+        path = path and socket_of(path, code[CODE_VARIABLE])
     if path and not command[0].startswith("-") and ask_for_fork(path, command):
         return
     os.execv(sys.executable, [sys.executable, *command])
 
 
 def wants_an_environment(context: str) -> bool:
-    """Whether this serialized `RuntimeEnvContext` differs from what this very Python is."""
+    """Whether this serialized `RuntimeEnvContext` differs from what this very Python is in more than our own code."""
     values = json.loads(context)
+    if other_code(context):
+        del values["env_vars"]
     return any(value for name, value in values.items() if not (name == "py_executable" and value == sys.executable))
+
+
+def other_code(context: str) -> dict[str, str]:
+    """The variables of a worker that imports other code of ours than this process; empty for any other worker."""
+    variables: dict[str, str] = json.loads(context).get("env_vars") or {}
+    return variables if variables.keys() == {CODE_VARIABLE, "PYTHONPATH"} else {}
+
+
+def socket_of(path: str, code: str) -> str:
+    """Where the fork server of other code listens, beside that of the start."""
+    return f"{path}.{code}"
 
 
 def start_as_ray_does(arguments: list[str]) -> None:

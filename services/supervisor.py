@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +26,10 @@ import httpx
 from cluster.catalogue import Format, resolve
 from cluster.engines.choice import choose_engine, detect_hardware
 from cluster.errors import TopologyError
-from cluster.home import Home, open_home
+from cluster.home import Home, explain_disk_errors, open_home
 from cluster.topology import Topology
+from services.code_change import installed_packages, read_locks
+from services.code_copies import keep_copy, read_sources, remove_other_copies
 from services.control import RunState, ask, ray_folder_of, read_state, remove_state, running_state, write_state
 from services.environment import database_url
 from services.guardian import KEEP
@@ -41,7 +43,6 @@ from services.node_layout import (
     node_options,
     node_variables,
     planned_topology,
-    running_topology,
 )
 from services.placement_check import check_cards, check_ranks
 from services.preflight import (
@@ -59,7 +60,7 @@ from services.process_environment import full_environment, load_secrets, process
 from services.processes import INSTANCE_VARIABLE, Process, end_all, find_process, in_session, tagged
 from services.ray_adapter import NodeOptions
 from services.ray_config import RayConfig
-from services.ray_worker import SOCKET_VARIABLE
+from services.ray_worker import CODE_VARIABLE, SOCKET_VARIABLE
 from services.setup_errors import NotRunning, StartFailed, StartRefused
 from services.sharding import is_sharded
 from services.start_order import is_placed, submissions
@@ -203,7 +204,7 @@ def wait_until_ready(running: Running, options: UpOptions, show: Show, timeout_s
             ask(running.state.control, {"do": "apply", "config": latest}, timeout_s=60)
             continue
         show(status)
-        _refuse_failed(status)
+        refuse_failed(status)
         if not left and _platform_runs(status) and is_ready(running.state.api):
             return
         time.sleep(POLL_S)
@@ -216,55 +217,6 @@ def is_ready(api: str) -> bool:
         return httpx.get(f"{api}/ready", timeout=2, trust_env=False).status_code == 200
     except httpx.TransportError:
         return False
-
-
-def apply(
-    home: Path, config: RayConfig, say: Say, show: Show, timeout_s: float, prepare_models: Prepare
-) -> dict[str, Any]:
-    """Bring a changed configuration to the windfarm that runs here; returns when it has taken effect."""
-    state = running_state(home / "run")
-    findings = [*check_models(config, home)]
-    if not all(finding.is_ok for finding in findings):
-        raise StartRefused(explain(findings))
-    if uses_hub(config) and not state.may_use_hub:
-        raise StartRefused(
-            "This windfarm was started without a model of a hub, so its processes may not go to the network. "
-            "Restart it with this configuration: windfarm down, then windfarm up."
-        )
-    if uses_hub(config):
-        prepare_models(config, open_home(home))  # what its replicas ask Ray for is computed from the files
-    running = ask(state.control, {"do": "status"})
-    for note in plan_where_needed(config, open_home(home), lambda: running_topology(running)):
-        say(note)
-    ask(state.control, {"do": "apply", "config": config.serve}, timeout_s=60)
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        now = ask(state.control, {"do": "status"})
-        show(now)
-        _refuse_failed(now)
-        is_running = all(app["status"] == "RUNNING" for app in now["applications"].values())
-        if is_running and _serves(state.api, home, config.app.models):
-            return now
-        time.sleep(POLL_S)
-    raise StartFailed(f"Not all applications run after {timeout_s:.0f} s. `windfarm status` says what is missing.")
-
-
-def _serves(api: str, home: Path, models: Collection[str]) -> bool:
-    """Whether the public endpoint, which looks every few seconds, has seen which models there are now and that each can
-    be asked: otherwise the next request could be told that there is no such model, or that it is not ready."""
-    from services.accounts import read_owner_key
-
-    key = read_owner_key(home)
-    if key is None:
-        return True
-    try:
-        answer = httpx.get(
-            f"{api}/v1/models", headers={"Authorization": f"Bearer {key}"}, timeout=5, trust_env=False
-        ).raise_for_status()
-    except httpx.HTTPError:
-        return False
-    listed = [model for model in answer.json()["data"] if model["kind"] == "chat"]
-    return {model["id"] for model in listed} == set(models) and all(model["ready"] for model in listed)
 
 
 def status(home: Path) -> dict[str, Any]:
@@ -331,8 +283,15 @@ def _launch(
     folder = ray_folder_of(home.root)
     control = str(folder / "control.sock")
     host, port = options.address
-    variables = process_variables(home.root, load_secrets(home.run, renew=True), options.config, settings(options))
+    sources = read_sources()
+    with explain_disk_errors(home.root):
+        code = keep_copy(sources, home.run)
+    remove_other_copies(home.run, {sources.version})
+    variables = process_variables(
+        home.root, load_secrets(home.run, renew=True), options.config, settings(options), code
+    )
     variables |= {INSTANCE_VARIABLE: instance, "WINDFARM_HOST": host, "WINDFARM_PORT": str(port)}
+    variables[CODE_VARIABLE] = sources.version
     variables |= {SOCKET_VARIABLE: str(folder / "fork.sock")}
     variables |= node_variables(seats, nodes, port, options)
     command = ["-m", "services.conductor", "--control", control, "--head", json.dumps(asdict(nodes[0]))]
@@ -355,6 +314,10 @@ def _launch(
         config=str(options.config.path),
         ray_folder=str(folder),
         may_use_hub=uses_hub(options.config),
+        code=sources.version,
+        python_path=variables["PYTHONPATH"],
+        locks=read_locks(sources.root),
+        packages=installed_packages(),
     )
     write_state(home.run, state)
     return Running(home, state, guardian, writer)
@@ -413,7 +376,8 @@ def _status(running: Running) -> dict[str, Any]:
         return {"phase": "starting"}
 
 
-def _refuse_failed(status: Mapping[str, Any]) -> None:
+def refuse_failed(status: Mapping[str, Any]) -> None:
+    """Raise `StartFailed` with the end of what Serve says where an application could not be started."""
     failed = {name: app for name, app in status.get("applications", {}).items() if app["status"] in ("DEPLOY_FAILED",)}
     if failed:
         reasons = "\n".join(f"{name}: {_end_of(app['message'])}" for name, app in failed.items())

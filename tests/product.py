@@ -83,10 +83,12 @@ def windfarm(
     return run(home, [str(WINDFARM), *arguments], check=check, typed=typed)
 
 
-def run(home: Path, command: Sequence[str], *, check: bool, typed: str = "") -> "subprocess.CompletedProcess[str]":
+def run(
+    home: Path, command: Sequence[str], *, check: bool, typed: str = "", root: Path = ROOT
+) -> "subprocess.CompletedProcess[str]":
     environment = {**os.environ, "WINDFARM_HOME": str(home)} | watched(home)
     return subprocess.run(
-        command, cwd=ROOT, env=environment, input=typed, capture_output=True, text=True, check=check, timeout=280
+        command, cwd=root, env=environment, input=typed, capture_output=True, text=True, check=check, timeout=280
     )
 
 

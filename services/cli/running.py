@@ -145,14 +145,15 @@ def apply(
     as_json: JsonOption = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait until the change has taken effect.")] = 600,
 ) -> None:
-    """Bring a changed ray_config.yaml to a running windfarm; only changed applications restart."""
-    from services import supervisor
+    """Bring a changed ray_config.yaml or changed code (after `git pull`) to a running windfarm, without a failed
+    request; what has not changed goes on."""
+    from services import rolling
     from services.cli.up_display import Display, prepare_models
     from services.ray_config import load_ray_config
 
     loaded = load_ray_config(config_path_of(config))
     with Display() as display:
-        status_ = supervisor.apply(home_of(home), loaded, display.say, display.show, timeout, prepare_models)
+        status_ = rolling.apply(home_of(home), loaded, display.say, display.show, timeout, prepare_models)
     if as_json:
         put_json(status_)
     else:

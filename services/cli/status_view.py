@@ -24,6 +24,9 @@ def render(status: Mapping[str, Any]) -> None:
         console.print(f"  {status['phase']}")
         return
     console.print(_applications(status["applications"]))
+    if len(codes := _codes(status["applications"])) > 1:
+        shown = "; ".join(f"{code} {', '.join(names)}" for code, names in codes.items())
+        console.print(f"code: {shown}. `windfarm apply` brings one code to all.", highlight=False)
     if gangs := status.get("gangs"):
         console.print(_gangs(gangs))
         for app, value in gangs.items():
@@ -34,6 +37,15 @@ def render(status: Mapping[str, Any]) -> None:
         console.print(_collections(collections))
     for item in status["pending"]:
         console.print(f"pending: {item['application']}/{item['deployment']} ({item['replicas']}): {item['reason']}")
+
+
+def _codes(applications: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Names of applications by the version of their code."""
+    codes: dict[str, list[str]] = {}
+    for name, app in applications.items():
+        if "code" in app:
+            codes.setdefault(app["code"], []).append(name)
+    return codes
 
 
 def collections_of(home: Path | None) -> list[dict[str, Any]]:

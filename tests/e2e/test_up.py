@@ -3,8 +3,10 @@
 import http.server
 import json
 import os
+import shutil
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ import httpx
 import openai
 import pytest
 
-from tests.product import ROOT, Product, free_port, windfarm
+from tests.product import ROOT, Product, free_port, run, windfarm
 
 pytestmark = pytest.mark.e2e
 
@@ -94,43 +96,109 @@ def test_a_change_of_one_model_leaves_all_other_replicas_running_and_its_own_str
         product.run("apply", "--config", str(ROOT / "ray_config.yaml"))
 
 
-def test_a_change_of_the_endpoint_itself_fails_no_request_and_cuts_no_stream(product: Product, tmp_path: Path) -> None:
-    """What comes between one relay and the next waits at the port; streams end where they began."""
-    before = replica_ids(product)
-    edited = tmp_path / "edited.yaml"
-    text = (ROOT / "ray_config.yaml").read_text(encoding="utf-8")
-    edited.write_text(text.replace("default_max_tokens: 512", "default_max_tokens: 500"), encoding="utf-8")
-    stream = long_stream(product)
-    with asking(product) as answers:
-        product.run("apply", "--config", str(edited))
-        after = replica_ids(product)
-        product.run("apply", "--config", str(ROOT / "ray_config.yaml"))
-    assert {name for name in before if before[name] != after[name]} == {"platform/Gateway", "platform/Ui"}
-    assert [chunk.choices[0].finish_reason for chunk in stream if chunk.choices][-1] in ("stop", "length")
-    assert set(answers) == {"200"}
-    assert len(answers) > 5
+NOTE = """
+
+def _noting(constructor):
+    async def constructed(*arguments, **options):
+        import os, pathlib
+        (pathlib.Path({notes!r}) / f"{name}-{{os.getpid()}}").touch()
+        await constructor(*arguments, **options)
+    return constructed
+
+{name}.__init__ = _noting({name}.__init__)
+"""
+CHANGED = {
+    "services/model_server.py": "ModelServer",
+    "services/embedding.py": "Embedding",
+    "services/store.py": "Store",
+    "services/gateway.py": "Gateway",
+    "services/page.py": "Ui",
+}
 
 
-def long_stream(product: Product) -> "openai.Stream[Any]":
+def changed_checkout(folder: Path, notes: Path) -> Path:
+    """Another checkout, whose deployments note the process that they run in."""
+    for name in ("cluster", "rag", "services", "ui", "requirements"):
+        shutil.copytree(ROOT / name, folder / name)
+    shutil.copy2(ROOT / "ray_config.yaml", folder)
+    notes.mkdir()
+    for path, name in CHANGED.items():
+        with (folder / path).open("a", encoding="utf-8") as file:
+            file.write(NOTE.format(notes=str(notes), name=name))
+    return folder
+
+
+def processes(product: Product) -> dict[str, int]:
+    """Of the deployments' replicas that serve; those before them may still end their streams."""
+    applications = json.loads(product.run("status", "--json").stdout)["applications"]
+    return {
+        name: replica["pid"]
+        for app in applications.values()
+        for name, deployment in app["deployments"].items()
+        for replica in deployment["replicas"]
+        if replica["state"] == "RUNNING"
+    }
+
+
+def test_changed_code_is_brought_to_every_application_without_a_failed_request(
+    product: Product, tmp_path: Path
+) -> None:
+    """From another checkout, as it would be after `git pull` in this one; then back, from this one. In between the
+    endpoint alone is changed: what comes between one relay and the next waits at the port, streams end where they
+    began."""
+    notes = tmp_path / "notes"
+    checkout = changed_checkout(tmp_path / "checkout", notes)
+    command = [sys.executable, "-m", "services.cli", "apply"]
+    pause_s = 0.4  # the cores are for the starts
+    embed = {"model": "embed", "input": "One"}
+    with asking(product, pause_s) as answers, asking(product, pause_s, "embeddings", **embed) as vectors:
+        try:
+            stream = long_stream(product, max_tokens=300)
+            rolled = run(product.home, command, check=True, root=checkout)
+            after = processes(product)
+            noted = {path.name for path in notes.iterdir()}
+            streams = [stream, long_stream(product)]
+            file = checkout / "ray_config.yaml"
+            file.write_text(file.read_text().replace("default_max_tokens: 512", "default_max_tokens: 500"))
+            run(product.home, command, check=True, root=checkout)
+            edited = processes(product)
+            ends = [[part.choices[0].finish_reason for part in each if part.choices][-1] for each in streams]
+        finally:
+            back = product.run("apply", "--config", str(ROOT / "ray_config.yaml"))
+    assert (set(answers), set(vectors)) == ({"200"}, {"200"})
+    assert set(ends) <= {"stop", "length"}
+    assert sorted(after) == sorted(CHANGED.values())
+    assert noted == {f"{name}-{pid}" for name, pid in after.items()}
+    assert {name for name in after if edited[name] != after[name]} == {"Gateway", "Ui"}
+    for said in (rolled, back):
+        assert "4 applications, one after the other: llm-tiny, embed, store, platform" in " ".join(said.stderr.split())
+    ran = {(name, pid) for each in (after, edited) for name, pid in each.items()}
+    assert {path.name for path in notes.iterdir()} == {f"{name}-{pid}" for name, pid in ran}
+    assert not {*processes(product).items()} & ran
+    applications = json.loads(product.run("status", "--json").stdout)["applications"]
+    assert len({app["code"] for app in applications.values()}) == 1
+
+
+def long_stream(product: Product, max_tokens: int = 900) -> "openai.Stream[Any]":
     """One that has begun."""
     client = openai.OpenAI(base_url=product.api, api_key=product.key, max_retries=0, timeout=240)
-    stream = client.completions.create(model="tiny", prompt="Once upon a time", max_tokens=900, stream=True)
+    stream = client.completions.create(model="tiny", prompt="Once upon a time", max_tokens=max_tokens, stream=True)
     next(stream)
     return stream
 
 
 @contextmanager
-def asking(product: Product) -> Iterator[list[str]]:
+def asking(product: Product, pause_s: float = 0.1, path: str = "completions", **body: Any) -> Iterator[list[str]]:
     """Short requests one after the other while the block runs, each on a connection of its own; what came of each."""
+    body = body or {"model": "tiny", "prompt": "One", "max_tokens": 2}
     answers: list[str] = []
     is_over = threading.Event()
 
     def ask() -> None:
-        body = {"model": "tiny", "prompt": "One", "max_tokens": 2}
-        while not is_over.wait(0.1):
+        while not is_over.wait(pause_s):
             try:
                 answer = httpx.post(
-                    f"{product.api}/completions", json=body, headers=product.headers, timeout=240, trust_env=False
+                    f"{product.api}/{path}", json=body, headers=product.headers, timeout=240, trust_env=False
                 )
                 answers.append(str(answer.status_code) if answer.is_success else f"{answer.status_code} {answer.text}")
             except httpx.TransportError as error:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +17,10 @@ import pytest
 from ray._private import ray_constants, services
 
 from services import ray_worker
+from services.code_servers import CodeServers
 from services.fork_server import PRELOADED
 from services.processes import find_process
-from services.ray_worker import SOCKET_VARIABLE, wants_an_environment
+from services.ray_worker import CODE_VARIABLE, SOCKET_VARIABLE, wants_an_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 OWNER = """
@@ -33,7 +35,8 @@ import json, os, resource, sys
 print(json.dumps({
     "arguments": sys.argv, "name": __name__, "folder": os.getcwd(), "mark": os.environ.get("MARK"),
     "files": resource.getrlimit(resource.RLIMIT_NOFILE)[0], "parent": os.getppid(), "path": sys.path[0],
-    "preloaded": "colorsys" in sys.modules, "pid": os.getpid(),
+    "preloaded": "colorsys" in sys.modules, "pid": os.getpid(), "code": os.environ.get("WINDFARM_CODE"),
+    "python_path": os.environ.get("PYTHONPATH"),
 }))
 print("to stderr", file=sys.stderr)
 """
@@ -176,11 +179,55 @@ def test_without_a_server_the_worker_starts_by_itself(tmp_path: Path, is_named: 
     assert ("without the fork server" in answer.stderr) == is_named
 
 
+OTHER_CODE = {CODE_VARIABLE: "v2", "PYTHONPATH": os.pathsep.join(["/elsewhere", str(ROOT)])}
+WANTS_OTHER_CODE = "--serialized-runtime-env-context=" + json.dumps(
+    {"command_prefix": [], "env_vars": OTHER_CODE, "py_executable": sys.executable, "java_jars": []}
+)
+
+
+def test_a_worker_of_other_code_is_no_fork_that_holds_the_modules_of_the_start(tmp_path: Path) -> None:
+    worker = program(tmp_path)
+    with server(tmp_path / "s", "colorsys") as (_, server_pid):
+        told = json.loads(start_worker(tmp_path / "s", WANTS_OTHER_CODE, str(worker), "x", cwd=tmp_path).stdout)
+        usual = json.loads(start_worker(tmp_path / "s", str(worker), "x", cwd=tmp_path).stdout)
+    assert told["arguments"] == [str(worker), "x"]
+    assert (told["code"], told["python_path"]) == ("v2", OTHER_CODE["PYTHONPATH"])
+    assert not told["preloaded"]
+    assert told["parent"] != server_pid
+    assert (usual["parent"], usual["code"]) == (server_pid, None)
+
+
+def test_other_code_has_a_server_of_its_own_while_an_application_runs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SOCKET_VARIABLE, str(tmp_path / "s"))
+    worker, servers = program(tmp_path), CodeServers()
+    wanting = threading.Thread(target=servers.want, args=[[{"runtime_env": {"env_vars": OTHER_CODE}}, {}]])
+    wanting.start()
+    try:
+        while wanting.is_alive():
+            servers.tend()
+            wanting.join(0.05)
+        told = json.loads(start_worker(tmp_path / "s", WANTS_OTHER_CODE, str(worker), cwd=tmp_path).stdout)
+        own = find_process(told["parent"])
+        assert own is not None
+        assert own.pid not in (os.getpid(), told["pid"])
+        assert (told["code"], told["python_path"]) == ("v2", OTHER_CODE["PYTHONPATH"])
+        servers.want([{"runtime_env": None}, {}])
+        servers.tend()
+        assert own.wait(20)
+        assert not list(tmp_path.glob("s*"))
+    finally:
+        servers.close()
+
+
 def test_a_worker_with_an_environment_of_its_own_is_left_to_ray() -> None:
     assert not wants_an_environment("{}")
     usual = {"command_prefix": [], "env_vars": {}, "py_executable": sys.executable, "java_jars": []}
     assert not wants_an_environment(json.dumps(usual))
+    assert not wants_an_environment(json.dumps(usual | {"env_vars": OTHER_CODE}))
     assert wants_an_environment(json.dumps(usual | {"env_vars": {"A": "b"}}))
+    assert wants_an_environment(json.dumps(usual | {"env_vars": {"A": "b"} | OTHER_CODE}))
     assert wants_an_environment(json.dumps(usual | {"py_executable": "/another/python"}))
     assert wants_an_environment(json.dumps(usual | {"command_prefix": ["nice"]}))
 

@@ -7,6 +7,7 @@ from services.cli.up_display import describe
 from services.ray_status import explain_wait, summarize
 
 GIB = 2**30
+CODES = {"llm-a": "aa", "embed": "aa", "store": "bb"}
 
 
 def details(state: str, pid: int | None, status: str = "DEPLOYING") -> dict[str, object]:
@@ -49,3 +50,15 @@ def test_the_printed_status_says_what_is_pending_and_why(capsys: pytest.CaptureF
 def test_people_see_what_is_ready() -> None:
     status = {"phase": "ready", **summarize(details("RUNNING", 77, "RUNNING"), [], {})}
     assert describe(status) == {"ray": "ready", "llm-a": "ready"}
+
+
+def test_a_change_of_code_that_was_broken_off_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    apps = {name: {"status": "RUNNING", "message": "", "deployments": {}, "code": code} for name, code in CODES.items()}
+    status = {**summarize({}, [], {}), "applications": apps}
+    render({"api": "http://127.0.0.1:8000", "is_ready": True, "phase": "ready", **status})
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "code: aa llm-a, embed; bb store. `windfarm apply`" in shown
+    for app in apps.values():
+        app["code"] = "bb"
+    render({"api": "http://127.0.0.1:8000", "is_ready": True, "phase": "ready", **status})
+    assert "code:" not in capsys.readouterr().out
