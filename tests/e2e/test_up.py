@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,12 @@ import pytest
 from tests.product import ROOT, Product, free_port, windfarm
 
 pytestmark = pytest.mark.e2e
+
+CHANGES = {
+    "parallel_requests: 4": "parallel_requests: 3",
+    "max_batch: 32": "max_batch: 31",
+    "max_file_mib: 64": "max_file_mib: 63",
+}
 
 
 def replica_ids(product: Product) -> dict[str, Any]:
@@ -74,24 +80,41 @@ def test_a_taken_port_is_refused_before_anything_starts(tmp_path: Path) -> None:
     assert not (tmp_path / "home" / "run" / "windfarm.json").exists()
 
 
-def test_a_change_of_one_model_leaves_all_other_replicas_running_and_its_own_streams_whole(
+def test_a_change_of_a_model_the_embedding_model_and_the_store_restarts_them_alone_and_fails_no_request(
     product: Product, tmp_path: Path
 ) -> None:
+    """Each has one replica, which Serve ends before the next one is there: what asks for it waits."""
     before = replica_ids(product)
     edited = tmp_path / "edited.yaml"
     text = (ROOT / "ray_config.yaml").read_text(encoding="utf-8")
-    edited.write_text(text.replace("parallel_requests: 4", "parallel_requests: 3"), encoding="utf-8")
+    for value, other in CHANGES.items():
+        text = text.replace(value, other)
+    edited.write_text(text, encoding="utf-8")
+    messages = [{"role": "user", "content": "Which badge does a visitor get?"}]
+    chat = {"model": "tiny", "messages": messages, "max_tokens": 4, "knowledge": {"collections": ["changed"]}}
+    with httpx.Client(base_url=product.api, headers=product.headers, timeout=120, trust_env=False) as client:
+        client.post("/collections", json={"name": "changed"}).raise_for_status()
+        file = {"file": ("badges.md", b"Each visitor gets a yellow badge at the gate.")}
+        client.post("/collections/changed/documents?wait=true", files=file).raise_for_status()
     stream = long_stream(product)
     try:
-        with asking(product) as answers:
+        with (
+            asking(product) as words,
+            asking(product, "/collections/changed/search", {"query": "badge", "top_k": 1}) as searches,
+            asking(product, "/embeddings", {"model": "embed", "input": "Which badge?"}) as vectors,
+            asking(product, "/chat/completions", chat) as chats,
+        ):
             product.run("apply", "--config", str(edited))
             after = replica_ids(product)
-        assert [name for name in before if before[name] != after[name]] == ["llm-tiny/ModelServer"]
+        changed = {name for name in before if before[name] != after[name]}
+        assert changed == {"llm-tiny/ModelServer", "embed/Embedding", "store/Store"}
         # What the former replica began, it ended: an error or a lost connection would raise here.
         assert [chunk.choices[0].finish_reason for chunk in stream if chunk.choices][-1] in ("stop", "length")
-        assert set(answers) == {"200"}
+        assert [set(answers) for answers in (words, searches, vectors, chats)] == [{"200"}] * 4
+        assert min(map(len, (words, searches, vectors, chats))) > 1
     finally:
         product.run("apply", "--config", str(ROOT / "ray_config.yaml"))
+        product.run("collections", "--delete", "changed")
 
 
 def test_a_change_of_the_endpoint_itself_fails_no_request_and_cuts_no_stream(product: Product, tmp_path: Path) -> None:
@@ -119,18 +142,20 @@ def long_stream(product: Product) -> "openai.Stream[Any]":
     return stream
 
 
+ONE_WORD = {"model": "tiny", "prompt": "One", "max_tokens": 2}
+
+
 @contextmanager
-def asking(product: Product) -> Iterator[list[str]]:
+def asking(product: Product, path: str = "/completions", body: Mapping[str, Any] = ONE_WORD) -> Iterator[list[str]]:
     """Short requests one after the other while the block runs, each on a connection of its own; what came of each."""
     answers: list[str] = []
     is_over = threading.Event()
 
     def ask() -> None:
-        body = {"model": "tiny", "prompt": "One", "max_tokens": 2}
         while not is_over.wait(0.1):
             try:
                 answer = httpx.post(
-                    f"{product.api}/completions", json=body, headers=product.headers, timeout=240, trust_env=False
+                    f"{product.api}{path}", json=body, headers=product.headers, timeout=240, trust_env=False
                 )
                 answers.append(str(answer.status_code) if answer.is_success else f"{answer.status_code} {answer.text}")
             except httpx.TransportError as error:
