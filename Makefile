@@ -43,7 +43,7 @@ test-leaks: setup-dev ## 10,000 random tries to read what one may not (a minute;
 test-ranks: setup-dev ## vLLM in many processes: gangs, exactness, lost ranks and nodes; an ingest over two nodes (minutes)
 	@$(BIN)/python -m pytest -m "" tests/cluster/vllm_plugin tests/cluster/test_small.py tests/cluster/test_placement_on_ray.py tests/e2e/test_gangs.py tests/e2e/test_small_gang.py tests/e2e/test_spread_ingest.py $(ARGS)
 
-chaos: setup-dev ## Break everything many times, and write the measured times into docs/failure-contract.md (an hour)
+chaos: setup-dev ## Break everything many times, and write the measured times into docs/failure-contract.md (an hour and a half)
 	@$(BIN)/python -m tests.chaos.campaign $(ARGS)
 
 soak: setup-dev ## Mixed traffic with faults for MINUTES=60 (1: the short form): what is held stays bounded, requests succeed

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.chaos import engines, grammars, streams
+from tests.chaos import campaign, engines, grammars, node_faults, streams
 from tests.chaos.engines import GAP_LIMIT_S, Answer, Verdict, why_too_long
-from tests.chaos.faults import Fault, Outcome
+from tests.chaos.faults import Fault, Heard, Outcome
 
 
 @asynccontextmanager
@@ -49,6 +49,30 @@ def test_answers_that_are_bound_to_a_schema_have_to_move_and_to_satisfy_it() -> 
     assert "no answer went on" in (grammars.judge([stayed], []).problem or "")
     assert "1999" in (grammars.judge([moved, guided(json.dumps(book | {"kind": "1999"}), seam=None)], []).problem or "")
     assert grammars.judge([moved], ["it was lost"]).problem == "it was lost"
+
+
+def heard(num_tokens: int, *, is_cut: bool = False) -> Heard:
+    usage = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": num_tokens}}
+    end = "" if is_cut else "data: [DONE]\n\n"
+    return Heard(200, body=f"data: {json.dumps(usage)}\n\n{end}", longest_silence_s=num_tokens / 100)
+
+
+def test_streams_of_a_lost_rank_or_node_have_to_go_on_elsewhere_with_all_their_tokens() -> None:
+    whole = heard(node_faults.NUM_TOKENS)
+    assert node_faults.judge([whole, whole], num_moved=1).problem is None
+    assert node_faults.judge([whole, whole], num_moved=1).seconds == whole.longest_silence_s
+    assert "went on" in (node_faults.judge([whole, whole], num_moved=0).problem or "")
+    assert "1 of 2" in (node_faults.judge([whole, heard(9, is_cut=True)], num_moved=1).problem or "")
+    assert "9 tokens" in (node_faults.judge([whole, heard(9)], num_moved=1).problem or "")
+
+
+def test_faults_are_chosen_by_parts_of_their_rows_and_by_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = [Fault("a slow disk", 1, None), Fault("a slow node", 1, None, needs="vllm"), Fault("a client", 1, None)]
+    monkeypatch.setattr(campaign, "why_missing", lambda part: f"no {part}")
+    assert [fault.row for fault in campaign.chosen(faults, ["slow", "disk"])] == ["a slow disk"]
+    monkeypatch.setattr(campaign, "why_missing", lambda _: None)
+    assert campaign.chosen(faults, ["node", "client"]) == faults[1:]
+    assert campaign.chosen(faults, [""]) == faults
 
 
 async def test_a_series_of_trials_is_judged_by_time_as_single_trials_are() -> None:

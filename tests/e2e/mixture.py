@@ -39,6 +39,7 @@ engine_options: {{dtype: float32}}, data_parallel_size: {ranks}{more}}}
 """
 # Little enough that they and the ranks leave room for the embedding model on three nodes of a busy machine.
 TINY_REPLICAS = "        num_replicas: 2\n        ray_actor_options: {num_cpus: 0.1, memory: 700000000}\n"
+APART = "        max_replicas_per_node: 1\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +67,12 @@ def uneven_load() -> ExpertLoad:
     return ExpertLoad(tokens, pairs, np.zeros_like(tokens), 1, 2, 0.0, 1.0)
 
 
-def write_config(folder: Path, mixture: Mixture, *, ranks: int = 2, gangs: int = 2) -> Path:
-    """The configuration of the repository with this model, and with two replicas of the dense one."""
+def write_config(folder: Path, mixture: Mixture, *, ranks: int = 2, gangs: int = 2, dense_apart: bool = False) -> Path:
+    """The configuration of the repository with this model, and with two replicas of the dense one: `dense_apart` never
+    on one node, however few there are."""
     text = (ROOT / "ray_config.yaml").read_text(encoding="utf-8")
     at = text.index("        num_replicas: 1")
-    text = text[:at] + TINY_REPLICAS + text[text.index("\n", at) + 1 :]
+    text = text[:at] + TINY_REPLICAS + (APART if dense_apart else "") + text[text.index("\n", at) + 1 :]
     more = f", expert_placement: planned, expert_trace: '{mixture.trace}'"
     if ranks == 1:
         more = ", memory_gib: 3"  # the estimate for whole models is more than a node here has

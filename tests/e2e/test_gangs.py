@@ -10,7 +10,6 @@ import json
 import os
 import re
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,19 @@ from typing import Any
 import httpx
 import pytest
 
-from services import supervisor
 from services.control import read_state
 from services.local_network import interfaces, namespaces, why_no_network
 from services.processes import Process, descendants, find_process, tagged
+from tests.e2e.cluster_view import (
+    gangs_of,
+    num_running,
+    num_whole,
+    process_of_node,
+    replicas_of,
+    status_of,
+    tag_of,
+    wait_for,
+)
 from tests.e2e.mixture import EXPERTS, LAYERS, Mixture, Oracle, make_mixture, write_config
 from tests.e2e.story_client import WAIT_S, Client, asking, is_whole
 from tests.e2e.test_closed import ESTABLISHED, LISTEN, is_loopback, sockets_of, title
@@ -51,32 +59,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, mixture: Mixture) -> Itera
         yield product
 
 
-_tags: dict[int, str] = {}
-
-
-def tag_of(product: Product) -> str:
-    """Remembered: the file that says it goes with the product."""
-    state = read_state(product.home / "run")
-    if state is not None:
-        _tags[product.port] = state.instance
-    return _tags[product.port]
-
-
-def status_of(product: Product) -> dict[str, Any]:
-    """What `windfarm status --json` prints, without a new process for each look: those would take a core."""
-    tag_of(product)
-    return supervisor.status(product.home)
-
-
-def wait_for(product: Product, condition: Any) -> dict[str, Any]:
-    deadline = time.monotonic() + WAIT_S
-    while not condition(status := status_of(product)):
-        if time.monotonic() > deadline:
-            pytest.fail(f"It did not happen within {WAIT_S} s: {json.dumps(status, indent=1)}")
-        time.sleep(0.5)
-    return status
-
-
 def engines_of(product: Product) -> list[Process]:
     """The processes in which vLLM computes."""
     return [process for process in tagged(tag_of(product)) if "EngineCore" in title(process)]
@@ -86,21 +68,6 @@ def processes_of(gang: dict[str, Any]) -> list[Process]:
     """What the replicas of a gang have started: the processes in which vLLM computes. Those that rename themselves may
     lose the tag that the environment carries, so they are found through their parents."""
     return [process for rank in gang["ranks"] for process in descendants(rank["pid"])]
-
-
-def gangs_of(status: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = status["gangs"].get("llm-mixture", {"gangs": {}})["gangs"]
-    return {name: gang for name, gang in found.items() if gang["is_complete"]}
-
-
-def num_whole(status: dict[str, Any]) -> int:
-    return len(gangs_of(status))
-
-
-def num_running(status: dict[str, Any], application: str) -> int:
-    deployments = status["applications"].get(application, {"deployments": {}})["deployments"]
-    replicas = deployments.get("ModelServer", {"replicas": []})["replicas"]
-    return sum(replica["state"] == "RUNNING" for replica in replicas)
 
 
 def ranks_told(metrics: str) -> set[tuple[str, str]]:
@@ -122,8 +89,8 @@ def test_two_gangs_and_two_replicas_serve_side_by_side(cluster: Product) -> None
         assert len({rank["node"] for rank in gang["ranks"]}) == 2  # each rank has a node of its own
     assert len([node for node in status["nodes"] if node["alive"]]) == 3
     assert len({node["address"] for node in status["nodes"]}) == 3
-    tiny = status["applications"]["llm-tiny"]["deployments"]["ModelServer"]["replicas"]
-    assert len({replica["node"] for replica in tiny}) == 2  # where there is a choice, not on the same one
+    # Where there is a choice, not on the same one.
+    assert len({replica["node"] for replica in replicas_of(status, "llm-tiny")}) == 2
     shown = cluster.run("status").stdout
     assert all(name in shown for name in gangs)
 
@@ -283,7 +250,7 @@ async def test_a_killed_rank_ends_its_gang_alone_and_its_streams_go_on_at_the_ot
 
 
 def tiny_replicas(status: dict[str, Any]) -> list[str]:
-    return sorted(r["id"] for r in status["applications"]["llm-tiny"]["deployments"]["ModelServer"]["replicas"])
+    return sorted(replica["id"] for replica in replicas_of(status, "llm-tiny"))
 
 
 async def test_one_gang_less_drops_no_request_of_another_model(
@@ -328,10 +295,7 @@ async def test_another_number_of_ranks_drops_no_request_of_another_model(
 def test_a_lost_node_is_shown_and_what_ran_there_runs_elsewhere(cluster: Product) -> None:
     status = status_of(cluster)
     address = sorted(node["address"] for node in status["nodes"])[-1]
-    found = [p for p in tagged(tag_of(cluster)) if "services.local_node" in title(p) and address in title(p)]
-    # Its fork server has the same title.
-    (process,) = {*found} - {below for process in found for below in descendants(process.pid)}
-    process.signal(signal.SIGKILL)
+    process_of_node(cluster, address).signal(signal.SIGKILL)
     status = wait_for(
         cluster,
         lambda now: (

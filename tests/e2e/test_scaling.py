@@ -1,4 +1,5 @@
-"""A model that sleeps is woken by a request, grows under load without a failed one, and sleeps again."""
+"""A model that sleeps is woken by a request, grows under load without a failed one, shrinks around a stream that goes
+on, and sleeps again."""
 
 import json
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 from services.scaling_config import SCALING_POLICY
+from tests.e2e.story_client import ENDLESS
 from tests.product import ROOT, Product
 
 pytestmark = pytest.mark.e2e
@@ -20,6 +22,7 @@ pytestmark = pytest.mark.e2e
 MODEL = "elastic"
 NUM_SLOTS, MAX_REPLICAS, NUM_CLIENTS = 2, 3, 5
 LIMIT_S = 100
+LONG_ANSWER = 300
 
 
 @pytest.fixture
@@ -73,29 +76,57 @@ def ask(client: openai.OpenAI, prompt: str, **more: Any) -> str:
     return str(ends[-1])
 
 
-def test_a_model_wakes_for_a_request_grows_under_load_and_sleeps_again(scaled: Product) -> None:
+def long_answer(product: Product, number: int) -> str:
+    """The whole body of a streamed answer. Each begins differently, lest all run where the first one did."""
+    body = {
+        "model": MODEL,
+        "prompt": f"{number} keepers of a lighthouse",
+        "max_tokens": LONG_ANSWER,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "logit_bias": ENDLESS,
+    }
+    return httpx.post(
+        f"{product.api}/completions", json=body, headers=product.headers, timeout=LIMIT_S, trust_env=False
+    ).text
+
+
+def test_a_model_wakes_for_a_request_grows_under_load_shrinks_around_a_stream_and_sleeps_again(scaled: Product) -> None:
     client = openai.OpenAI(base_url=scaled.api, api_key=scaled.key, max_retries=0, timeout=LIMIT_S)
     assert num_replicas(scaled) == 0
     assert {model.id for model in client.models.list()} >= {MODEL}
     assert ask(client, "Say hello.", max_tokens=4) in ("stop", "length")
 
-    is_grown = False
+    is_grown = is_shrunk = False
     ends: list[str] = []
+    long_answers: list[str] = []
 
     def keep_asking(reader: int) -> None:
         while not is_grown:
             ends.append(ask(client, f"Reader {reader}: tell me a story about a lighthouse.", max_tokens=64))
 
-    with ThreadPoolExecutor(NUM_CLIENTS) as threads:
+    def keep_one_stream_running() -> None:
+        while not is_shrunk:
+            long_answers.append(long_answer(scaled, len(long_answers)))
+
+    with ThreadPoolExecutor(NUM_CLIENTS + 1) as threads:
         clients = [threads.submit(keep_asking, reader) for reader in range(NUM_CLIENTS)]
         try:
             wait_for(scaled, MAX_REPLICAS)
-        finally:
+            clients.append(threads.submit(keep_one_stream_running))
             is_grown = True
+            wait_for(scaled, 1)
+        finally:
+            is_grown = is_shrunk = True
         for each in clients:
             each.result()  # any failed request is raised here
     assert len(ends) >= NUM_CLIENTS
     assert set(ends) <= {"stop", "length"}
+    assert long_answers
+    for answer in long_answers:
+        assert answer.endswith("data: [DONE]\n\n"), answer[-300:]
+        assert f'"completion_tokens":{LONG_ANSWER}' in answer.replace(" ", ""), answer[-600:]
 
     wait_for(scaled, 0)
     status = json.loads(scaled.run("status", "--json").stdout)

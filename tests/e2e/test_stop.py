@@ -4,13 +4,16 @@ The last of the end-to-end tests: one windfarm after the other runs on the produ
 another way, and each finds the documents of those before it. Meanwhile a second windfarm, started by hand, goes on.
 """
 
+import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -28,13 +31,14 @@ from services.knowledge import Knowledge
 from services.processes import Process, descendants, end_with_parent, find_process, tagged
 from services.store_opening import open_store
 from tests.e2e.by_hand import ByHand, serve_by_hand
-from tests.e2e.test_closed import ESTABLISHED, sockets_of
+from tests.e2e.test_closed import ESTABLISHED, LISTEN, sockets_of
 from tests.product import ROOT, WINDFARM, Product, free_port, link_models, logs, windfarm
 
 pytestmark = [pytest.mark.e2e, pytest.mark.ends_product]
 
 # A busy machine; the tests wait for events, this is only where they give up.
 GONE_S = 60
+ONE_RELAY = "num_replicas: 1             # processes that share the port"
 
 
 @dataclass
@@ -205,7 +209,8 @@ def test_nothing_survives_no_document_is_lost_and_another_windfarm_goes_on(
     end_life(detached(product), down, uploaded, by_hand)
     balanced = tmp_path / "balanced.yaml"
     text = (ROOT / "ray_config.yaml").read_text(encoding="utf-8")
-    balanced.write_text(text.replace("balancer: kernel ", "balancer: haproxy "), encoding="utf-8")
+    text = text.replace("balancer: kernel ", "balancer: haproxy ")
+    balanced.write_text(text.replace(ONE_RELAY, ONE_RELAY.replace("1", "2")), encoding="utf-8")
     # HAProxy takes the port over and knows nothing of a guardian: the hardest ends are tried with it.
     ways: list[tuple[Callable[[Life], None], Path]] = [
         (kill_the_starter, ROOT / "ray_config.yaml"),
@@ -216,8 +221,49 @@ def test_nothing_survives_no_document_is_lost_and_another_windfarm_goes_on(
         with foreground(product.home, product.key, config) as life:
             assert life.documents() == sorted(uploaded)
             assert {name == "haproxy" for name in life.serving()} == {config == balanced}
+            if end is kill_rays_head:
+                assert_two_relays_share_and_let_in_exactly_the_limit(life)
             end_life(life, end, uploaded, by_hand)
     assert documents_of(product.home) == sorted(uploaded)
+
+
+def assert_two_relays_share_and_let_in_exactly_the_limit(life: Life) -> None:
+    """Here, because HAProxy stands before relays in no other product."""
+    made = windfarm(life.home, ["key", "--new", "limited", "--requests-per-minute", "7", "--json"])
+    limited = {"Authorization": f"Bearer {json.loads(made.stdout)['key']}"}
+    body = {"model": "tiny", "prompt": "One", "max_tokens": 1}
+
+    def ask(_: int) -> int:
+        url = f"{life.state.api}/v1/completions"
+        return httpx.post(url, json=body, headers=limited, timeout=GONE_S, trust_env=False).status_code
+
+    # HAProxy looks after each relay that it knows.
+    wait_until(lambda: len(counts := requests_of_relays(life, "/health")) == 2 and all(counts))
+    with ThreadPoolExecutor(20) as threads:
+        answers = list(threads.map(ask, range(20)))
+    assert (answers.count(200), answers.count(429)) == (7, 13)
+    wait_until(lambda: sum(requests_of_relays(life, "/v1/completions")) == 20)  # counted when they have ended
+    assert all(requests_of_relays(life, "/v1/completions"))
+
+
+def requests_of_relays(life: Life, route: str) -> list[float]:
+    """How many each relay has answered, from its own port."""
+    relays = [process for process in life.processes() if "ServeReplica:platform:Gateway" in describe(process.pid)]
+    ports = [socket.local[1] for socket in sockets_of(relays) if socket.state == LISTEN]
+    headers = {"Authorization": f"Bearer {life.key}"}
+    told = []
+    for port in ports:
+        with contextlib.suppress(httpx.RemoteProtocolError):  # Ray's own port, which speaks something else
+            told.append(httpx.get(f"http://127.0.0.1:{port}/metrics", headers=headers, trust_env=False).text)
+    counts = rf'^windfarm_requests_total{{.*route="{route}".*}} ([\d.]+)$'
+    return [sum(map(float, re.findall(counts, text, re.MULTILINE))) for text in told]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + GONE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def documents_of(home: Path) -> list[str]:
