@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from services.code_copies import copies, read_sources
 from tests.product import Product
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,7 +69,8 @@ print(json.dumps([ray.get(in_worker.remote()), replicas]))
 def test_the_packages_are_ours_in_every_replica_in_a_ray_worker_and_in_a_process_that_it_starts(
     product: Product, tmp_path: Path
 ) -> None:
-    """Where llama.cpp serves a model, its replica is the engine's process; other engines are started by theirs."""
+    """Where llama.cpp serves a model, its replica is the engine's process; other engines are started by theirs. All of
+    them import from the copy whose name is the hash of our sources."""
     variables = json.loads(product.run("env", "--json").stdout)
     (tmp_path / "driver.py").write_text(IN_A_WORKER)
     command = [sys.executable, "driver.py"]
@@ -76,8 +78,9 @@ def test_the_packages_are_ours_in_every_replica_in_a_ray_worker_and_in_a_process
     answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
     origins, replicas = json.loads(answer.stdout.splitlines()[-1])
+    copy = copies(product.home / "run") / read_sources(ROOT).version
     for found in origins:
-        assert [Path(origin).parent for origin in found] == [ROOT / package for package in PACKAGES]
+        assert [Path(origin).parent for origin in found] == [copy / package for package in PACKAGES]
     wanted = {
         "ModelServer": {"cluster", "services"},
         "Embedding": {"cluster", "services"},
@@ -88,4 +91,4 @@ def test_the_packages_are_ours_in_every_replica_in_a_ray_worker_and_in_a_process
     assert replicas.keys() == wanted.keys()
     for deployment, files in replicas.items():
         assert wanted[deployment] <= files.keys()
-        assert {name: Path(file).parent for name, file in files.items()} == {name: ROOT / name for name in files}
+        assert {name: Path(file).parent for name, file in files.items()} == {name: copy / name for name in files}

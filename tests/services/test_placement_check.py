@@ -11,7 +11,8 @@ import pytest
 from cluster.engines.choice import Hardware
 from cluster.home import Home, open_home
 from cluster.topology import ACCELERATOR_MEMORY_LABEL, Node, Topology
-from services import resources, sharding, supervisor
+from services import resources, rolling, sharding, supervisor
+from services.code_copies import read_sources
 from services.local_network import loopback_seats
 from services.node_layout import node_options, planned_topology
 from services.placement_check import check_ranks
@@ -81,11 +82,13 @@ def by_apply(config: RayConfig, home: Home, memory: int, _: Path, monkeypatch: p
     def ask(_: object, message: dict[str, Any], **more: object) -> dict[str, Any]:
         if message["do"] == "apply":
             raise Submitted
-        return {"nodes": [node]}
+        return {"nodes": [node], "config": {"applications": []}}
 
-    monkeypatch.setattr(supervisor, "running_state", lambda _: SimpleNamespace(control="", may_use_hub=False))
-    monkeypatch.setattr(supervisor, "ask", ask)
-    supervisor.apply(home.root, config, print, lambda _: None, 1.0, lambda *_: None)
+    state = SimpleNamespace(control="", may_use_hub=False, code=read_sources().version)
+    monkeypatch.setattr(rolling, "running_state", lambda _: state)
+    monkeypatch.setattr(rolling, "refuse_what_cannot_roll", lambda *_: None)
+    monkeypatch.setattr(rolling, "ask", ask)
+    rolling.apply(home.root, config, print, lambda _: None, 1.0, lambda *_: None)
 
 
 @pytest.mark.requires("vllm")
