@@ -182,7 +182,8 @@ def measure_first_ever(folder: Path) -> dict[str, float]:
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     clone_s = time.perf_counter() - started
     environment = {**os.environ, "WINDFARM_HOME": str(home)}
-    command = ["make", "up", f"ARGS=--detach --json --port {free_port()}"]
+    # Below another make it would say last which folder it leaves.
+    command = ["make", "--no-print-directory", "up", f"ARGS=--detach --json --port {free_port()}"]
     with first_answer(clone, home, command, environment) as (_, answer_s):
         tell(f"first ever: clone {clone_s:.1f} s, then `make up` to the first answer {answer_s:.1f} s")
         citation_s = measure_citation(clone, environment)
