@@ -28,6 +28,7 @@ from services.setup_errors import StartFailed, StartRefused
 from services.supervisor import POLL_S, Prepare, Show, plan_where_needed, refuse_failed
 
 Config = Mapping[str, Any]
+_ENDPOINT = next(path for path, name in FIXED_NAMES.items() if name == "platform")
 GO_ON = "What comes after it was not changed. Correct the code or the file, or go back, and run `windfarm apply` again."
 
 
@@ -63,35 +64,42 @@ def apply(
 def steps(applied: Config, wanted: Config) -> Iterator[dict[str, Any]]:
     """The Serve configs to submit one after the other, each when the one before has taken effect; the last is whole.
 
-    With the first comes all that changes beside the code.
+    With the first comes all that changes beside the code, but for the endpoint.
     """
     before = {app["name"]: app for app in applied["applications"]}
-    waiting = replaced_by_code(applied, wanted)
+    held = _held(before, wanted)
     while True:
-        held = set(waiting[1:])
         apps = [before[app["name"]] if app["name"] in held else app for app in wanted["applications"]]
         yield {**wanted, "applications": apps}
         if not held:
             return
-        waiting = waiting[1:]
+        held = held[1:]
 
 
-def replaced_by_code(applied: Config, wanted: Config) -> list[str]:
-    """Names of the applications that get other code, in their turn: the endpoint comes last, it calls all others."""
-    before = {app["name"]: app for app in applied["applications"]}
+def _held(before: Mapping[str, Any], wanted: Config) -> list[str]:
+    """Names of the applications that come after the first step, in their turn. The endpoint is the last of several that
+    change, in whatever: a new one has not seen the others before their change, and would refuse where it should wait.
+    """
+    held = _by_code(before, wanted)[1:]
+    changed = [app for app in wanted["applications"] if before.get(app["name"], app) != app]
+    endpoint = [app["name"] for app in changed if app["import_path"] == _ENDPOINT]
+    return held if len(changed) == 1 else [name for name in held if name not in endpoint] + endpoint
+
+
+def _by_code(before: Mapping[str, Any], wanted: Config) -> list[str]:
+    """Names of the applications that get other code, in their turn."""
     changed = [
         app
         for app in wanted["applications"]
         if app["name"] in before and code_of(app, "") != code_of(before[app["name"]], "")
     ]
-    last = next(path for path, name in FIXED_NAMES.items() if name == "platform")
-    return [app["name"] for app in sorted(changed, key=lambda app: app["import_path"] == last)]
+    return [app["name"] for app in sorted(changed, key=lambda app: app["import_path"] == _ENDPOINT)]
 
 
 def describe(applied: Config, wanted: Config, start: str) -> Iterator[str]:
     """What is replaced and why, in a line each."""
     before, after = ({app["name"]: app for app in config["applications"]} for config in (applied, wanted))
-    replaced = replaced_by_code(applied, wanted)
+    replaced = _by_code(before, wanted)
     if replaced:
         old, new = code_of(before[replaced[0]], start), code_of(after[replaced[0]], start)
         yield f"Code changed ({old} to {new}): {_count(replaced)}, one after the other: {', '.join(replaced)}"

@@ -56,7 +56,8 @@ def ingest(
     files += [(url, url) for url in urls]
     batch = f"ingest_{secrets.token_hex(8)}"
     with open_client(home, api, key) as client, IngestDisplay(len(files), _size_of(files)) as display:
-        client.create_collection(collection)
+        if any(not isinstance(source, Path) or source.exists() for source, _ in files):  # a slip of the pen makes none
+            client.create_collection(collection)
         results = list(_ingest_all(client, collection, files, display, batch))
     failed = [result for result in results if result.state == "failed"]
     if as_json:

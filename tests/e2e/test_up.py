@@ -362,6 +362,9 @@ def test_ingest_search_and_ask_from_the_command_line(product: Product, tmp_path:
     assert asked["answer"]
     assert [citation["document"] for citation in asked["citations"]] in ([], ["leave.md"])
     product.run("collections", "--delete", "cli")
+    missed = product.run("ingest", str(folder / "leaf.md"), "--collection", "slip", "--json", check=False)
+    assert (missed.returncode, json.loads(missed.stdout)["failed"]) == (1, 1)
+    assert "slip" not in product.run("collections").stdout
 
 
 def test_a_chat_in_the_terminal_remembers_what_was_said(product: Product) -> None:

@@ -49,10 +49,21 @@ def test_an_apply_that_was_broken_off_goes_on_where_it_was() -> None:
 
 
 def test_a_changed_configuration_comes_at_once_and_with_other_code_in_its_turn() -> None:
-    edited = config(None, store=1, platform=1)
-    assert list(steps(config(None), edited)) == [edited]
+    for edited in (config(None, store=1, llm_tiny=1), config(None, platform=1)):
+        assert list(steps(config(None), edited)) == [edited]
     first, *_, last = steps(config(None), config("new", store=1))
     assert shown(first) == {"platform": "start 0", "llm-tiny": "new 0", "store": "start 0"}
+    assert last == config("new", store=1)
+
+
+def test_the_endpoint_is_the_last_of_several_whose_configuration_changes() -> None:
+    edited = config(None, store=1, llm_tiny=1, platform=1)
+    first, last = steps(config(None), edited)
+    assert shown(first) == {"platform": "start 0", "llm-tiny": "start 1", "store": "start 1"}
+    assert last == edited
+    almost = list(steps(config("old"), config("new")))[1]
+    first, last = steps(almost, config("new", store=1))
+    assert shown(first) == {"platform": "old 0", "llm-tiny": "new 0", "store": "new 1"}
     assert last == config("new", store=1)
 
 
