@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sysconfig
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def refuse_what_cannot_roll(state: RunState, sources: Sources, home: Home) -> No
         return
     if read_locks(sources.root) != state.locks:
         raise StartRefused(f"The code pins other packages (requirements/*.lock) than those that run. {START_ANEW}")
-    if steps := sorted(_schema_steps(_names(sources.files)) ^ _schema_steps(_names_of_copy(home.run, state.code))):
+    if steps := sorted(_schema_steps(sources.files) ^ _schema_steps(_names_of_copy(home.run, state.code))):
         raise StartRefused(
             f"The code has another database schema ({_some(steps)}), which replicas of the present code cannot use. "
             f"{START_ANEW}"
@@ -113,12 +113,8 @@ def installed_packages() -> list[str]:
     return sorted({path.stem for folder in folders for path in folder.glob("*.dist-info")})
 
 
-def _schema_steps(names: Iterator[str]) -> set[str]:
+def _schema_steps(names: Iterable[str]) -> set[str]:
     return {name.removeprefix(SCHEMA_STEPS) for name in names if name.startswith(SCHEMA_STEPS)}
-
-
-def _names(files: Mapping[str, bytes]) -> Iterator[str]:
-    return iter(files)
 
 
 def _names_of_copy(run: Path, version: str) -> Iterator[str]:

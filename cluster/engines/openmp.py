@@ -2,8 +2,8 @@
 
 Spinning is faster on idle cores, by some 5 to 10 percent of a small model's tokens. But as soon as another process
 wants a core, the spinning thread burns the time that the thread it waits for needs, some hundred times per token: on
-two cores beside one busy process, 3 tokens/s with spinning and 50 without. So llama.cpp's threads spin while the cores
-are ours, and sleep at once while they are not.
+two cores beside one busy process, 3 tokens/s with spinning and 50 without. So the threads of an engine spin while the
+cores are ours, and sleep at once while they are not.
 
 The library reads its settings once, when it is loaded. What can be changed later is which of two of them holds: it
 spins `GOMP_SPINCOUNT` times while it manages at most as many threads as there are CPUs, and hardly at all with more.

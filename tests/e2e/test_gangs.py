@@ -65,8 +65,7 @@ def engines_of(product: Product) -> list[Process]:
 
 
 def processes_of(gang: dict[str, Any]) -> list[Process]:
-    """What the replicas of a gang have started: the processes in which vLLM computes. Those that rename themselves may
-    lose the tag that the environment carries, so they are found through their parents."""
+    """What the replicas of a gang have started: the processes in which vLLM computes."""
     return [process for rank in gang["ranks"] for process in descendants(rank["pid"])]
 
 
