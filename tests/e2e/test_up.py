@@ -153,12 +153,10 @@ def test_changed_code_is_brought_to_every_application_without_a_failed_request(
         client.post("/collections", json={"name": "changed"}).raise_for_status()
         badges = {"file": ("badges.md", b"Each visitor gets a yellow badge at the gate.")}
         client.post("/collections/changed/documents?wait=true", files=badges).raise_for_status()
-    question = {"messages": [{"role": "user", "content": "Which badge does a visitor get?"}], "max_tokens": 4}
     asked: dict[str, dict[str, Any]] = {
         "completions": ONE_WORD,
         "embeddings": {"model": "embed", "input": "Which badge?"},
         "collections/changed/search": {"query": "badge", "top_k": 1},
-        "chat/completions": {"model": "tiny", **question, "knowledge": {"collections": ["changed"]}},
     }
     with ExitStack() as clients:
         # The cores are for the starts.
