@@ -311,16 +311,19 @@ class PooledModel:
         self._pool = pool
         self._model = model
         self._meter = meter
+        # As the story began: its replicas may be replaced while it searches.
+        self._info = pool.info(model)
 
     @property
     def max_context(self) -> int:
-        return self._pool.max_context(self._model)
+        return int(self._info["max_context"])
 
     @property
     def template_knows_tools(self) -> bool:
-        return bool(self._pool.info(self._model).get("template_knows_tools", False))
+        return bool(self._info.get("template_knows_tools", False))
 
     async def stream(self, request: GenerationRequest) -> AsyncIterator[GenerationChunk]:
+        await self._pool.until_there(self._model)
         stream, meter = await self._pool.generate(self._model, wire_body(request, {"kind": "events"})), self._meter
         if meter is not None:
             meter.begin()
@@ -339,6 +342,7 @@ class PooledModel:
         yield GenerationChunk(finish_reason=stream.end["finish_reason"], usage=usage)
 
     async def count_tokens(self, request: GenerationRequest) -> int:
+        await self._pool.until_there(self._model)
         return await self._pool.count_tokens(self._model, wire_body(request, {"kind": "events"}))
 
 

@@ -157,6 +157,12 @@ def test_changed_code_is_brought_to_every_application_without_a_failed_request(
         "completions": ONE_WORD,
         "embeddings": {"model": "embed", "input": "Which badge?"},
         "collections/changed/search": {"query": "badge", "top_k": 1},
+        "chat/completions": {
+            "model": "tiny",
+            "messages": [{"role": "user", "content": "Which badge does a visitor get?"}],
+            "knowledge": {"collections": ["changed"]},
+            "max_tokens": 4,
+        },
     }
     with ExitStack() as clients:
         # The cores are for the starts.

@@ -1,17 +1,20 @@
 """A model whose only replica is replaced is away for a moment: no request fails, and none waits for ever."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from cluster.engine import GenerationRequest
+from services.chat_types import ChatEvent, ChatRequest, ModelClient
 from services.config import PlatformConfig, StreamsConfig
 from services.discovery import Directory
 from services.model_status import ApplicationState
 from tests.chaos.faults import hear
 from tests.chaos.replicas import Fleet
-from tests.chaos.stream_faults import Streams, fleet_of
-from tests.services.harness import Beats, error_of, running_endpoint, wait_until
+from tests.chaos.stream_faults import STATES, Streams, fleet_of
+from tests.services.harness import Beats, error_of, plain_story, running_endpoint, wait_until
 
 STORY = {"windfarm_tools": ["calculator"]}
 
@@ -31,6 +34,32 @@ async def test_requests_wait_while_the_only_replica_is_replaced_and_streams_end_
         answers = await asyncio.gather(*others)
     assert streams.wrong() == later.wrong() == []
     assert [answer.status_code for answer in answers] == [200, 200]
+
+
+async def test_an_answer_waits_where_its_model_is_replaced_while_it_searches(tmp_path: Path) -> None:
+    searches, has_found = asyncio.Event(), asyncio.Event()
+
+    async def story(request: ChatRequest, model: ModelClient) -> AsyncIterator[ChatEvent]:
+        searches.set()
+        await has_found.wait()
+        asked = GenerationRequest(request.request_id, messages=request.messages, sampling=request.sampling)
+        assert await model.count_tokens(asked) < model.max_context
+        async for event in plain_story(request, model):
+            yield event
+
+    async with running_endpoint(tmp_path, states=STATES, story=story) as running:
+        fleet = Fleet(running, pace_s=0.01)
+        await fleet.grow()
+        answer = asyncio.create_task(running.chat(max_tokens=5, **STORY))
+        await searches.wait()
+        await fleet.lose(fleet.alive[0], "drain")
+        await wait_until(lambda: not running.directory.replicas("tiny"))
+        has_found.set()
+        await asyncio.sleep(0.3)
+        assert not answer.done()
+        await fleet.grow()
+        assert (await answer).status_code == 200
+        await fleet.close()
 
 
 @pytest.mark.parametrize("status", ["RUNNING", "DEPLOY_FAILED"])
