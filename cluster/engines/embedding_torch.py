@@ -16,6 +16,11 @@ from cluster.engines.embedding import Pooling, Vectors, normalise
 from cluster.errors import EngineDead, EngineFailed, ModelDamaged
 
 TorchPrecision = Literal["bf16", "fp32"]
+_ALONE_TOKENS = 48
+"""So many tokens or fewer are computed by one thread on CPUs: a question is done before other threads, which the
+processes around them also want, have met at each of its barriers. Measured with a small encoder (BENCHMARKS)."""
+_ALONE_WIDTH = 512
+"""Wider models have enough to share out also for a question."""
 
 
 class TorchEmbedding:
@@ -34,17 +39,19 @@ class TorchEmbedding:
         from transformers import AutoModel
 
         torch.set_num_threads(threads)
+        self._threads = threads
         self.backend = f"torch-{precision}" + ("-cuda" if device == "cuda" else "")
         self._pooling = pooling
         self._device = device
         try:
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
             model: Any = AutoModel.from_pretrained(folder, dtype=dtype, local_files_only=True)
-            self._model: Any = model.to(device).eval()
+            model = model.to(device).eval()
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelDamaged(f"PyTorch cannot load {folder}: {error}") from error
-        self._dimension = int(self._model.config.hidden_size)
-        self._pad = int(self._model.config.pad_token_id or 0)
+        self._dimension = int(model.config.hidden_size)
+        self._pad = int(model.config.pad_token_id or 0)
+        self._model: Any = _packed_or_same(model) if precision == "bf16" and device == "cpu" else _States(model)
 
     @property
     def dimension(self) -> int:
@@ -64,7 +71,7 @@ class TorchEmbedding:
         """Compute the linear layers of a float32 checkpoint in int8 from now on. CPU only."""
         from cluster.engines.embedding_int8 import quantize
 
-        quantize(self._model)
+        quantize(self._model.model)
         self.backend = "torch-int8"
 
     def close(self) -> None:
@@ -79,9 +86,12 @@ class TorchEmbedding:
         for row, ids in enumerate(token_ids):
             padded[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
             mask[row, : len(ids)] = 1
+        if self._device == "cpu":
+            is_alone = padded.numel() <= _ALONE_TOKENS and self._dimension <= _ALONE_WIDTH
+            torch.set_num_threads(1 if is_alone else self._threads)
         with torch.inference_mode():
             mask = mask.to(self._device)
-            states = self._model(input_ids=padded.to(self._device), attention_mask=mask).last_hidden_state.float()
+            states = self._model(padded.to(self._device), mask).float()
             if self._pooling == "cls":
                 pooled = states[:, 0]
             else:
@@ -89,3 +99,19 @@ class TorchEmbedding:
                 pooled = (states * weights).sum(dim=1) / weights.sum(dim=1)
             vectors: Vectors = pooled.cpu().numpy()
             return vectors
+
+
+class _States:
+    """A model of Transformers as a function of token ids and mask, both (texts, tokens), to its last states."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __call__(self, token_ids: Any, mask: Any) -> Any:
+        return self.model(input_ids=token_ids, attention_mask=mask).last_hidden_state
+
+
+def _packed_or_same(model: Any) -> Any:
+    from cluster.engines.embedding_bert import pack
+
+    return pack(model) or _States(model)
