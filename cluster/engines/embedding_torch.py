@@ -16,10 +16,10 @@ from cluster.engines.embedding import Pooling, Vectors, normalise
 from cluster.errors import EngineDead, EngineFailed, ModelDamaged
 
 TorchPrecision = Literal["bf16", "fp32"]
-_ALONE_TOKENS = 48
+ALONE_TOKENS = 48
 """So many tokens or fewer are computed by one thread on CPUs: a question is done before other threads, which the
 processes around them also want, have met at each of its barriers. Measured with a small encoder (BENCHMARKS)."""
-_ALONE_WIDTH = 512
+ALONE_WIDTH = 512
 """Wider models have enough to share out also for a question."""
 
 
@@ -87,7 +87,7 @@ class TorchEmbedding:
             padded[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
             mask[row, : len(ids)] = 1
         if self._device == "cpu":
-            is_alone = padded.numel() <= _ALONE_TOKENS and self._dimension <= _ALONE_WIDTH
+            is_alone = padded.numel() <= ALONE_TOKENS and self._dimension <= ALONE_WIDTH
             torch.set_num_threads(1 if is_alone else self._threads)
         with torch.inference_mode():
             mask = mask.to(self._device)
