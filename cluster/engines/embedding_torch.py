@@ -6,6 +6,7 @@ Texts of a call are padded to the longest of them: hand in texts of similar leng
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,8 @@ import numpy as np
 
 from cluster.engines.embedding import Pooling, Vectors, normalise
 from cluster.errors import EngineDead, EngineFailed, ModelDamaged
+
+_log = logging.getLogger(__name__)
 
 TorchPrecision = Literal["bf16", "fp32"]
 ALONE_TOKENS = 48
@@ -114,4 +117,7 @@ class _States:
 def _packed_or_same(model: Any) -> Any:
     from cluster.engines.embedding_bert import pack
 
-    return pack(model) or _States(model)
+    packed = pack(model)
+    if packed is None:
+        _log.info("%s cannot be packed here and computes as it is.", type(model).__name__)
+    return packed or _States(model)
