@@ -27,7 +27,7 @@ ALONE_WIDTH = 512
 
 
 class TorchEmbedding:
-    """One encoder checkpoint. `threads` holds for the whole process: PyTorch knows no other way."""
+    """One encoder checkpoint. `threads` compute what is more than a question."""
 
     def __init__(
         self,
