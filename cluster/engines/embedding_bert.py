@@ -1,4 +1,4 @@
-"""A BERT encoder for short texts on CPUs with bf16: the same function as Transformers' modules, in two thirds of the time.
+"""A BERT encoder for short texts on CPUs with bf16: what Transformers' modules compute, in two thirds of their time.
 
 A question has some twenty tokens. Multiplying them takes less time than everything around it: each linear layer brings
 its weights into the processor's own layout anew, and a hundred modules call each other. Here the weights are brought
