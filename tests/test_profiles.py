@@ -15,6 +15,7 @@ FOLDERS = ("cluster", "services", "rag", "ui")
 BESIDE_TORCH = {
     Path("cluster/vllm_plugin/worker.py"),
     Path("cluster/vllm_plugin/expert_counters.py"),
+    Path("cluster/engines/embedding_bert.py"),
     Path("cluster/engines/embedding_int8.py"),
 }
 PROGRAM = """
