@@ -138,9 +138,6 @@ class ModelPool:
         """Generations that the model's replicas run at once; 0 while there is none."""
         return sum(int(replica.info.get("max_concurrency", 1)) for replica in self._replicas.replicas(model))
 
-    def max_context(self, model: str) -> int:
-        return int(self.info(model)["max_context"])
-
     async def generate(self, model: str, body: Mapping[str, Any]) -> ContinuedStream:
         """Start a generation on the replica that suits it best; on another one where that one is lost, also later."""
 
