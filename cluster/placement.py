@@ -19,8 +19,8 @@ from cluster.errors import PlanError
 from cluster.expert_balance import Partition
 from cluster.plan import Plan, PlanRequest
 from cluster.topology import Topology
+from cluster.zones import selector_of_nodes
 
-NODE_ID_LABEL = "ray.io/node-id"
 Strategy = Literal["PACK", "SPREAD"]
 
 
@@ -47,8 +47,8 @@ class Placement:
     """A plan as Ray Serve takes it. `nodes` are names of the only nodes that may hold ranks; empty: any.
 
     Serve places all gangs of a deployment by the same rule, so there is no word for "this gang here, that one there".
-    Ray gives a gang the emptiest node that holds it, so gangs go to different nodes while there are any; zones and the
-    nodes of one particular gang are kept only as far as `nodes` leaves no choice.
+    Ray gives a gang the emptiest node that holds it, so gangs go to different nodes while there are any; zones are
+    kept by `services/zone_scheduler.py`, the nodes of one particular gang only as far as `nodes` leaves no choice.
     """
 
     gang_size: int
@@ -75,9 +75,8 @@ class Placement:
                 runtime_failure_policy=GangRuntimeFailurePolicy.RESTART_GANG,
             )
         if self.nodes:
-            allowed = ",".join(node_ids[name] for name in self.nodes)
             options["placement_group_bundles"] = [self.rank.bundle()]
-            options["placement_group_bundle_label_selector"] = [{NODE_ID_LABEL: f"in({allowed})"}]
+            options["placement_group_bundle_label_selector"] = [selector_of_nodes([node_ids[n] for n in self.nodes])]
         return options
 
 
@@ -99,22 +98,6 @@ def place(plan: Plan, reservation: Reservation) -> Placement:
         expert_ranks=placement_of_partitions(partitions) if partitions and not copies else None,
         num_redundant_experts=copies,
     )
-
-
-def zones_that_ray_may_mix(plan: Plan, placement: Placement, topology: Topology) -> list[str]:
-    """Zones of the nodes that Ray may give the plan's gangs, where the plan keeps them apart and Ray does not: it knows
-    no zones when it places gangs, and their number may change without a new plan. Empty where there is no such choice.
-    """
-    if len(plan.replicas) == 1 and len(plan.replicas[0].nodes) == 1:
-        return []
-    on_gpus = plan.replicas[0].ranks[0].accelerator is not None
-    allowed = [
-        node
-        for node in topology.nodes
-        if (node.has_accelerators or not on_gpus) and (not placement.nodes or node.name in placement.nodes)
-    ]
-    zones = sorted({node.zone or "without a zone" for node in allowed})
-    return zones if len(zones) > 1 else []
 
 
 def strategy_of(nodes: Sequence[str], *, is_cpu: bool) -> Strategy:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from cluster.errors import ClusterError, NoFit
 from cluster.expert_placement import plan
 from cluster.home import Home
-from cluster.placement import zones_that_ray_may_mix
 from cluster.topology import Topology
 from services.config import ModelConfig
 from services.node_room import Room
@@ -107,20 +106,9 @@ def _check_model(
     if left_over:
         text = f"{left_over} ranks find no node that has {_amounts(each)} left beside the rest"
         return Finding(name, False, text, _LOWER)
-    zones = zones_that_ray_may_mix(made, placement, topology)
-    return Finding(name, True, " ".join(made.reasons), note=_note_on(model.id, zones))
+    return Finding(name, True, " ".join(made.reasons))
 
 
 def _amounts(each: Resources) -> str:
     gpus = f", {each.num_gpus:g} GPUs" if each.num_gpus else ""
     return f"{each.num_cpus:g} CPUs{gpus} and {each.memory / GIB:.1f} GiB"
-
-
-def _note_on(model: str, zones: list[str]) -> str:
-    if not zones:
-        return ""
-    return (
-        f"Note: Ray Serve places gangs without regard to zones ({', '.join(zones)}): ranks of {model} that the plan "
-        "keeps in one zone may come to several, and copies to the same one. To keep a gang on the plan's nodes, write "
-        "them down with `windfarm plan --json` and name that file as `plan` in its section."
-    )

@@ -66,13 +66,12 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Result of one check; `fix` is empty when all is well. `note` is what one should know although all is well."""
+    """Result of one check; `fix` is empty when all is well."""
 
     name: str
     is_ok: bool
     text: str
     fix: str = ""
-    note: str = ""
 
 
 def read_machine() -> Machine:

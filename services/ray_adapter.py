@@ -1,7 +1,8 @@
 """What is private of Ray and needed to run a Ray of our own; contract tests hold it to the pinned version.
 
-Four more files know private parts of Ray: the key-value store (`services/beats.py`), and names of its modules and
-scripts (`services/fork_server.py`, `services/ray_worker.py`, `services/startup/sitecustomize.py`).
+Five more files know private parts of Ray: the key-value store (`services/beats.py`), Serve's scheduler
+(`services/zone_scheduler.py`), and names of its modules and scripts (`services/fork_server.py`,
+`services/ray_worker.py`, `services/startup/sitecustomize.py`).
 
 A head started here opens no dashboard, no client server and no metrics port: the conductor is the only driver, and
 statistics come from the public endpoint. With a node address of 127.0.0.1 all that is left listens on loopback and
@@ -37,6 +38,8 @@ RAY_VARIABLES: Mapping[str, str] = {
     "RAY_SERVE_ENABLE_TASK_EVENTS": "0",
     # Its controller looks ten times a second otherwise, and takes 6 % of a core from the models for that.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",
+    # Its controller calls this when it starts; it has Serve place by zones.
+    "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH": "services.zone_scheduler.install",
     "RAY_TASK_EVENTS_REPORT_INTERVAL_MS": "0",
     "RAY_task_events_report_interval_ms": "0",
 }

@@ -41,7 +41,7 @@ def apply(
     with _only_one(home):
         sources = read_sources()
         refuse_what_cannot_roll(state, sources, Home(home))
-        _refuse_unless_possible(state, home, config, say, prepare_models)
+        _refuse_unless_possible(state, home, config, prepare_models)
         applied = ask(state.control, {"do": "applied"})["config"]
         with explain_disk_errors(home):
             keep_copy(sources, home / "run")
@@ -123,7 +123,7 @@ def _count(names: Collection[str]) -> str:
     return "1 application" if len(names) == 1 else f"{len(names)} applications"
 
 
-def _refuse_unless_possible(state: RunState, home: Path, config: RayConfig, say: Say, prepare_models: Prepare) -> None:
+def _refuse_unless_possible(state: RunState, home: Path, config: RayConfig, prepare_models: Prepare) -> None:
     findings = [*check_models(config, home)]
     if not all(finding.is_ok for finding in findings):
         raise StartRefused(explain(findings))
@@ -135,8 +135,7 @@ def _refuse_unless_possible(state: RunState, home: Path, config: RayConfig, say:
     if uses_hub(config):
         prepare_models(config, open_home(home))  # what its replicas ask Ray for is computed from the files
     running = ask(state.control, {"do": "status"})
-    for note in plan_where_needed(config, open_home(home), lambda: running_topology(running)):
-        say(note)
+    plan_where_needed(config, open_home(home), lambda: running_topology(running))
 
 
 @contextmanager

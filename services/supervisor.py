@@ -106,8 +106,7 @@ def start(options: UpOptions, say: Say, prepare_models: Prepare) -> Running:
         instance = secrets.token_hex(8)
         seats = choose_seats(options, instance, say)
         nodes = node_options(machine, ray_folder(home), seats, head_labels(machine, options.labels, say))
-        for note in plan_where_needed(options.config, home, lambda: planned_topology(nodes)):
-            say(note)
+        plan_where_needed(options.config, home, lambda: planned_topology(nodes))
         try:
             if seats[0].namespace is not None:
                 make_network(instance, len(seats))
@@ -133,7 +132,7 @@ def has_ranks(config: RayConfig) -> bool:
     return any(is_sharded(model) for model in config.app.models.values())
 
 
-def plan_where_needed(config: RayConfig, home: Home, read_nodes: Callable[[], Topology]) -> list[str]:
+def plan_where_needed(config: RayConfig, home: Home, read_nodes: Callable[[], Topology]) -> None:
     """`refuse_unless_planned` where a model is cut into ranks or there are GPUs, unless nobody knows their memory and
     no ranks are planned on them."""
     try:
@@ -141,17 +140,17 @@ def plan_where_needed(config: RayConfig, home: Home, read_nodes: Callable[[], To
     except TopologyError:
         if has_ranks(config):
             raise
-        return []
-    return refuse_unless_planned(config, home, topology) if has_ranks(config) or topology.has_accelerators else []
+        return
+    if has_ranks(config) or topology.has_accelerators:
+        refuse_unless_planned(config, home, topology)
 
 
-def refuse_unless_planned(config: RayConfig, home: Home, topology: Topology) -> list[str]:
+def refuse_unless_planned(config: RayConfig, home: Home, topology: Topology) -> None:
     """Plan every model that is cut into ranks or lies on a GPU on these nodes, beside all the rest; raises
-    `StartRefused` where one cannot be placed. Returns what the operator should know of the others."""
+    `StartRefused` where one cannot be placed."""
     findings = [*check_cards(config, home, topology), *check_ranks(config, home, topology)]
     if not all(finding.is_ok for finding in findings):
         raise StartRefused(explain(findings))
-    return [finding.note for finding in findings if finding.note]
 
 
 def check_everything(options: UpOptions, machine: Machine) -> list[Finding]:

@@ -37,6 +37,7 @@ ADAPTERS = {
     "services/fork_server.py": "names the modules that Ray's workers import",
     "services/ray_worker.py": "names the script that a raylet starts",
     "services/startup/sitecustomize.py": "names the module of Serve that does without pandas",
+    "services/zone_scheduler.py": "replaces the scheduler of Serve's controller",
 }
 """The files that know Ray's private parts, be it by name alone; each has contract tests."""
 

@@ -12,7 +12,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -73,8 +73,11 @@ async def kill_a_node(product: Product, _folder: Path) -> Outcome:
         address = next(each["node"] for each in replicas_of(status, "llm-tiny") if each["node"] != head)
         node = Node.find(product, address)
         elsewhere: list[asyncio.Task[tuple[float, Any]]] = []
+        is_killed = False
 
         def kill() -> None:
+            nonlocal is_killed
+            is_killed = True
             node.kill()
             is_there = asyncio.to_thread(wait_for, product, partial(runs_elsewhere, address))
             elsewhere.append(asyncio.create_task(seconds_of(is_there)))
@@ -84,7 +87,7 @@ async def kill_a_node(product: Product, _folder: Path) -> Outcome:
             seconds, _ = await elsewhere[0]
             print(f"worker node: what ran there ran elsewhere after {seconds:.1f} s", flush=True)
         finally:
-            if elsewhere:  # it was killed
+            if is_killed:
                 node.start_again()
     return outcome
 
@@ -116,9 +119,10 @@ class Node:
         return cls(product, process.pid, command, dict(each.split("=", 1) for each in variables), seat)
 
     def kill(self) -> None:
-        """All at once, as a machine ends."""
+        """All at once, as a machine ends; some end by themselves when the first is gone."""
         for pid in (self.pid, *(process.pid for process in descendants(self.pid))):
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def start_again(self) -> None:
         """As a child of this process. From its main thread: the kernel ends a node with the thread that started it."""

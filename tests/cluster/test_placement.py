@@ -11,7 +11,7 @@ from ray.serve.gang import GangContext
 
 from cluster.errors import PlanError
 from cluster.expert_placement import plan
-from cluster.placement import NODE_ID_LABEL, Reservation, check_plan, place, read_plan
+from cluster.placement import Reservation, check_plan, place, read_plan
 from cluster.plan import PlanRequest
 from cluster.sizing import ModelShape, Workload
 from cluster.topology import GIB, Accelerator, Node, Topology
@@ -103,7 +103,7 @@ def test_a_saved_plan_pins_the_ranks_to_its_nodes(tmp_path: Path) -> None:
     made = place(plan(NODES, request()), RANK)
     options = replace(made, nodes=found.nodes).deployment_options({"a": "id-a", "b": "id-b", "c": "id-c"})
     assert options["placement_group_bundles"] == [{"CPU": 0.3, "memory": 3.0 * GIB}]
-    assert options["placement_group_bundle_label_selector"] == [{NODE_ID_LABEL: "in(id-a,id-b)"}]
+    assert options["placement_group_bundle_label_selector"] == [{"ray.io/node-id": "in(id-a,id-b)"}]
 
 
 def test_a_plan_for_a_node_that_is_gone_is_refused(tmp_path: Path) -> None:

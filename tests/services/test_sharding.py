@@ -1,7 +1,6 @@
 """What cannot work with a model's ranks is an error before anything starts, with what is short to the byte."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -412,31 +411,6 @@ def test_up_allows_copies_of_experts_where_there_are_cards(mixture: str, home: H
     supervisor.refuse_unless_planned(config, home, machine_with_cards(tmp_path, 4, 80 * GB))
     with pytest.raises(StartRefused, match="Redundant experts need GPUs"):
         supervisor.refuse_unless_planned(config, home, machine_with_cards(tmp_path, 0, 80 * GB))
-
-
-@pytest.mark.requires("vllm")
-def test_that_ray_may_mix_zones_is_said_unless_a_plan_leaves_no_choice(
-    mixture: str, home: Home, tmp_path: Path
-) -> None:
-    def notes(there: Topology, more: str = "") -> list[str]:
-        text = with_model(f"source: '{mixture}', engine: vllm, data_parallel_size: 2{more}")
-        return supervisor.refuse_unless_planned(parse_ray_config(text, FILE), home, there)
-
-    alike = nodes(*[100 * GIB] * 4)
-    zoned = Topology(tuple(replace(node, zone=zone) for node, zone in zip(alike.nodes, "abab", strict=True)))
-    assert notes(alike) == []
-    (note,) = notes(zoned)
-    assert "without regard to zones (a, b): ranks of mixture" in note
-    made, _ = plan_model(model(mixture), zoned, home, 1)
-    assert made.replicas[0].nodes == ("n1", "n3")
-    file = tmp_path / "plan.json"
-    file.write_text(json.dumps(plan_data(made)), encoding="utf-8")
-    assert notes(zoned, f", plan: '{file}'") == []
-    pair, single = with_cards(2).nodes[0], with_cards(1).nodes[0]
-    one_node_is_enough = Topology((replace(pair, name="g1", zone="a"), replace(pair, name="g2", zone="b")))
-    assert notes(one_node_is_enough) == []
-    cards_in_one_zone = [replace(single, name=name, zone="a") for name in ("g1", "g2")]
-    assert notes(Topology((*cards_in_one_zone, replace(zoned.nodes[1], name="cpu")))) == []
 
 
 def test_trace_and_plan_beside_the_file_are_found_from_every_folder(tmp_path: Path) -> None:
