@@ -23,6 +23,7 @@ SCHEMA_STEPS = "services/migrations/versions/"
 START_ANEW = "End this windfarm and start it with the new code: windfarm down, then make up."
 LASTING = (
     "cluster/autoscaling.py",
+    "cluster/zones.py",
     "services/beats.py",
     "services/code_servers.py",
     "services/conductor.py",
@@ -41,8 +42,9 @@ LASTING = (
     "services/ray_status.py",
     "services/ray_worker.py",
     "services/scaling_view.py",
+    "services/zone_scheduler.py",
 )
-"""Modules of processes that last until `down`: guardian, conductor, nodes, limiter, Serve's controller (scaling)."""
+"""Modules of processes that last until `down`: guardian, conductor, nodes, limiter, Serve's controller."""
 
 
 def with_code(config: Mapping[str, Any], sources: Sources, state: RunState) -> dict[str, Any]:

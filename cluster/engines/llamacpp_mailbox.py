@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.engines.llamacpp_turns import Turns
 from cluster.errors import ClusterError, EngineDead, EngineFailed
 
 # After a delivery the event loop is left alone for this long. llama.cpp computes on all cores and its threads wait for
@@ -25,10 +26,13 @@ class End:
 class Call:
     """One blocking call into llama.cpp, in a thread, with its items collected for the event loop."""
 
-    def __init__(self, mailbox: Mailbox, note_token: Callable[[], None]) -> None:
+    def __init__(self, mailbox: Mailbox, turns: Turns, note_token: Callable[[], None]) -> None:
         self._mailbox = mailbox
+        self._turns = turns
+        self._prompt = turns.enter()
         self._note_token = note_token
         self._is_cancelled = False
+        self._gives_way = False
         self._has_begun = False
         self._items: list[Any] = []
         self._has_items = asyncio.Event()
@@ -36,23 +40,35 @@ class Call:
     def run(self, handle: Callable[..., Any], body: dict[str, Any]) -> None:
         """In the thread: returns when llama.cpp is done with the request."""
         end = End()
-        if not self._is_cancelled:
-            try:
+        try:
+            while not self._is_cancelled:
+                self._gives_way = False
                 handle(body, self._on_item)
-            except (RuntimeError, ValueError) as error:
-                end.error = EngineFailed(f"llama.cpp failed: {error}")
+                if not self._gives_way:
+                    break
+                self._turns.wait(self._prompt)
+        except (RuntimeError, ValueError) as error:
+            end.error = EngineFailed(f"llama.cpp failed: {error}")
+        finally:
+            self._turns.leave(self._prompt)
         self._mailbox.post(self, end, is_urgent=True)
 
     def _on_item(self, item: Any) -> bool:
-        """In the thread, for each token; true ends the generation."""
+        """In the thread, for each batch of the prompt and each token; true takes the request back."""
         self._note_token()
-        if not self._is_cancelled:
-            is_first, self._has_begun = not self._has_begun, self._has_begun or "choices" in item
-            self._mailbox.post(self, item, is_urgent=is_first or is_last(item))
-        return self._is_cancelled
+        if self._is_cancelled or self._gives_way:
+            return True
+        if "prompt_progress" in item:
+            self._gives_way = self._turns.note(self._prompt, item["prompt_progress"])
+        else:
+            self._turns.leave(self._prompt)
+        is_first, self._has_begun = not self._has_begun, self._has_begun or "choices" in item
+        self._mailbox.post(self, item, is_urgent=is_first or is_last(item))
+        return self._gives_way
 
     def cancel(self) -> None:
         self._is_cancelled = True
+        self._turns.leave(self._prompt)
         self._mailbox.forget(self)
 
     def deliver(self, item: Any) -> None:

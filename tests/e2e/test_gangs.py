@@ -31,9 +31,10 @@ from tests.e2e.cluster_view import (
     wait_for,
 )
 from tests.e2e.mixture import EXPERTS, LAYERS, Mixture, Oracle, make_mixture, write_config
+from tests.e2e.other_code import APPLY, noting, other_checkout
 from tests.e2e.story_client import WAIT_S, Client, asking, is_whole
 from tests.e2e.test_closed import ESTABLISHED, LISTEN, is_loopback, sockets_of, title
-from tests.product import Product, start_product
+from tests.product import Product, run, start_product
 
 PROMPTS = ("A river", "Winter in Rome", "def main", "the price of 7 apples", "Wo ist", "science and")
 
@@ -288,6 +289,28 @@ async def test_another_number_of_ranks_drops_no_request_of_another_model(
         await client.until_answered("mixture")
     assert [events[-1] for events in answers if not is_whole(events)] == []
     assert tiny_replicas(status) == before
+
+
+@pytest.mark.ranks
+async def test_changed_code_reaches_the_replicas_on_every_node_and_drops_no_request(
+    cluster: Product, mixture: Mixture, tmp_path: Path
+) -> None:
+    notes = tmp_path / "notes"
+    checkout = other_checkout(tmp_path / "checkout", noting(notes))
+    file = write_config(tmp_path, mixture, ranks=1, gangs=1)  # as the test before this one left it
+    command = [*APPLY, "--config", str(file)]
+    before = status_of(cluster)
+    async with Client(cluster) as client, asking(client, "tiny") as answers:
+        await asyncio.to_thread(run, cluster.home, command, check=True, root=checkout)
+        await client.until_answered("mixture")
+    after = status_of(cluster)
+    assert [events[-1] for events in answers if not is_whole(events)] == []
+    for name in ("llm-tiny", "llm-mixture"):
+        ran = {replica["pid"] for replica in replicas_of(before, name)}
+        runs = {replica["pid"] for replica in replicas_of(after, name)}
+        assert len(runs) == len(ran) and not runs & ran
+        assert {f"ModelServer-{pid}" for pid in runs} <= {path.name for path in notes.iterdir()}
+    assert len({replica["node"] for replica in replicas_of(after, "llm-tiny")}) == 2
 
 
 @pytest.mark.ranks

@@ -3,10 +3,8 @@
 import http.server
 import json
 import os
-import shutil
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -18,6 +16,7 @@ import httpx
 import openai
 import pytest
 
+from tests.e2e.other_code import APPLY, BROKEN, CHANGED, noting, other_checkout
 from tests.product import ROOT, Product, free_port, run, windfarm
 
 pytestmark = pytest.mark.e2e
@@ -96,38 +95,6 @@ def test_a_change_of_one_model_leaves_all_other_replicas_running_and_its_own_str
         product.run("apply", "--config", str(ROOT / "ray_config.yaml"))
 
 
-NOTE = """
-
-def _noting(constructor):
-    async def constructed(*arguments, **options):
-        import os, pathlib
-        (pathlib.Path({notes!r}) / f"{name}-{{os.getpid()}}").touch()
-        await constructor(*arguments, **options)
-    return constructed
-
-{name}.__init__ = _noting({name}.__init__)
-"""
-CHANGED = {
-    "services/model_server.py": "ModelServer",
-    "services/embedding.py": "Embedding",
-    "services/store.py": "Store",
-    "services/gateway.py": "Gateway",
-    "services/page.py": "Ui",
-}
-
-
-def changed_checkout(folder: Path, notes: Path) -> Path:
-    """Another checkout, whose deployments note the process that they run in."""
-    for name in ("cluster", "rag", "services", "ui", "requirements"):
-        shutil.copytree(ROOT / name, folder / name)
-    shutil.copy2(ROOT / "ray_config.yaml", folder)
-    notes.mkdir()
-    for path, name in CHANGED.items():
-        with (folder / path).open("a", encoding="utf-8") as file:
-            file.write(NOTE.format(notes=str(notes), name=name))
-    return folder
-
-
 def processes(product: Product) -> dict[str, int]:
     """Of the deployments' replicas that serve; those before them may still end their streams."""
     applications = json.loads(product.run("status", "--json").stdout)["applications"]
@@ -147,8 +114,7 @@ def test_changed_code_is_brought_to_every_application_without_a_failed_request(
     endpoint alone is changed: what comes between one relay and the next waits at the port, streams end where they
     began."""
     notes = tmp_path / "notes"
-    checkout = changed_checkout(tmp_path / "checkout", notes)
-    command = [sys.executable, "-m", "services.cli", "apply"]
+    checkout = other_checkout(tmp_path / "checkout", noting(notes))
     with httpx.Client(base_url=product.api, headers=product.headers, timeout=120, trust_env=False) as client:
         client.post("/collections", json={"name": "changed"}).raise_for_status()
         badges = {"file": ("badges.md", b"Each visitor gets a yellow badge at the gate.")}
@@ -169,13 +135,13 @@ def test_changed_code_is_brought_to_every_application_without_a_failed_request(
         answers = [clients.enter_context(asking(product, path, body, pause_s=0.4)) for path, body in asked.items()]
         try:
             stream = long_stream(product, max_tokens=300)
-            rolled = run(product.home, command, check=True, root=checkout)
+            rolled = run(product.home, APPLY, check=True, root=checkout)
             after = processes(product)
             noted = {path.name for path in notes.iterdir()}
             streams = [stream, long_stream(product)]
             file = checkout / "ray_config.yaml"
             file.write_text(file.read_text().replace("default_max_tokens: 512", "default_max_tokens: 500"))
-            run(product.home, command, check=True, root=checkout)
+            run(product.home, APPLY, check=True, root=checkout)
             edited = processes(product)
             ends = [[part.choices[0].finish_reason for part in each if part.choices][-1] for each in streams]
         finally:
@@ -194,6 +160,34 @@ def test_changed_code_is_brought_to_every_application_without_a_failed_request(
     assert not {*processes(product).items()} & ran
     applications = json.loads(product.run("status", "--json").stdout)["applications"]
     assert len({app["code"] for app in applications.values()}) == 1
+
+
+def test_code_that_does_not_start_stops_the_change_at_its_first_application_until_other_code_comes(
+    product: Product, tmp_path: Path
+) -> None:
+    checkout = other_checkout(tmp_path / "checkout", {"services/model_server.py": BROKEN})
+    before = replica_ids(product)
+    ask_vectors = asking(product, "embeddings", {"model": "embed", "input": "Which badge?"}, pause_s=0.4)
+    with ask_vectors as answers:
+        try:
+            failed = run(product.home, APPLY, check=False, root=checkout)
+            applications = json.loads(product.run("status", "--json").stdout)["applications"]
+            with httpx.Client(base_url=product.api, headers=product.headers, timeout=120, trust_env=False) as client:
+                refused = client.post("/completions", json=ONE_WORD)
+        finally:
+            back = product.run("apply", "--config", str(ROOT / "ray_config.yaml"))
+    with asking(product) as later:
+        while not later:
+            time.sleep(0.1)
+    assert failed.returncode == 1
+    for said in ("there is a fault in this code", "What comes after it was not changed"):
+        assert said in " ".join(failed.stderr.split())
+    assert [name for name, app in applications.items() if app["status"] != "RUNNING"] == ["llm-tiny"]
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_not_ready")
+    assert set(answers) == {"200"} == set(later)
+    assert "1 application, one after the other: llm-tiny" in " ".join(back.stderr.split())
+    after = replica_ids(product)
+    assert [name for name in before if before[name] != after[name]] == ["llm-tiny/ModelServer"]
 
 
 def long_stream(product: Product, max_tokens: int = 900) -> "openai.Stream[Any]":

@@ -151,7 +151,7 @@ def test_changes_that_lasting_processes_do_not_get_are_named(home: Home, sources
 
 
 def test_the_lasting_processes_import_what_is_named() -> None:
-    roots = ["conductor", "guardian", "local_node", "limiter", "scaling_view", "ray_worker"]
+    roots = ["conductor", "guardian", "local_node", "limiter", "scaling_view", "ray_worker", "zone_scheduler"]
     code = f"import sys, {', '.join(f'services.{name}' for name in roots)}\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     loaded = {f"{name.replace('.', '/')}.py" for name in done.stdout.split()}
