@@ -81,7 +81,7 @@ def _with_zones(base: Any) -> Any:
 
         def _node_for(self, request: Any) -> str | None:
             """None leaves it to Serve: one zone, or no room now."""
-            needs = request.requested_resources
+            needs = request.actor_resources  # without what Serve adds for `max_replicas_per_node`
             nodes = self._nodes_for(needs, self._get_available_resources_per_node())
             if num_zones(nodes) < 2:
                 return None

@@ -43,15 +43,10 @@ def test_serve_calls_us_and_its_scheduler_is_as_we_know_it() -> None:
         assert name in inspect.getsource(base)
     for name in ("get_total_resources_per_node", "get_node_labels", "get_active_node_ids"):
         assert callable(getattr(ClusterNodeInfoCache, name))
-    assert {
-        "bundles",
-        "strategy",
-        "name",
-        "bundle_label_selector",
-    } <= CreatePlacementGroupRequest.__annotations__.keys()
-    assert {"target_node_id", "gang_placement_group", "placement_group_bundles", "actor_options"} <= {
-        *ReplicaSchedulingRequest.__annotations__
-    }
+    wanted = {"bundles", "strategy", "name", "bundle_label_selector"}
+    assert wanted <= CreatePlacementGroupRequest.__annotations__.keys()
+    wanted = {"target_node_id", "gang_placement_group", "placement_group_bundles", "actor_options", "actor_resources"}
+    assert wanted <= ReplicaSchedulingRequest.__annotations__.keys()
 
 
 @pytest.fixture(scope="module")
@@ -112,14 +107,14 @@ def nodes_of(application: str) -> list[str]:
     ]
 
 
-def deploy(name: str, num_replicas: int, gang_size: int = 1) -> None:
+def deploy(name: str, num_replicas: int, gang_size: int = 1, **more: Any) -> None:
     from ray import serve
     from ray.serve.config import GangSchedulingConfig
 
     class Model:
         pass
 
-    options: dict[str, Any] = {"num_replicas": num_replicas, "ray_actor_options": {"num_cpus": 1}}
+    options: dict[str, Any] = {"num_replicas": num_replicas, "ray_actor_options": {"num_cpus": 1}, **more}
     if gang_size > 1:
         options["gang_scheduling_config"] = GangSchedulingConfig(gang_size=gang_size, gang_placement_strategy="SPREAD")
     app = serve.deployment(name="Model", **options)(Model).bind()
@@ -149,7 +144,7 @@ def fits_across_zones() -> bool:
 def test_replicas_go_to_different_zones(cluster: Any) -> None:
     from ray import serve
 
-    deploy("dense", 2)
+    deploy("dense", 2, max_replicas_per_node=1)
     until(lambda: len(nodes_of("dense")) == 2)
     assert {zones()[node] for node in nodes_of("dense")} == {"a", "b"}
     serve.delete("dense")
